@@ -1,0 +1,13 @@
+"""The two failures that the project tells apart from bugs.
+
+Entry points print these as one line on stderr and exit with a non-zero code; anything else is a bug
+and keeps its traceback.
+"""
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The message is one line: what is wrong and what to do."""
+
+
+class NonFiniteError(FloatingPointError):
+    """A number that must be finite is NaN or infinite. The message says where it was first seen."""
