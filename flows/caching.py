@@ -28,25 +28,20 @@ class WeightCache(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._snapshot: tuple[Tensor, ...] = ()
-        self._values: dict[Hashable, T] = {}
+        # One attribute, replaced as a whole: two threads may compute the same value twice, but never see a mixture.
+        self._entry: tuple[tuple[Tensor, ...], dict[Hashable, T]] = ((), {})
 
     def get(self, compute: Callable[[], T], *tensors: Tensor, key: Hashable = None) -> T:
         """Return ``compute()`` for the present contents of ``tensors``, from memory if nothing has changed."""
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return compute()
-        if not self._is_current(tensors):
-            self._values = {}
-            self._snapshot = tuple(tensor.detach().clone() for tensor in tensors)
-        if key not in self._values:
-            self._values[key] = compute()
-        return self._values[key]
-
-    def _is_current(self, tensors: tuple[Tensor, ...]) -> bool:
-        return len(tensors) == len(self._snapshot) and all(
-            old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)
-            for old, new in zip(self._snapshot, tensors, strict=True)
-        )
+        snapshot, values = self._entry
+        if not _same(snapshot, tensors):
+            snapshot, values = tuple(tensor.detach().clone() for tensor in tensors), {}
+            self._entry = (snapshot, values)
+        if key not in values:
+            values[key] = compute()
+        return values[key]
 
     def __deepcopy__(self, memo: dict) -> WeightCache[T]:
         return WeightCache()
@@ -55,4 +50,10 @@ class WeightCache(Generic[T]):
         return {}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__()  # type: ignore[misc]
+        self._entry = ((), {})
+
+
+def _same(old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> bool:
+    return len(old) == len(new) and all(
+        a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in zip(old, new, strict=True)
+    )
