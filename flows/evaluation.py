@@ -1,0 +1,71 @@
+"""Bits/dim of a set of images, and what the common lossless codecs need for the same images."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flows.model import Flow
+from flows.randomness import evaluation_noise
+
+Codec = Literal["png", "webp"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over images with its standard error, in bits/dim."""
+
+    mean: float
+    standard_error: float
+    num_images: int
+
+    @classmethod
+    def of(cls, bits_per_dim: Tensor) -> Score:
+        """Summarise the bits/dim of single images, ``(N,)``, N at least 1; the error of a single image is NaN."""
+        values = bits_per_dim.double()
+        return cls(float(values.mean()), float(values.std() / math.sqrt(len(values))), len(values))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} +- {self.standard_error:.3f}"
+
+
+@torch.no_grad()
+def bits_per_dim(
+    flow: Flow,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    seed: int = 0,
+    on_batch: Callable[[int], object] = lambda num_images: None,
+) -> Tensor:
+    """Bits/dim of every image, ``(N,)`` on the CPU.
+
+    Args:
+        flow: the model.
+        batches: pairs of uint8 images ``(B, C, H, W)`` and their indices ``(B,)``.
+        seed: of the dequantisation noise, which depends on it and an image's index alone.
+        on_batch: told the number of images after each batch, for a progress bar.
+    """
+    scores = []
+    for images, indices in batches:
+        noise = evaluation_noise(indices, flow.image_shape, seed).to(flow.device, flow.dtype)
+        scores.append(flow.bits_per_dim(images, noise).cpu())
+        on_batch(len(images))
+    return torch.cat(scores)
+
+
+def codec_bits_per_dim(images: Tensor, codec: Codec) -> Tensor:
+    """Bits/dim of the files that a lossless codec makes of uint8 images ``(B, 1 or 3, H, W) -> (B,)``, headers included."""
+    options: dict[str, object] = {"png": {"optimize": True}, "webp": {"lossless": True, "quality": 100, "method": 6}}[codec]  # type: ignore[assignment]
+    sizes = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(file, format=codec, **options)  # type: ignore[arg-type]
+        sizes.append(8 * file.getbuffer().nbytes / image.numel())
+    return torch.tensor(sizes, dtype=torch.float64)

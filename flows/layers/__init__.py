@@ -1,0 +1,27 @@
+"""Invertible layers: ``z, log_det = layer(x)`` and ``x = layer.inverse(z)``, a file each."""
+
+from flows.layers.actnorm import ActNorm
+from flows.layers.autoregressive import AutoregressiveConv2d
+from flows.layers.base import Layer
+from flows.layers.conv1x1 import Conv1x1
+from flows.layers.coupling import AdditiveCoupling, AffineCoupling
+from flows.layers.emerging import EmergingConv2d
+from flows.layers.periodic import PeriodicConv2d
+from flows.layers.permutation import Reverse, Shuffle
+from flows.layers.sequential import Sequential
+from flows.layers.squeeze import Squeeze
+
+__all__ = [
+    "ActNorm",
+    "AdditiveCoupling",
+    "AffineCoupling",
+    "AutoregressiveConv2d",
+    "Conv1x1",
+    "EmergingConv2d",
+    "Layer",
+    "PeriodicConv2d",
+    "Reverse",
+    "Sequential",
+    "Shuffle",
+    "Squeeze",
+]

@@ -1,0 +1,62 @@
+"""Data-initialised normalisation of each channel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flows.layers.base import Layer, require_channels
+from flows.numerics import at_least_float32, same_for_every_image
+
+LOG_SCALE_FACTOR = 3.0
+"""Log-scales are stored divided by this, which multiplies their learning rate by it (Glow's released code)."""
+
+EPSILON = 1e-6
+"""Added to the standard deviation at initialisation, so that a constant channel gets a finite scale."""
+
+
+class ActNorm(Layer):
+    """Shifts and scales each channel; starts so that a first batch comes out with mean 0 and variance 1.
+
+    Map: ``z = (x + bias) * exp(3 log_scale)``, per channel. Log-det: ``H W sum_c 3 log_scale_c``.
+
+    The layer starts as the identity. :func:`flows.initialization.initialize_from_data` sets ``bias`` and
+    ``log_scale`` from a batch, once; that it was done is a saved buffer, so that neither an evaluation nor a loaded
+    checkpoint ever does it again.
+
+    Args:
+        num_channels: C, at least 1.
+
+    Shapes: ``(B, C, H, W) -> (B, C, H, W)``. Raises ``InputError`` for C < 1.
+
+    Reference: Kingma & Dhariwal, *Glow*, section 3.1; the factor 3 and the epsilon are those of the released code.
+    """
+
+    initialized: Tensor
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        require_channels(num_channels)
+        self.bias = nn.Parameter(torch.zeros(num_channels, 1, 1))
+        self.log_scale = nn.Parameter(torch.zeros(num_channels, 1, 1))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Set the parameters so that ``x`` comes out with mean 0 and variance 1 per channel; only the first time."""
+        if self.initialized:
+            return
+        x = at_least_float32(x)
+        mean = x.mean(dim=(0, 2, 3)).view_as(self.bias)
+        deviation = x.std(dim=(0, 2, 3), correction=0).view_as(self.bias)
+        self.bias.copy_(-mean)
+        self.log_scale.copy_(-torch.log(deviation + EPSILON) / LOG_SCALE_FACTOR)
+        self.initialized.fill_(True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale = LOG_SCALE_FACTOR * self.log_scale
+        log_det = x.shape[2] * x.shape[3] * log_scale.sum()
+        return (x + self.bias) * torch.exp(log_scale), same_for_every_image(log_det, x)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return z * torch.exp(-LOG_SCALE_FACTOR * self.log_scale) - self.bias

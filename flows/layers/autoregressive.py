@@ -1,0 +1,110 @@
+"""A convolution whose matrix is triangular."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, pad
+
+from flows.caching import WeightCache
+from flows.errors import InputError
+from flows.layers.base import Layer, require_channels
+from flows.layers.masks import Direction, MaskShape, autoregressive_mask
+from flows.numerics import same_for_every_image
+from flows.solvers import AutoregressiveConvSolver, prepare_autoregressive_conv
+
+NOISE_DEVIATION = 0.02
+"""Standard deviation of the noise that is added to the identity filter at the start (the released code)."""
+
+
+class AutoregressiveConv2d(Layer):
+    """A zero-padded convolution with a masked filter, so that its matrix is triangular in some order of the pixels.
+
+    Map: ``z = w * x + bias`` (cross-correlation, zero padding), ``w`` masked as :func:`~flows.layers.masks.
+    autoregressive_mask` draws it. In the order in which substitution solves it - pixels from the last to the first
+    in reading order and channels ascending for ``direction="lower"``, the exact reverse for ``"upper"`` - the matrix
+    is lower triangular, with the diagonal of the centre tap repeated at every pixel. Log-det: ``H W sum_c log |w_cc|``
+    with ``w_cc`` the diagonal of the centre tap. Inverse: substitution (:mod:`flows.solvers`).
+
+    Starts as the identity plus noise of deviation 0.02.
+
+    Args:
+        num_channels: C, at least 1.
+        kernel_size: k, odd.
+        dilation: distance between taps in pixels, at least 1.
+        direction: ``"lower"`` reads the pixel and those right and below, ``"upper"`` left and above.
+        mask: ``"square"`` reads ``((k+1)/2)^2`` taps, ``"raster"`` all that come later (earlier) in reading order.
+        bias: learn an additive constant per channel.
+        solver: name of the backend for the inverse (see :mod:`flows.solvers`); ``None`` chooses by device and shape.
+
+    Shapes: ``(B, C, H, W) -> (B, C, H, W)``, any H and W.
+
+    Raises:
+        InputError: an even kernel, a dilation below 1, an unknown direction, mask or solver; from ``inverse`` if an
+            entry of the diagonal is zero.
+
+    Cost: forward, ``C^2`` multiplications per pixel and tap that exists; inverse, see the solver.
+
+    Reference: sections 2.3 and 3.1 of the paper, figure 4.
+    """
+
+    weight_mask: Tensor
+
+    def __init__(
+        self,
+        num_channels: int,
+        kernel_size: int = 3,
+        dilation: int = 1,
+        *,
+        direction: Direction = "lower",
+        mask: MaskShape = "square",
+        bias: bool = True,
+        solver: str | None = None,
+    ) -> None:
+        super().__init__()
+        require_channels(num_channels)
+        if dilation < 1:
+            raise InputError(f"dilation must be at least 1, not {dilation}")
+        self.register_buffer("weight_mask", autoregressive_mask(num_channels, kernel_size, direction, mask))
+        self.weight = nn.Parameter(NOISE_DEVIATION * torch.randn_like(self.weight_mask) * self.weight_mask)
+        self.bias = nn.Parameter(torch.zeros(num_channels)) if bias else None
+        self.direction, self.dilation, self.solver = direction, dilation, solver
+        self._prepared: WeightCache[AutoregressiveConvSolver] = WeightCache()
+
+        centre = self.centre = kernel_size // 2
+        with torch.no_grad():
+            self.weight[:, :, centre, centre] += torch.eye(num_channels)
+        # Taps that the mask leaves no entry of are cut away together with the padding that they would read.
+        after, before = slice(centre, None), slice(None, centre + 1)
+        one_sided, whole, reach = (after if direction == "lower" else before), slice(None), centre * dilation
+        self._rows, self._columns = one_sided, (one_sided if mask == "square" else whole)
+        top_and_bottom = (0, reach) if direction == "lower" else (reach, 0)
+        self._padding = [*(top_and_bottom if mask == "square" else (reach, reach)), *top_and_bottom]
+
+    def filter(self) -> Tensor:
+        """The masked filter, ``(C, C, k, k)``."""
+        return self.weight * self.weight_mask
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        taps = self.filter()[:, :, self._rows, self._columns]
+        z = conv2d(pad(x, self._padding), taps, self.bias, dilation=self.dilation)
+        diagonal = self.weight[:, :, self.centre, self.centre].diagonal()
+        log_det = x.shape[2] * x.shape[3] * diagonal.abs().log().sum()
+        return z, same_for_every_image(log_det, x)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        if self.bias is not None:
+            z = z - self.bias[:, None, None]
+        image_size = (z.shape[2], z.shape[3])
+        solver = self._prepared.get(
+            lambda: prepare_autoregressive_conv(
+                self.filter(),
+                direction=self.direction,
+                image_size=image_size,
+                dilation=self.dilation,
+                backend=self.solver,
+            ),
+            self.weight,
+            key=(image_size, self.solver),
+        )
+        return solver(z)

@@ -1,0 +1,73 @@
+"""Glow's invertible 1x1 convolution."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from flows.caching import WeightCache
+from flows.errors import InputError
+from flows.layers.base import Layer, require_channels
+from flows.layers.matrices import InvertibleMatrix, PlainMatrix, PLUMatrix, QRMatrix
+from flows.numerics import same_for_every_image
+
+Parametrization = Literal["plain", "plu", "qr"]
+
+
+class Conv1x1(Layer):
+    """Multiplies the channels of every pixel by one invertible matrix.
+
+    Map: ``z[:, :, i, j] = W x[:, :, i, j]``. Log-det: ``H W log |det W|``. Inverse: the same with ``W^-1``, which is
+    computed in float64 once per set of weights.
+
+    Args:
+        num_channels: C, at least 1.
+        parametrization: how ``W`` is written; each starts as a random orthogonal matrix.
+
+            * ``plain``: ``W`` itself (:class:`~flows.layers.matrices.PlainMatrix`);
+            * ``plu``: ``P L (U + diag s)`` (:class:`~flows.layers.matrices.PLUMatrix`);
+            * ``qr``: ``Q (R + diag s)`` (:class:`~flows.layers.matrices.QRMatrix`).
+        num_reflections: for ``qr``, how many Householder reflections make ``Q``: 1 to C, default C.
+
+    Shapes: ``(B, C, H, W) -> (B, C, H, W)``.
+
+    Raises:
+        InputError: an unknown parametrisation, ``num_reflections`` out of range or without ``qr``.
+
+    Cost: ``C^2`` multiplications per pixel; log-det ``O(C^3)`` for ``plain``, ``O(C)`` otherwise.
+
+    Reference: Kingma & Dhariwal, *Glow*, section 3.2; section 4.3 of the paper for QR.
+    """
+
+    def __init__(
+        self, num_channels: int, parametrization: Parametrization = "plain", num_reflections: int | None = None
+    ) -> None:
+        super().__init__()
+        require_channels(num_channels)
+        self.weight = _matrix(num_channels, parametrization, num_reflections)
+        self._inverse_matrix: WeightCache[Tensor] = WeightCache()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        log_det = x.shape[2] * x.shape[3] * self.weight.log_abs_det()
+        return _multiply(self.weight.matrix(), x), same_for_every_image(log_det, x)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        inverse_matrix = self._inverse_matrix.get(self.weight.inverse_matrix, *self.weight.tensors())
+        return _multiply(inverse_matrix, z)
+
+
+def _multiply(matrix: Tensor, x: Tensor) -> Tensor:
+    return conv2d(x, matrix[:, :, None, None])
+
+
+def _matrix(num_channels: int, parametrization: str, num_reflections: int | None) -> InvertibleMatrix:
+    if parametrization == "qr":
+        return QRMatrix(num_channels, num_reflections)
+    if num_reflections is not None:
+        raise InputError(f"num_reflections belongs to parametrization 'qr', not to '{parametrization}'")
+    matrices: dict[str, type[PlainMatrix] | type[PLUMatrix]] = {"plain": PlainMatrix, "plu": PLUMatrix}
+    if parametrization not in matrices:
+        raise InputError(f"parametrization must be 'plain', 'plu' or 'qr', not '{parametrization}'")
+    return matrices[parametrization](num_channels)

@@ -1,0 +1,132 @@
+"""The convolutional networks inside coupling layers and priors: ordinary networks, not invertible ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, pad
+
+from flows.layers.actnorm import LOG_SCALE_FACTOR, ActNorm
+
+WEIGHT_DEVIATION = 0.05
+"""Standard deviation of the convolutions' initial weights (Glow's released code)."""
+
+
+class EdgeBias(nn.Module):
+    """What a convolution adds when it sees one extra input channel that is 1 on the zero padding and 0 on the image.
+
+    The channel is the same for every image, so its convolution is computed once per forward pass, for a single
+    image, instead of as one more channel of the whole batch: the same numbers at next to no cost.
+
+    Args:
+        num_channels: output channels.
+        kernel_size: odd.
+        deviation: standard deviation of the initial weights; 0 starts at zero.
+
+    Shapes: ``forward(height, width) -> (1, num_channels, height, width)``.
+
+    Reference: ``add_edge_padding`` in Glow's released code; the paper does not mention it.
+    """
+
+    def __init__(self, num_channels: int, kernel_size: int, deviation: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(deviation * torch.randn(num_channels, 1, kernel_size, kernel_size))
+
+    def forward(self, height: int, width: int) -> Tensor:
+        border = self.weight.shape[-1] // 2
+        padding = pad(self.weight.new_zeros(1, 1, height, width), [border] * 4, value=1.0)
+        return conv2d(padding, self.weight)
+
+
+class PaddedConv2d(nn.Module):
+    """A zero-padded convolution, optionally with a bias and an edge bias.
+
+    ``z = weight * x + bias + edge_bias``, the output as large as the input.
+
+    Args:
+        in_channels, out_channels: at least 1.
+        kernel_size: odd.
+        bias: learn an additive constant per output channel.
+        edge_bias: see :class:`EdgeBias`; without effect for ``kernel_size`` 1, which needs no padding.
+        deviation: standard deviation of the initial weights; 0 starts at zero.
+
+    Shapes: ``(B, in_channels, H, W) -> (B, out_channels, H, W)``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        bias: bool,
+        edge_bias: bool,
+        deviation: float = WEIGHT_DEVIATION,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(deviation * torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        has_edge = edge_bias and kernel_size > 1
+        self.edge_bias = EdgeBias(out_channels, kernel_size, deviation) if has_edge else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
+        return z if self.edge_bias is None else z + self.edge_bias(x.shape[2], x.shape[3])
+
+
+class ZeroConv2d(nn.Module):
+    """A 3x3 convolution whose output starts at zero and learns its scale per channel.
+
+    ``z = (weight * x + bias + edge_bias) exp(3 log_scale)``, all starting at zero.
+
+    Shapes: ``(B, in_channels, H, W) -> (B, out_channels, H, W)``.
+
+    Reference: Kingma & Dhariwal, *Glow*, section 3.3; ``conv2d_zeros`` in the released code.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, edge_bias: bool = True) -> None:
+        super().__init__()
+        self.convolution = PaddedConv2d(in_channels, out_channels, 3, bias=True, edge_bias=edge_bias, deviation=0.0)
+        self.log_scale = nn.Parameter(torch.zeros(out_channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(x) * torch.exp(LOG_SCALE_FACTOR * self.log_scale)
+
+
+class CouplingNetwork(nn.Module):
+    """The network of a coupling layer: 3x3 -> 1x1 -> 3x3 convolutions with ReLU between.
+
+    A data-initialised :class:`ActNorm` stands in for the bias of the first two; the last starts at zero, so that a
+    coupling layer starts as (nearly) the identity.
+
+    Args:
+        in_channels: channels of the half that conditions.
+        hidden_channels: the paper's *width*.
+        out_channels: channels of what is predicted.
+        edge_bias: give the 3x3 convolutions an input channel that marks the padding.
+        actnorm: normalise the hidden activations; otherwise the convolutions have a bias.
+
+    Shapes: ``(B, in_channels, H, W) -> (B, out_channels, H, W)``.
+
+    Cost: ``9 in hidden + hidden^2 + 9 hidden out`` multiplications per pixel.
+
+    Reference: Kingma & Dhariwal, *Glow*, section 3.3 and released code.
+    """
+
+    def __init__(
+        self, in_channels: int, hidden_channels: int, out_channels: int, *, edge_bias: bool = True, actnorm: bool = True
+    ) -> None:
+        super().__init__()
+        self.first = PaddedConv2d(in_channels, hidden_channels, 3, bias=not actnorm, edge_bias=edge_bias)
+        self.first_norm = ActNorm(hidden_channels) if actnorm else None
+        self.second = PaddedConv2d(hidden_channels, hidden_channels, 1, bias=not actnorm, edge_bias=edge_bias)
+        self.second_norm = ActNorm(hidden_channels) if actnorm else None
+        self.last = ZeroConv2d(hidden_channels, out_channels, edge_bias=edge_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for convolution, norm in ((self.first, self.first_norm), (self.second, self.second_norm)):
+            x = convolution(x)
+            if norm is not None:
+                x, _ = norm(x)
+            x = torch.relu(x)
+        return self.last(x)

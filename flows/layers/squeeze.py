@@ -1,0 +1,41 @@
+"""Space to channels."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from flows.errors import InputError
+from flows.layers.base import Layer
+from flows.numerics import same_for_every_image
+
+
+class Squeeze(Layer):
+    """Turns each 2x2 patch of pixels into one pixel with four times the channels.
+
+    A 4x4 image of one channel becomes a 2x2 image of four::
+
+        1  2 | 5  6
+        3  4 | 7  8        channel 0   channel 1   channel 2   channel 3
+        -----+------  ->     1  5        2  6        3  7        4  8
+        9 10 |13 14          9 13       10 14       11 15       12 16
+        11 12|15 16
+
+    Map: ``z[b, 4 c + 2 i + j, y, x] = x[b, c, 2 y + i, 2 x + j]``. Log-det: 0, a permutation of the dimensions.
+
+    Shapes: ``(B, C, H, W) -> (B, 4 C, H/2, W/2)``; H and W even.
+
+    Raises:
+        InputError: H or W is odd.
+
+    Reference: Dinh et al., *Density estimation using Real NVP*, section 3.6.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        height, width = x.shape[-2:]
+        if height % 2 or width % 2:
+            raise InputError(f"squeeze needs an even height and width, not {height} x {width}")
+        return pixel_unshuffle(x, 2), same_for_every_image(x.new_zeros(()), x)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return pixel_shuffle(z, 2)

@@ -1,0 +1,65 @@
+"""The flow as Lightning sees it. No mathematics here: what is computed is in :mod:`flows.model`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from flows.model import Flow
+from flows.randomness import Stream, evaluation_noise, generator_for
+
+Batch = tuple[Tensor, Tensor]
+"""Images (uint8, ``(B, C, H, W)``) and their indices in the split (int64, ``(B,)``)."""
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], tuple[Optimizer, LRScheduler]]
+
+
+class FlowModule(pl.LightningModule):
+    """Trains a :class:`flows.Flow` by maximum likelihood.
+
+    Logs ``train/bits_per_dim`` and ``train/gradient_norm`` at every step, ``val/bits_per_dim`` at every validation.
+    Training noise depends on the seed, the step and the rank; evaluation noise on the index of the image.
+
+    Args:
+        flow: the model.
+        optimizer: makes the optimiser and its per-step schedule from the parameters.
+        seed: of the dequantisation noise in training, at least 0.
+    """
+
+    def __init__(self, flow: Flow, optimizer: OptimizerFactory, seed: int = 0) -> None:
+        super().__init__()
+        self.flow = flow
+        self.make_optimizer = optimizer
+        self.seed = seed
+
+    def configure_optimizers(self) -> Any:
+        optimizer, scheduler = self.make_optimizer(self.flow.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        generator = generator_for(
+            Stream.TRAINING_NOISE, self.seed, self.current_epoch, batch_idx, self.global_rank, device=self.device
+        )
+        images, _ = batch
+        loss = self.flow.bits_per_dim(images, generator=generator).mean()
+        self.log("train/bits_per_dim", loss, prog_bar=True, batch_size=len(images))
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        scores = self.bits_per_dim(batch)
+        self.log("val/bits_per_dim", scores.mean(), prog_bar=True, batch_size=len(scores), sync_dist=True)
+
+    def bits_per_dim(self, batch: Batch) -> Tensor:
+        """Bits/dim of the images of an evaluation batch, with each image's own noise."""
+        images, indices = batch
+        return self.flow.bits_per_dim(images, evaluation_noise(indices, self.flow.image_shape).to(self.device))

@@ -1,0 +1,257 @@
+"""The multi-scale flow: one bijection between images and standard normal latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flows.dequantization import UniformDequantizer
+from flows.errors import InputError
+from flows.initialization import initialize_from_data
+from flows.layers import ActNorm, Layer, Sequential, Squeeze
+from flows.numerics import at_least_float32, per_image_sum
+from flows.priors import FactorOut, LearnedGaussian, StandardGaussian, Standardize
+
+Latents = list[Tensor]
+
+
+class FlowStep(Layer):
+    """One step of flow: actnorm, then the mixing layer, then the coupling.
+
+    Map and log-det: those of the three in turn.
+
+    Args:
+        mixing: the layer that mixes channels (and, in this project's subject, pixels).
+        coupling: the layer that does the non-linear work.
+        num_channels: C.
+
+    Shapes: ``(B, C, H, W) -> (B, C, H, W)``. Reference: figure 7 of the paper.
+    """
+
+    def __init__(self, num_channels: int, mixing: Layer, coupling: Layer) -> None:
+        super().__init__()
+        self.actnorm = ActNorm(num_channels)
+        self.mixing = mixing
+        self.coupling = coupling
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h, log_det_actnorm = self.actnorm(x)
+        h, log_det_mixing = self.mixing(h)
+        z, log_det_coupling = self.coupling(h)
+        return z, log_det_actnorm + log_det_mixing + log_det_coupling
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return self.actnorm.inverse(self.mixing.inverse(self.coupling.inverse(z)))
+
+
+class Flow(nn.Module):
+    """A generative flow over uint8 images: exact likelihoods, exact latents, and samples.
+
+    ``L`` levels; at each: squeeze 2x2, ``D`` steps of flow, and, but for the last level, half of the channels
+    factored out. The latents are a list of L tensors, standard normal under the model; together they have as many
+    dimensions as the image. ``forward`` and ``inverse`` are the bijection on real-valued images ``v``; the methods
+    that take uint8 images dequantise and quantise by themselves.
+
+    Args:
+        image_shape: (channels, height, width) of the images; height and width divisible by ``2^num_levels``.
+        mixing: makes the mixing layer of a step from the number of channels.
+        coupling: makes the coupling layer of a step from the number of channels and ``hidden_channels``.
+        num_levels: L, at least 1.
+        num_steps: D, at least 1.
+        hidden_channels: width of the coupling networks.
+        num_bits: bits per pixel that are modelled, 1 to 8.
+        learn_prior: learn the Gaussians of the latents; otherwise N(0, 1), as in the paper's galaxy experiments.
+
+    Raises:
+        InputError: an argument out of range, or an image size that the levels cannot halve.
+
+    Reference: sections 2.2 and 5 of the paper, figure 7; Dinh et al., *Real NVP*, section 3.6.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        mixing: Callable[[int], Layer],
+        coupling: Callable[[int, int], Layer],
+        num_levels: int = 3,
+        num_steps: int = 32,
+        hidden_channels: int = 512,
+        num_bits: int = 8,
+        learn_prior: bool = True,
+    ) -> None:
+        super().__init__()
+        self.image_shape = _checked_shape(image_shape, num_levels)
+        if num_steps < 1:
+            raise InputError(f"num_steps must be at least 1, not {num_steps}")
+        self.dequantizer = UniformDequantizer(num_bits)
+
+        self.levels = nn.ModuleList()
+        self.factor_outs = nn.ModuleList()
+        self.latent_shapes: list[tuple[int, int, int]] = []
+        num_channels, height, width = self.image_shape
+        for level in range(num_levels):
+            num_channels, height, width = 4 * num_channels, height // 2, width // 2
+            steps = [
+                FlowStep(num_channels, mixing(num_channels), coupling(num_channels, hidden_channels))
+                for _ in range(num_steps)
+            ]
+            self.levels.append(Sequential(Squeeze(), *steps))
+            if level < num_levels - 1:
+                self.factor_outs.append(FactorOut(num_channels, learn_prior))
+                num_channels //= 2
+            self.latent_shapes.append((num_channels, height, width))
+        self.top = Standardize(LearnedGaussian(num_channels) if learn_prior else StandardGaussian())
+
+    @property
+    def num_dims(self) -> int:
+        """D: pixels times channels."""
+        return math.prod(self.image_shape)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    # -- the bijection on real-valued images ---------------------------------------------------------------------------
+
+    def forward(self, v: Tensor) -> tuple[Latents, Tensor]:
+        """``v (B, C, H, W) -> latents, log |det d latents / d v|`` (nats, shape (B,))."""
+        h, latents = v, []
+        total = v.new_zeros(len(v), dtype=torch.promote_types(v.dtype, torch.float32))
+        for index, level in enumerate(self.levels):
+            h, log_det = level(h)
+            total = total + log_det
+            if index < len(self.factor_outs):
+                h, z, log_det = self.factor_outs[index](h)
+                latents.append(z)
+                total = total + log_det
+        z, log_det = self.top(h)
+        return [*latents, z], total + log_det
+
+    def inverse(self, latents: Latents) -> Tensor:
+        """``latents -> v (B, C, H, W)``."""
+        self._check_latents(latents)
+        h = self.top.inverse(latents[-1])
+        for index in reversed(range(len(self.levels))):
+            if index < len(self.factor_outs):
+                h = self.factor_outs[index].inverse(h, latents[index])
+            h = self.levels[index].inverse(h)  # type: ignore[operator]
+        return h
+
+    def log_prob(self, v: Tensor) -> Tensor:
+        """Log-density of real-valued images, nats, ``(B, C, H, W) -> (B,)``."""
+        latents, log_det = self(v)
+        return sum((_standard_normal_log_prob(z) for z in latents), start=log_det)
+
+    # -- on images -----------------------------------------------------------------------------------------------------
+
+    def bits_per_dim(self, images: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Upper bound on the bits/dim of uint8 images ``(B, C, H, W) -> (B,)``, for one draw of dequantisation noise.
+
+        Args:
+            images: uint8.
+            noise: in [0, 1), of the images' shape; drawn from ``generator`` if not given.
+            generator: on the flow's device; torch's default generator if not given.
+        """
+        images = self._check_images(images)
+        if noise is None:
+            noise = torch.rand(images.shape, generator=generator, device=images.device, dtype=self.dtype)
+        v = self.dequantizer.dequantize(images, noise, self.dtype)
+        return self.dequantizer.bits_per_dim(self.log_prob(v), self.num_dims)
+
+    def encode(self, images: Tensor, noise: Tensor | float = 0.5) -> Latents:
+        """Latents of uint8 images. Without ``noise`` each pixel stands at the centre of its bin: deterministic."""
+        latents, _ = self(self.dequantizer.dequantize(self._check_images(images), noise, self.dtype))
+        return latents
+
+    def decode(self, latents: Latents) -> Tensor:
+        """The uint8 images of some latents. ``decode(encode(images))`` is ``images``, at ``num_bits`` bits.
+
+        Raises:
+            NonFiniteError: a pixel comes out as NaN or infinite.
+        """
+        return self.dequantizer.quantize(self.inverse(latents))
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """Draw uint8 images ``(num_samples, C, H, W)``.
+
+        Args:
+            num_samples: at least 0.
+            temperature: standard deviation of the latents, at least 0; below 1 gives likelier, smoother images.
+            generator: a CPU generator, so that the same seed gives the same picture on every device.
+
+        Raises:
+            InputError: a negative number or temperature.
+            NonFiniteError: see :meth:`decode`.
+        """
+        return self.decode(self.sample_latents(num_samples, temperature, generator))
+
+    def sample_latents(
+        self, num_samples: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Latents:
+        """Standard normal latents times ``temperature``, drawn on the CPU."""
+        if num_samples < 0:
+            raise InputError(f"num_samples must be at least 0, not {num_samples}")
+        if not 0.0 <= temperature < math.inf:
+            raise InputError(f"temperature must be at least 0, not {temperature}")
+        return [
+            temperature * torch.randn(num_samples, *shape, generator=generator).to(self.device, self.dtype)
+            for shape in self.latent_shapes
+        ]
+
+    # -- preparation and inspection ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor, generator: torch.Generator | None = None) -> None:
+        """Data-dependent initialisation of every actnorm from uint8 images; those initialised before stay as they are."""
+        images = self._check_images(images)
+        noise = torch.rand(images.shape, generator=generator).to(images.device, self.dtype)
+        initialize_from_data(self, self.dequantizer.dequantize(images, noise, self.dtype))
+
+    def steps(self) -> list[tuple[str, FlowStep, tuple[int, int, int]]]:
+        """Every step of flow with its name in the model and the (channels, height, width) that it works on."""
+        found = []
+        for name, module in self.named_modules():
+            if isinstance(module, FlowStep):
+                level = int(name.split(".")[1])
+                _, height, width = self.latent_shapes[level]
+                found.append((name, module, (len(module.actnorm.bias), height, width)))
+        return found
+
+    def _check_images(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
+            raise InputError(
+                f"images must have the shape (B, {', '.join(map(str, self.image_shape))}), not {tuple(images.shape)}"
+            )
+        return images.to(self.device)
+
+    def _check_latents(self, latents: Latents) -> None:
+        shapes = [tuple(z.shape[1:]) for z in latents]
+        if shapes != self.latent_shapes:
+            raise InputError(f"latents must have the shapes {self.latent_shapes} behind the batch, not {shapes}")
+
+
+def _checked_shape(image_shape: Sequence[int], num_levels: int) -> tuple[int, int, int]:
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise InputError(f"image_shape must be (channels, height, width), all at least 1, not {tuple(image_shape)}")
+    if num_levels < 1:
+        raise InputError(f"num_levels must be at least 1, not {num_levels}")
+    channels, height, width = image_shape
+    if height % 2**num_levels or width % 2**num_levels:
+        raise InputError(
+            f"an image of {height} x {width} pixels cannot be halved {num_levels} times: choose num_levels so that "
+            f"2^num_levels divides both, or another image size"
+        )
+    return channels, height, width
+
+
+def _standard_normal_log_prob(z: Tensor) -> Tensor:
+    z = at_least_float32(z)
+    return -0.5 * (per_image_sum(z.square()) + math.prod(z.shape[1:]) * math.log(2.0 * math.pi))

@@ -1,0 +1,41 @@
+"""Optimisers with their schedules, as factories: ``factory(parameters) -> (optimizer, scheduler)``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.optim import Adamax, Optimizer
+from torch.optim.lr_scheduler import LinearLR, LRScheduler
+
+from flows.errors import InputError
+
+
+def adamax(
+    parameters: Iterable[nn.Parameter],
+    lr: float = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    warmup_steps: int = 0,
+) -> tuple[Optimizer, LRScheduler]:
+    """Adamax whose learning rate grows linearly from ``lr / (warmup_steps + 1)`` to ``lr`` over ``warmup_steps`` steps.
+
+    Raises:
+        InputError: ``lr`` not positive, a beta outside of [0, 1), or a negative number of steps.
+
+    Reference: Kingma & Ba, *Adam*, section 7.1; section 5 of the paper.
+
+    Note:
+        The released code has ``beta2 = 1 - 1 / (iterations per epoch)`` and Adam's bias correction; PyTorch's Adamax
+        corrects the first moment only and has 0.999. Set ``beta2`` for the former.
+    """
+    if not lr > 0:
+        raise InputError(f"the learning rate must be positive, not {lr}")
+    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+        raise InputError(f"beta1 and beta2 must be in [0, 1), not {beta1} and {beta2}")
+    if warmup_steps < 0:
+        raise InputError(f"warmup_steps must be at least 0, not {warmup_steps}")
+    optimizer = Adamax(parameters, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
+    return optimizer, LinearLR(optimizer, start_factor=1 / (warmup_steps + 1), total_iters=warmup_steps)

@@ -1,0 +1,134 @@
+"""Gaussians over the latents, and the factoring out that hands parts of an image to them early.
+
+Every prior is used in its standardising form: a latent is ``(h - mean) / sd``, standard normal under the model, so
+that the whole flow is one bijection between an image and a list of standard normal latents.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from flows.errors import InputError
+from flows.layers.actnorm import LOG_SCALE_FACTOR
+from flows.layers.base import Layer
+from flows.layers.networks import EdgeBias, ZeroConv2d
+from flows.numerics import per_image_sum
+
+
+class Gaussian(nn.Module, ABC):
+    """A diagonal Gaussian over features ``h`` (B, C, H, W), possibly conditional on other features."""
+
+    @abstractmethod
+    def mean_and_log_deviation(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and log standard deviation of ``h`` given ``context``, each broadcastable to ``h``."""
+
+
+class StandardGaussian(Gaussian):
+    """N(0, 1) everywhere; nothing to learn. The galaxy experiments' prior."""
+
+    def mean_and_log_deviation(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        zero = context.new_zeros(1, 1, 1, 1)
+        return zero, zero
+
+
+class ConditionalGaussian(Gaussian):
+    """Mean and log standard deviation predicted from the context by a 3x3 convolution that starts at zero.
+
+    They are the even and odd output channels of a :class:`~flows.layers.networks.ZeroConv2d`.
+    """
+
+    def __init__(self, context_channels: int, num_channels: int) -> None:
+        super().__init__()
+        self.convolution = ZeroConv2d(context_channels, 2 * num_channels)
+
+    def mean_and_log_deviation(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.convolution(context)
+        return outputs[:, 0::2], outputs[:, 1::2]
+
+
+class LearnedGaussian(Gaussian):
+    """Mean and log standard deviation learned per channel, with an edge bias; looks only at the size of the context.
+
+    Note:
+        The released code obtains them from a 3x3 convolution applied to an image of zeros. All of that convolution's
+        ordinary weights (82,944 for CIFAR10) multiply zeros: they are counted in the paper's parameter counts but can
+        never matter. What remains, and is here, is its bias, its edge bias and its scale.
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(2 * num_channels, 1, 1))
+        self.edge_bias = EdgeBias(2 * num_channels, kernel_size=3, deviation=0.0)
+        self.log_scale = nn.Parameter(torch.zeros(2 * num_channels, 1, 1))
+
+    def mean_and_log_deviation(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = (self.bias + self.edge_bias(context.shape[2], context.shape[3])) * torch.exp(
+            LOG_SCALE_FACTOR * self.log_scale
+        )
+        return outputs[:, 0::2], outputs[:, 1::2]
+
+
+class Standardize(Layer):
+    """Standardises features by an unconditional Gaussian.
+
+    Map: ``z = (x - mean) / sd``. Log-det: ``-sum log sd``.
+
+    Args:
+        gaussian: whose mean and standard deviation; its context is ``x``, of which it may read the size only.
+
+    Shapes: ``(B, C, H, W) -> (B, C, H, W)``.
+    """
+
+    def __init__(self, gaussian: StandardGaussian | LearnedGaussian) -> None:
+        super().__init__()
+        self.gaussian = gaussian
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return _standardize(x, *self.gaussian.mean_and_log_deviation(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return _unstandardize(z, *self.gaussian.mean_and_log_deviation(z))
+
+
+class FactorOut(nn.Module):
+    """Splits off the second half of the channels as a latent, standardised given the first half.
+
+    Map: ``h -> (kept, z)`` with ``kept = h1`` and ``z = (h2 - mean(h1)) / sd(h1)``. Log-det: ``-sum log sd(h1)``.
+
+    Args:
+        num_channels: C, even.
+        learn_prior: predict mean and sd from the kept half; otherwise N(0, 1).
+
+    Shapes: ``(B, C, H, W) -> (B, C/2, H, W), (B, C/2, H, W), (B,)``.
+
+    Raises:
+        InputError: C is odd.
+
+    Reference: Dinh et al., *Real NVP*, section 3.6; Kingma & Dhariwal, *Glow*, released code for the learned prior.
+    """
+
+    def __init__(self, num_channels: int, learn_prior: bool = True) -> None:
+        super().__init__()
+        if num_channels % 2:
+            raise InputError(f"factoring out halves the channels: num_channels must be even, not {num_channels}")
+        half = num_channels // 2
+        self.gaussian: Gaussian = ConditionalGaussian(half, half) if learn_prior else StandardGaussian()
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kept, moved = h.chunk(2, dim=1)
+        z, log_det = _standardize(moved, *self.gaussian.mean_and_log_deviation(kept))
+        return kept, z, log_det
+
+    def inverse(self, kept: Tensor, z: Tensor) -> Tensor:
+        return torch.cat([kept, _unstandardize(z, *self.gaussian.mean_and_log_deviation(kept))], dim=1)
+
+
+def _standardize(h: Tensor, mean: Tensor, log_deviation: Tensor) -> tuple[Tensor, Tensor]:
+    return (h - mean) * torch.exp(-log_deviation), -per_image_sum(log_deviation.expand_as(h))
+
+
+def _unstandardize(z: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
+    return z * torch.exp(log_deviation) + mean

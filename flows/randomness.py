@@ -1,0 +1,40 @@
+"""Randomness that depends on where it is used, not on what was drawn before.
+
+Each use names itself by a few integers (seed, step, rank, index of an image ...) and gets a generator of its own. A
+resumed training therefore draws what the undisturbed one would have drawn, and the noise of an image in an evaluation
+depends neither on the batch size nor on the number of devices.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Stream(IntEnum):
+    """What random numbers are for; two purposes never share a stream."""
+
+    TRAINING_NOISE = 0
+    EVALUATION_NOISE = 1
+    TRAINING_ORDER = 2
+    INITIALIZATION = 3
+    SAMPLES = 4
+
+
+def generator_for(
+    stream: Stream, seed: int, *counters: int, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A generator determined by its purpose, the run's seed (at least 0) and some counters (at least 0)."""
+    state = np.random.SeedSequence([int(stream), seed, *counters]).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state[0]))
+
+
+def evaluation_noise(indices: Tensor, image_shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Dequantisation noise in [0, 1) for the images with these indices, ``(B,) -> (B, *image_shape)``, on the CPU."""
+    noise = torch.empty(len(indices), *image_shape)
+    for target, index in zip(noise, indices.tolist(), strict=True):
+        torch.rand(image_shape, generator=generator_for(Stream.EVALUATION_NOISE, seed, index), out=target)
+    return noise
