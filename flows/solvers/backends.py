@@ -1,0 +1,101 @@
+"""The named backends, the choice among them, and the function that everything else calls."""
+
+from __future__ import annotations
+
+import difflib
+
+import torch
+from torch import Tensor
+
+from flows.errors import InputError
+from flows.solvers.base import AutoregressiveConvSolver
+from flows.solvers.reference import ReferenceSolver
+from flows.solvers.torch_rows import TorchSolver
+
+BACKENDS: dict[str, type[AutoregressiveConvSolver]] = {solver.name: solver for solver in (ReferenceSolver, TorchSolver)}
+
+
+def solve_autoregressive_conv(
+    z: Tensor, weight: Tensor, *, direction: str, dilation: int = 1, backend: str | None = None
+) -> Tensor:
+    """Invert a zero-padded, autoregressively masked convolution.
+
+    Map: returns the ``x`` with ``conv2d(x, weight, padding=dilation * (k // 2), dilation=dilation) == z``.
+
+    With the same weights more than once, prepare the solver once (:func:`prepare_autoregressive_conv`).
+
+    Args:
+        z: (B, C, H, W), float32 or float64, of any memory layout; B may be 0.
+        weight: (C, C, k, k), the full masked filter in torch's layout (out, in, height, width), k odd; the type and
+            device of ``z``. Square masks and raster masks are allowed.
+        direction: ``"lower"`` or ``"upper"``: the side that the filter reads; see :class:`AutoregressiveConvSolver`.
+        dilation: spacing of the taps, in pixels.
+        backend: a name in :data:`BACKENDS`; None chooses by device, and ``"torch"`` if a gradient is needed.
+
+    Returns:
+        x, (B, C, H, W).
+
+    Raises:
+        InputError: wrong shapes, types, devices, direction or backend; taps outside the mask of the direction; a zero
+            or non-finite diagonal.
+        NonFiniteError: ``z`` holds NaN or infinity.
+
+    Warns:
+        IllConditionedWarning: once for each shape, if the inverse amplifies rounding errors too much.
+
+    Cost: that of one convolution with the same filter, ``O(B H W C^2 t)`` for ``t`` taps in the mask, with the
+    ``compiled`` backend; see each backend's class.
+
+    Reference: Hoogeboom et al., *Emerging Convolutions for Generative Normalizing Flows*, ICML 2019, section 3.1.
+    """
+    if z.dim() != 4:
+        raise InputError(f"z must have the shape (B, C, H, W); got {tuple(z.shape)}")
+    if z.device != weight.device:
+        raise InputError(f"z and the filter must be on the same device; got {z.device} and {weight.device}")
+    if backend is None:
+        backend = choose_backend(z, weight)
+    image_size = (z.shape[2], z.shape[3])
+    solver = prepare_autoregressive_conv(
+        weight, direction=direction, image_size=image_size, dilation=dilation, backend=backend
+    )
+    return solver(z)
+
+
+def prepare_autoregressive_conv(
+    weight: Tensor, *, direction: str, image_size: tuple[int, int], dilation: int = 1, backend: str | None = None
+) -> AutoregressiveConvSolver:
+    """Do once what depends on the weights alone; the result maps ``z`` to ``x`` for images of ``image_size``.
+
+    Arguments and errors are those of :func:`solve_autoregressive_conv`; the solver's promises are those of
+    :class:`AutoregressiveConvSolver`. Keep it in a :class:`flows.caching.WeightCache`, since it does not notice when
+    the weights change::
+
+        name = choose_backend(z, weight)
+        prepare = partial(prepare_autoregressive_conv, weight, direction="lower", image_size=(H, W), backend=name)
+        x = cache.get(prepare, weight, key=(H, W, name))(z)
+    """
+    name = choose_backend(weight) if backend is None else backend
+    return find_backend(name)(weight, direction=direction, image_size=image_size, dilation=dilation)
+
+
+def choose_backend(*tensors: Tensor) -> str:
+    """The name of the backend that serves these tensors (``z`` and ``weight``) best.
+
+    ``torch`` if autograd records one of them.
+    """
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return TorchSolver.name
+    return TorchSolver.name
+
+
+def find_backend(name: str) -> type[AutoregressiveConvSolver]:
+    """The class of the backend of this name.
+
+    Raises:
+        InputError: there is none; the message names the nearest.
+    """
+    if name not in BACKENDS:
+        near = difflib.get_close_matches(str(name), BACKENDS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(BACKENDS)}"
+        raise InputError(f"unknown solver backend {name!r}: {hint}")
+    return BACKENDS[name]

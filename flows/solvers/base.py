@@ -1,0 +1,135 @@
+"""What every way of inverting an autoregressive convolution promises."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from flows.errors import InputError
+from flows.solvers.checks import check_finite, check_latent, check_weight, warn_once
+
+
+class IllConditionedWarning(UserWarning):
+    """The inverse of a filter amplifies rounding errors so much that few correct digits are left."""
+
+
+class AutoregressiveConvSolver(ABC):
+    """The inverse of one zero-padded, autoregressively masked convolution, prepared for one image size.
+
+    ``solver(z)`` returns the ``x`` with ``conv2d(x, weight, padding=dilation * (k // 2), dilation=dilation) == z``.
+    All work that depends on the weights alone is done at construction. A solver keeps what it computed from the
+    weights, not the weights: after these change, it inverts the old ones. Whoever holds a solver for longer than one
+    call therefore holds it in a :class:`flows.caching.WeightCache`.
+
+    A subclass promises
+
+    - the exact inverse, up to rounding in the type of ``weight``, for every mask and shape that the checks let pass;
+    - that image i of ``x`` depends on image i of ``z`` alone, and that ``z`` is not written to;
+    - never to return NaN or infinity in ``z`` as if it had been inverted;
+    - to be safe to call from several threads at once.
+
+    Args:
+        weight: (C, C, k, k), the full masked filter in torch's layout (out, in, height, width), k odd, float32 or
+            float64.
+        direction: ``"lower"`` if the filter reads the pixel and what follows in raster order (right and below) and its
+            centre tap is lower triangular, ``"upper"`` if it is such a filter flipped in all four axes.
+        image_size: height and width of the images.
+        dilation: spacing of the taps, in pixels.
+
+    Attributes:
+        growth: how much the inverse amplifies, at least 1. It is the largest magnitude in the answers to impulses in
+            the corner of the image from which substitution starts, each impulse scaled such that the diagonal alone
+            would answer 1. Relative rounding errors grow by about this factor.
+
+    Raises:
+        InputError: the filter is not autoregressive in this direction, or has a zero or non-finite diagonal; a shape
+            or type is wrong; the backend cannot be used here.
+        NonFiniteError: (call) ``z`` holds NaN or infinity.
+
+    Warns:
+        IllConditionedWarning: once for each shape, if fewer than about four digits of the inverse can be right.
+
+    Reference: Hoogeboom et al., *Emerging Convolutions for Generative Normalizing Flows*, ICML 2019, section 3.1.
+    """
+
+    name: ClassVar[str]
+    records_gradients: ClassVar[bool] = False
+
+    def __init__(self, weight: Tensor, *, direction: str, image_size: tuple[int, int], dilation: int = 1) -> None:
+        image_size = tuple(image_size)  # type: ignore[assignment]
+        check_weight(weight, direction, dilation, image_size)
+        reason = self.unavailable(weight.device)
+        if reason is not None:
+            raise InputError(f"the {self.name} backend cannot be used: {reason}")
+        self.num_channels, self.kernel_size = weight.shape[0], weight.shape[2]
+        self.direction, self.image_size, self.dilation = direction, image_size, dilation
+        self.dtype, self.device = weight.dtype, weight.device
+        # What is kept must serve later calls in any autograd mode, so it must not consist of inference tensors.
+        recording = torch.is_grad_enabled() and self.records_gradients
+        with torch.inference_mode(False), torch.set_grad_enabled(recording):
+            self._prepare(weight)
+        with torch.no_grad():
+            self.growth = self._measure_growth(weight.detach())
+        self._warn_if_ill_conditioned()
+
+    @classmethod
+    @abstractmethod
+    def unavailable(cls, device: torch.device) -> str | None:
+        """Why this backend cannot be used for tensors on ``device``; None if it can."""
+
+    @abstractmethod
+    def _prepare(self, weight: Tensor) -> None:
+        """Do what depends on the weights alone."""
+
+    @abstractmethod
+    def _solve(self, z: Tensor) -> Tensor:
+        """Invert a batch of at least one image whose shape, type and device have been checked."""
+
+    @final
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return the ``x``, (B, C, H, W), that the convolution maps to ``z``, (B, C, H, W)."""
+        check_latent(z, self.num_channels, self.image_size, self.dtype, self.device)
+        if z.requires_grad and torch.is_grad_enabled() and not self.records_gradients:
+            raise InputError(f"the {self.name} backend records no gradient: use backend torch, or torch.no_grad()")
+        if z.shape[0] == 0:
+            return torch.empty_like(z)
+        return self._solve(z)
+
+    def _check_finite(self, z: Tensor) -> None:
+        check_finite(z)
+
+    def _measure_growth(self, weight: Tensor) -> float:
+        """The largest magnitude in the inverse, relative to its diagonal."""
+        channels = torch.arange(self.num_channels)
+        middle = self.kernel_size // 2
+        height, width = self.image_size
+        # The inverse is again a causal convolution, so its first impulse response is the longest. Only a raster mask
+        # sees the other border as well: its filter also reaches back across the columns.
+        row, column = (height - 1, width - 1) if self.direction == "lower" else (0, 0)
+        columns = {column, width - 1 - column} if self._reaches_both_ways(weight) else {column}
+        impulses = weight.new_zeros(len(columns), self.num_channels, self.num_channels, height, width)
+        for batch, where in zip(impulses, columns, strict=True):
+            batch[channels, channels, row, where] = weight[:, :, middle, middle].diagonal()
+        answers = self._solve(impulses.flatten(0, 1))
+        growth = float(answers.abs().max())
+        return growth if math.isfinite(growth) else math.inf
+
+    def _reaches_both_ways(self, weight: Tensor) -> bool:
+        middle = self.kernel_size // 2
+        left, right = weight[..., :middle], weight[..., middle + 1 :]
+        return bool(left.any()) and bool(right.any())
+
+    def _warn_if_ill_conditioned(self) -> None:
+        if self.growth * torch.finfo(self.dtype).eps > 1e-4:
+            warn_once(
+                (IllConditionedWarning, self.num_channels, self.kernel_size, self.image_size, self.dtype),
+                f"a {self.kernel_size} x {self.kernel_size} autoregressive filter of {self.num_channels} channels is "
+                f"badly conditioned: on {self.image_size[0]} x {self.image_size[1]} images its inverse amplifies "
+                f"rounding errors {self.growth:.3g} times, too much for {self.dtype}",
+                IllConditionedWarning,
+                stacklevel=4,
+            )

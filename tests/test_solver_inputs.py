@@ -1,0 +1,141 @@
+"""What the solvers refuse, and what they warn of."""
+
+import warnings
+
+import pytest
+import torch
+
+from flows.errors import InputError, NonFiniteError
+from flows.solvers import (
+    BACKENDS,
+    IllConditionedWarning,
+    checks,
+    find_backend,
+    prepare_autoregressive_conv,
+    solve_autoregressive_conv,
+)
+from tests.test_solvers import EVERY_BACKEND, random_filter, random_images
+
+WEIGHT = random_filter(3, 3, "lower")
+LATENT = random_images(2, 3, 4, 5)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet(monkeypatch):
+    monkeypatch.setattr(checks, "_already_said", set())
+
+
+def changed(tensor, index, value):
+    tensor = tensor.clone()
+    tensor[index] = value
+    return tensor
+
+
+REFUSED = {
+    "latent of another rank": (dict(z=LATENT[0]), r"z must have the shape \(B, C, H, W\)"),
+    "other channels": (dict(z=LATENT[:, :2]), r"z must have the shape \(B, 3, 4, 5\); got \(2, 2, 4, 5\)"),
+    "empty image": (dict(z=LATENT[:, :, :0]), "image_size must be a positive height and width"),
+    "other type": (dict(z=LATENT.float()), "same type"),
+    "other device": (dict(z=LATENT.to("meta")), "same device; got meta and cpu"),
+    "half precision": (dict(z=LATENT.half(), weight=WEIGHT.half()), "float32 or float64"),
+    "integers": (dict(z=LATENT.int(), weight=WEIGHT.int()), "float32 or float64"),
+    "filter of another rank": (dict(weight=WEIGHT[0]), r"\(C, C, k, k\)"),
+    "filter with other channels": (dict(weight=WEIGHT[:, :2]), r"\(C, C, k, k\)"),
+    "oblong filter": (dict(weight=WEIGHT[..., :1]), r"\(C, C, k, k\)"),
+    "even kernel": (dict(weight=WEIGHT[..., 1:, 1:]), "odd kernel"),
+    "zero diagonal": (dict(weight=changed(WEIGHT, (2, 2, 1, 1), 0)), "channel 2 has 0.0 on"),
+    "infinite diagonal": (dict(weight=changed(WEIGHT, (1, 1, 1, 1), float("inf"))), "channel 1 has inf on"),
+    "NaN diagonal": (dict(weight=changed(WEIGHT, (0, 0, 1, 1), float("nan"))), "channel 0 has nan on"),
+    "NaN tap": (dict(weight=changed(WEIGHT, (0, 2, 1, 2), float("nan"))), r"NaN or infinity at \(0, 2, 1, 2\)"),
+    "tap in the past": (dict(weight=changed(WEIGHT, (0, 2, 0, 2), 1e-9)), r"non-zero at \(0, 2, 0, 2\)"),
+    "wrong triangle": (dict(weight=changed(WEIGHT, (0, 2, 1, 1), 1e-9)), r"non-zero at \(0, 2, 1, 1\)"),
+    "other direction": (dict(direction="upper"), "not autoregressive in direction 'upper'"),
+    "no direction": (dict(direction="left"), "direction must be one of lower, upper; got 'left'"),
+    "no dilation": (dict(dilation=0), "dilation must be a positive integer"),
+}
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_input_is_refused_in_one_line(backend, case):
+    arguments, message = REFUSED[case]
+    with pytest.raises(InputError, match=message) as caught:
+        solve_autoregressive_conv(
+            **{"z": LATENT, "weight": WEIGHT, "direction": "lower", "backend": backend, **arguments}
+        )
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+@pytest.mark.parametrize("value", (float("nan"), float("inf"), -float("inf")))
+@pytest.mark.parametrize("batch", (1, 3, 8, 21))
+def test_a_latent_that_is_not_finite_is_never_returned_as_if_inverted(backend, value, batch):
+    for num_channels, dtype in ((3, torch.float64), (13, torch.float32)):
+        weight = random_filter(num_channels, 3, "lower", dtype=dtype)
+        latent = random_images(batch, num_channels, 4, 5, dtype=dtype)
+        for place in ((num_channels - 1, 3, 4), (0, 0, 0), (1, 2, 1)):
+            z = changed(latent, (batch - 1, *place), value)
+            with pytest.raises(NonFiniteError, match=f"NaN or infinity in image {batch - 1} of the batch"):
+                solve_autoregressive_conv(z, weight, direction="lower", backend=backend)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_large_finite_numbers_are_not_taken_for_infinity(backend):
+    weight = torch.eye(3, dtype=torch.float32).view(3, 3, 1, 1)
+    z = torch.full((2, 3, 4, 4), 3e38)
+    assert torch.equal(solve_autoregressive_conv(z, weight, direction="lower", backend=backend), z)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+@pytest.mark.parametrize("direction", ("lower", "upper"))
+def test_a_badly_conditioned_filter_is_reported_once_with_the_figure(backend, direction):
+    weight = random_filter(8, 3, direction, scale=0.4, dtype=torch.float32)
+    with pytest.warns(IllConditionedWarning) as caught:
+        for _ in range(3):
+            solver = prepare_autoregressive_conv(weight, direction=direction, image_size=(8, 8), backend=backend)
+    assert len(caught) == 1
+    assert f"{solver.growth:.3g} times" in str(caught[0].message)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_growth_is_one_for_a_diagonal_filter_of_any_scale(backend):
+    scales = torch.tensor([1e-6, -3.0, 1e5])
+    weight = torch.zeros(3, 3, 3, 3)
+    weight[:, :, 1, 1] = scales.diag()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solver = prepare_autoregressive_conv(weight, direction="upper", image_size=(4, 4), backend=backend)
+    assert solver.growth == pytest.approx(1)
+
+
+@pytest.mark.parametrize("mask", ("square", "raster"))
+@pytest.mark.parametrize("direction", ("lower", "upper"))
+def test_growth_is_the_largest_entry_of_the_inverse(mask, direction):
+    weight = random_filter(4, 3, direction, mask, scale=0.25)
+    solver = prepare_autoregressive_conv(weight, direction=direction, image_size=(5, 4), backend="reference")
+    diagonal = weight[:, :, 1, 1].diagonal().repeat_interleave(20)
+    inverse = solver((torch.eye(80).double() * diagonal).view(80, 4, 5, 4)).flatten(1)
+    if mask == "square":
+        assert solver.growth == pytest.approx(float(inverse.abs().max()))
+    else:  # impulses in both corners: a lower bound
+        assert 0.2 * inverse.abs().max() < solver.growth <= inverse.abs().max() * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("name", ["torhc", "refrence", "fft", ""])
+def test_an_unknown_backend_is_refused_with_the_nearest_name(name):
+    with pytest.raises(InputError, match="unknown solver backend") as caught:
+        solve_autoregressive_conv(LATENT, WEIGHT, direction="lower", backend=name)
+    near = {"torhc": "torch", "refrence": "reference"}.get(name)
+    expected = f"did you mean {near!r}?" if near else f"there are {', '.join(BACKENDS)}"
+    assert str(caught.value).endswith(expected)
+
+
+def test_the_reference_refuses_what_would_not_fit_in_memory():
+    weight = random_filter(8, 3, "lower")
+    with pytest.raises(InputError, match="at most 16384 unknowns; C H W is 20000"):
+        prepare_autoregressive_conv(weight, direction="lower", image_size=(50, 50), backend="reference")
+
+
+def test_every_backend_is_named_in_the_table_under_its_own_name():
+    assert all(find_backend(name).name == name for name in BACKENDS)

@@ -1,0 +1,323 @@
+"""Every backend inverts every autoregressive convolution, alone, in threads, in forked processes and in a cache."""
+
+import copy
+import itertools
+import threading
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flows.caching import WeightCache
+from flows.errors import InputError
+from flows.solvers import (
+    BACKENDS,
+    AutoregressiveConvSolver,
+    choose_backend,
+    find_backend,
+    prepare_autoregressive_conv,
+    solve_autoregressive_conv,
+)
+from flows.solvers.checks import raster_mask
+
+CPU = torch.device("cpu")
+DIRECTIONS = ("lower", "upper")
+
+
+def usable(name: str) -> object:
+    reason = find_backend(name).unavailable(CPU)
+    return pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=f"{name}: {reason}"))
+
+
+EVERY_BACKEND = [usable(name) for name in BACKENDS]
+FAST_BACKENDS = [usable(name) for name in BACKENDS if name != "reference"]
+
+
+def square_mask(num_channels: int, kernel_size: int, direction: str) -> Tensor:
+    """Taps to the right and below only (or to the left and above only)."""
+    middle = kernel_size // 2
+    quadrant = torch.zeros(kernel_size, kernel_size, dtype=torch.bool)
+    quadrant[middle:, middle:] = True
+    quadrant = quadrant if direction == "lower" else quadrant.flip(0, 1)
+    return raster_mask(num_channels, kernel_size, direction) & quadrant
+
+
+MASKS = {"square": square_mask, "raster": raster_mask}
+
+
+def random_filter(num_channels, kernel_size, direction, mask="square", scale=0.1, dtype=torch.float64, seed=0):
+    """Identity plus noise, as at initialisation, with a diagonal of both signs."""
+    noise = torch.Generator().manual_seed(seed)
+    shape = (num_channels, num_channels, kernel_size, kernel_size)
+    weight = scale * torch.randn(shape, generator=noise, dtype=torch.float64)
+    weight *= MASKS[mask](num_channels, kernel_size, direction)
+    diagonal = weight[:, :, kernel_size // 2, kernel_size // 2].diagonal()
+    diagonal.copy_(1 + 0.2 * torch.rand(num_channels, generator=noise, dtype=torch.float64))
+    weight[0] *= -1
+    return weight.to(dtype)
+
+
+def random_images(*shape, dtype=torch.float64, seed=1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def convolve(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
+    return F.conv2d(x, weight, padding=dilation * (weight.shape[-1] // 2), dilation=dilation)
+
+
+def assert_inverts(solver: AutoregressiveConvSolver, weight: Tensor, z: Tensor) -> None:
+    """Compare with the reference, to a few roundings of this type times what the filter amplifies them."""
+    before = z.clone()
+    x = solver(z)
+    assert torch.equal(z, before), "the input was written to"
+    assert x.shape == z.shape and x.dtype == z.dtype
+    expected = solve_autoregressive_conv(
+        z.double(), weight.double(), direction=solver.direction, dilation=solver.dilation, backend="reference"
+    )
+    error = (x.double() - expected).abs().max() / expected.abs().max()
+    assert error <= 50 * torch.finfo(z.dtype).eps * solver.growth, f"relative error {error:.3g}"
+
+
+# ------------------------------------------------------------------------------------------------ the exact inverse
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dilation", (1, 2))
+def test_reference_is_triangular_substitution_on_the_matrix_written_out_entry_by_entry(direction, mask, dilation):
+    num_channels, height, width, kernel_size = 2, 3, 4, 5
+    weight = random_filter(num_channels, kernel_size, direction, mask, scale=0.3)
+    size = num_channels * height * width
+    matrix = torch.zeros(height, width, num_channels, height, width, num_channels, dtype=torch.float64)
+    taps = range(-(kernel_size // 2), kernel_size // 2 + 1)
+    for i, j, di, dj in itertools.product(range(height), range(width), taps, taps):
+        row, column = i + dilation * di, j + dilation * dj
+        if 0 <= row < height and 0 <= column < width:
+            matrix[i, j, :, row, column, :] = weight[:, :, di + kernel_size // 2, dj + kernel_size // 2]
+    matrix = matrix.flip(2, 5).reshape(size, size)
+    z = random_images(5, num_channels, height, width)
+    rhs = z.flip(1).permute(2, 3, 1, 0).reshape(size, 5)
+    upper = direction == "lower"
+    assert torch.equal(matrix, matrix.triu() if upper else matrix.tril())
+    solution = torch.linalg.solve_triangular(matrix, rhs, upper=upper)
+    expected = solution.view(height, width, num_channels, 5).flip(2).permute(3, 2, 0, 1)
+    x = solve_autoregressive_conv(z, weight, direction=direction, dilation=dilation, backend="reference")
+    assert torch.allclose(x, expected, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(convolve(x, weight, dilation), z, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("kernel_size", (1, 3, 5))
+@pytest.mark.parametrize("dilation", (1, 2, 3))
+def test_backend_agrees_with_the_reference(backend, dtype, direction, mask, kernel_size, dilation):
+    shapes = [(3, 1, 5, 4), (1, 3, 4, 6), (2, 5, 1, 7), (9, 4, 6, 1), (17, 13, 2, 3), (1, 2, 1, 1)]
+    for seed, (batch, num_channels, height, width) in enumerate(shapes):
+        scale = (0.02, 0.1, 0.2)[seed % 3]
+        weight = random_filter(num_channels, kernel_size, direction, mask, scale, dtype, seed)
+        solver = prepare_autoregressive_conv(
+            weight, direction=direction, image_size=(height, width), dilation=dilation, backend=backend
+        )
+        assert_inverts(solver, weight, random_images(batch, num_channels, height, width, dtype=dtype))
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+@pytest.mark.parametrize("threads", (1, 2, 3))
+@pytest.mark.parametrize("batch", (1, 2, 7, 8, 9, 16, 33))
+def test_backend_agrees_with_the_reference_at_every_batch_size_and_thread_count(backend, threads, batch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for dtype, direction in itertools.product((torch.float32, torch.float64), DIRECTIONS):
+            weight = random_filter(12, 3, direction, dtype=dtype, scale=0.05)
+            solver = prepare_autoregressive_conv(weight, direction=direction, image_size=(5, 6), backend=backend)
+            assert_inverts(solver, weight, random_images(batch, 12, 5, 6, dtype=dtype))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+@pytest.mark.parametrize("num_channels", (6, 7, 12, 15, 24, 26, 48))
+def test_float32_is_right_to_five_digits_on_filters_like_trained_ones(backend, num_channels):
+    for direction in DIRECTIONS:
+        weight = random_filter(num_channels, 3, direction, scale=0.02, dtype=torch.float32)
+        z = random_images(10, num_channels, 8, 6, dtype=torch.float32)
+        x = solve_autoregressive_conv(z, weight, direction=direction, backend=backend)
+        expected = solve_autoregressive_conv(z.double(), weight.double(), direction=direction, backend="reference")
+        assert (x - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_image_i_of_the_answer_depends_on_image_i_alone(backend):
+    weight = random_filter(4, 3, "lower", dtype=torch.float32)
+    solver = prepare_autoregressive_conv(weight, direction="lower", image_size=(5, 6), backend=backend)
+    z = random_images(11, 4, 5, 6, dtype=torch.float32)
+    changed = z.clone()
+    changed[4] += 1
+    same = (solver(z) == solver(changed)).flatten(1).all(dim=1)
+    assert same.tolist() == [i != 4 for i in range(11)]
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_any_memory_layout_of_the_input_is_accepted(backend):
+    weight = random_filter(6, 3, "upper")
+    solver = prepare_autoregressive_conv(weight, direction="upper", image_size=(4, 5), backend=backend)
+    z = random_images(9, 6, 4, 5)
+    expected = solver(z)
+    layouts = {
+        "channels last": z.to(memory_format=torch.channels_last),
+        "every second": z.repeat_interleave(2, dim=0)[::2],
+        "transposed": z.transpose(2, 3).contiguous().transpose(2, 3),
+        "offset": torch.cat([z, z], dim=1)[:, 6:],
+        "broadcast": z[:1].expand(9, -1, -1, -1),
+    }
+    for name, view in layouts.items():
+        want = expected[:1].expand(9, -1, -1, -1) if name == "broadcast" else expected
+        assert torch.allclose(solver(view), want, rtol=1e-12, atol=1e-12), name
+    filters_last = weight.to(memory_format=torch.channels_last)
+    again = solve_autoregressive_conv(z, filters_last, direction="upper", backend=backend)
+    assert torch.allclose(again, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_an_empty_batch_is_empty(backend):
+    weight = random_filter(3, 3, "lower")
+    x = solve_autoregressive_conv(torch.empty(0, 3, 4, 5).double(), weight, direction="lower", backend=backend)
+    assert x.shape == (0, 3, 4, 5)
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_the_deepest_levels_of_large_models(backend):
+    weight = random_filter(192, 3, "lower", scale=0.005, dtype=torch.float32)
+    solver = prepare_autoregressive_conv(weight, direction="lower", image_size=(2, 3), backend=backend)
+    assert_inverts(solver, weight, random_images(5, 192, 2, 3, dtype=torch.float32))
+
+
+# ------------------------------------------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("image_size", ((3, 2), (40, 30)), ids=("dense", "rows"))
+def test_torch_backend_is_differentiable_in_latent_and_filter(direction, image_size):
+    mask = raster_mask(2, 3, direction)
+    weight = random_filter(2, 3, direction, "raster", scale=0.05).requires_grad_()
+    z = random_images(1, 2, *image_size).requires_grad_()
+
+    def solve(z: Tensor, weight: Tensor) -> Tensor:
+        x = solve_autoregressive_conv(z, weight * mask, direction=direction)
+        return x[..., :2, :2], x.sum()
+
+    assert torch.autograd.gradcheck(solve, (z, weight), fast_mode=image_size != (3, 2))
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_backends_without_gradients_say_so(backend):
+    if find_backend(backend).records_gradients:
+        return
+    weight = random_filter(3, 3, "lower")
+    z = random_images(1, 3, 4, 4).requires_grad_()
+    with pytest.raises(InputError, match="records no gradient"):
+        solve_autoregressive_conv(z, weight, direction="lower", backend=backend)
+    with torch.no_grad():
+        solve_autoregressive_conv(z, weight, direction="lower", backend=backend)
+
+
+def test_a_solver_prepared_in_inference_mode_serves_autograd_later():
+    weight = random_filter(3, 3, "lower")
+    with torch.inference_mode():
+        solver = prepare_autoregressive_conv(weight, direction="lower", image_size=(40, 30), backend="torch")
+        solver(random_images(1, 3, 40, 30))
+    z = random_images(1, 3, 40, 30).requires_grad_()
+    solver(z).sum().backward()
+    assert z.grad is not None and z.grad.abs().min() > 0
+
+
+# ----------------------------------------------------------------------------------------- caches, threads, processes
+
+
+class CachedInverse(nn.Module):
+    """Holds solvers the way that layers do."""
+
+    def __init__(self, weight: Tensor, backend: str | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.backend = backend
+        self.cache: WeightCache[AutoregressiveConvSolver] = WeightCache()
+
+    def inverse(self, z: Tensor) -> Tensor:
+        size = (z.shape[2], z.shape[3])
+        name = choose_backend(z, self.weight) if self.backend is None else self.backend
+        prepare = partial(prepare_autoregressive_conv, self.weight, direction="lower", image_size=size, backend=name)
+        return self.cache.get(prepare, self.weight, key=(*size, name, z.dtype))(z)
+
+
+@pytest.mark.parametrize("backend", [*FAST_BACKENDS, None])
+@torch.no_grad()
+def test_a_stale_solver_cannot_be_seen(backend):
+    layer = CachedInverse(random_filter(3, 3, "lower"), backend)
+    mask = raster_mask(3, 3, "lower")
+    x = random_images(2, 3, 6, 5)
+
+    def assert_current() -> None:
+        here = x.to(layer.weight.dtype)
+        tolerance = 1e-10 if layer.weight.dtype == torch.float64 else 1e-4
+        for images in (here, here[..., :4]):
+            assert torch.allclose(layer.inverse(convolve(images, layer.weight)), images, atol=tolerance, rtol=tolerance)
+
+    assert_current()
+    layer.load_state_dict({"weight": random_filter(3, 3, "lower", seed=5)})
+    assert_current()
+
+    optimiser = torch.optim.Adamax(layer.parameters(), lr=0.01)
+    layer.weight.grad = mask.double()
+    optimiser.step()
+    assert_current()
+
+    average = copy.deepcopy(layer)
+    average.weight.data.copy_(random_filter(3, 3, "lower", seed=6))
+    for a, b in zip(layer.parameters(), average.parameters(), strict=True):  # the way that EMA callbacks swap
+        kept = a.data.clone()
+        a.data.copy_(b.data)
+        b.data.copy_(kept)
+    assert_current()
+    layer, average = average, layer
+    assert_current()
+
+    layer.weight.data[0, 0, 2, 2] += 0.25
+    assert_current()
+    layer.weight.data = random_filter(3, 3, "lower", seed=7)
+    assert_current()
+    layer.to(torch.float32)
+    assert_current()
+    layer.to(torch.float64)
+    assert_current()
+    with torch.enable_grad():
+        assert_current() if backend in (None, "torch") else None
+    layer.weight.mul_(1.1)
+    assert_current()
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+def test_several_threads_may_share_a_solver(backend):
+    weight = random_filter(12, 3, "lower", dtype=torch.float32)
+    solver = prepare_autoregressive_conv(weight, direction="lower", image_size=(8, 8), backend=backend)
+    batches = [random_images(1 + 5 * n, 12, 8, 8, dtype=torch.float32, seed=n) for n in range(6)]
+    expected = [solver(z) for z in batches]
+    wrong: list[int] = []
+
+    def work(n: int) -> None:
+        for _ in range(20):
+            if not torch.equal(solver(batches[n]), expected[n]):
+                wrong.append(n)
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(len(batches))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+        assert not worker.is_alive()
+    assert not wrong
