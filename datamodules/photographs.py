@@ -9,6 +9,7 @@ import numpy as np
 import skimage.data
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torch.nn.functional import max_pool2d
@@ -32,16 +33,17 @@ PHOTOGRAPHS: dict[str, dict[str, Callable[[], NDArray[np.uint8]]]] = {
 }
 
 BLOCK_SIZE = 96
-VALIDATION_SHARE, TEST_SHARE = 0.10, 0.15
-SPLIT_SEED = 0
-"""Fixed for good: which blocks are held out is part of the data set, not of a run."""
+"""Side of the blocks that are held out whole, in pixels."""
+
+PERIOD, TEST_PHASE, VALIDATION_PHASE = 7, 0, 4
+"""Of every seven blocks, in reading order, the first is for testing and the fifth for validation."""
 
 
 class Windows(ImageDataset):
     """Square windows into some photographs.
 
     Args:
-        photographs: uint8 ``(3, H, W)`` each.
+        photographs: uint8 ``(C, H, W)`` each.
         places: int64 ``(N, 3)``: number of the photograph, top row and left column of each window.
         size: side of the windows in pixels.
     """
@@ -56,16 +58,16 @@ class Windows(ImageDataset):
         size = self.size
         places = self.places[torch.as_tensor(indices, dtype=torch.int64)].tolist()
         windows = [self.photographs[i][:, top : top + size, left : left + size] for i, top, left in places]
-        return torch.stack(windows) if windows else self.photographs[0].new_empty(0, 3, size, size)
+        return torch.stack(windows) if windows else self.photographs[0].new_empty(0, len(self.photographs[0]), size, size)
 
 
 class PhotographCrops(ImageDataModule):
     """Crops of a few colour photographs, with whole regions held out.
 
-    Each photograph is cut into blocks of 96 x 96 pixels (what is left over at the right and bottom is not used); 15 %
-    of the blocks of every photograph are for testing, 10 % for validation. A training image is any window that lies
-    inside training blocks, so no held-out pixel is ever seen in training. The validation and test images are the
-    disjoint windows that tile their blocks: fixed, every pixel counted once.
+    Each photograph is cut into blocks of 96 x 96 pixels (what is left over at the right and bottom is not used). Of
+    every seven blocks in reading order the first is for testing and the fifth for validation. A training image is any
+    window that lies inside training blocks, so no held-out pixel is ever seen in training. The validation and test
+    images are the disjoint windows that tile their blocks: fixed, every pixel counted once.
 
     Collections (all 8-bit colour, no labels):
 
@@ -75,6 +77,7 @@ class PhotographCrops(ImageDataModule):
 
     Args:
         collection: which photographs.
+        num_channels: 3, or 1 for the luminance.
         image_size: side of the crops, at most 96.
         **options: see :class:`datamodules.base.ImageDataModule`.
 
@@ -82,37 +85,39 @@ class PhotographCrops(ImageDataModule):
         InputError: an unknown collection or a size above 96.
     """
 
-    def __init__(self, collection: Collection, image_size: int = 32, **options: int | None) -> None:
-        super().__init__(num_channels=3, image_size=image_size, **options)  # type: ignore[arg-type]
+    def __init__(
+        self, collection: Collection, num_channels: int = 3, image_size: int = 32, **options: int | None
+    ) -> None:
+        super().__init__(num_channels=num_channels, image_size=image_size, **options)  # type: ignore[arg-type]
         if collection not in get_args(Collection):
             raise InputError(f"collection must be one of {', '.join(get_args(Collection))}, not '{collection}'")
         if not 1 <= image_size <= BLOCK_SIZE:
             raise InputError(f"data.image_size must be between 1 and {BLOCK_SIZE}, not {image_size}")
+        if num_channels not in (1, 3):
+            raise InputError(f"data.num_channels must be 1 or 3, not {num_channels}")
         self.collection = collection
 
     def setup(self, stage: str | None = None) -> None:
         arrays = [load() for load in PHOTOGRAPHS[self.collection].values()]
-        photographs = [torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))) for array in arrays]
-        splits = [_blocks(photograph, number) for number, photograph in enumerate(photographs)]
+        photographs = [_as_tensor(array, self.num_channels) for array in arrays]
+        phases = [_phases(photograph) for photograph in photographs]
         size = self.image_size
-        self.train = Windows(photographs, _everywhere([split == TRAIN for split in splits], size), size)
-        self.val = Windows(photographs, _tiles([split == VALIDATION for split in splits], size), size)
-        self.test = Windows(photographs, _tiles([split == TEST for split in splits], size), size)
+        training = [(phase != TEST_PHASE) & (phase != VALIDATION_PHASE) for phase in phases]
+        self.train = Windows(photographs, _everywhere(training, size), size)
+        self.val = Windows(photographs, _tiles([phase == VALIDATION_PHASE for phase in phases], size), size)
+        self.test = Windows(photographs, _tiles([phase == TEST_PHASE for phase in phases], size), size)
 
 
-TRAIN, VALIDATION, TEST = 0, 1, 2
+def _as_tensor(array: NDArray[np.uint8], num_channels: int) -> Tensor:
+    """A colour photograph ``(H, W, 3)`` as ``(num_channels, H, W)``; one channel is the luminance (ITU-R 601)."""
+    picture = Image.fromarray(array).convert({1: "L", 3: "RGB"}[num_channels])
+    return torch.from_numpy(np.array(picture)).view(*array.shape[:2], num_channels).permute(2, 0, 1).contiguous()
 
 
-def _blocks(photograph: Tensor, number: int) -> Tensor:
-    """To which split each block of a photograph belongs, ``(H // 96, W // 96)``."""
+def _phases(photograph: Tensor) -> Tensor:
+    """The place of each block of a photograph in its group of seven, ``(H // 96, W // 96)``."""
     rows, columns = photograph.shape[1] // BLOCK_SIZE, photograph.shape[2] // BLOCK_SIZE
-    count = rows * columns
-    order = np.random.default_rng([SPLIT_SEED, number]).permutation(count)
-    num_test, num_validation = max(1, round(TEST_SHARE * count)), max(1, round(VALIDATION_SHARE * count))
-    split = torch.full((count,), TRAIN)
-    split[order[:num_test]] = TEST
-    split[order[num_test : num_test + num_validation]] = VALIDATION
-    return split.view(rows, columns)
+    return (torch.arange(rows * columns) % PERIOD).view(rows, columns)
 
 
 def _everywhere(allowed: Sequence[Tensor], size: int) -> Tensor:
@@ -120,7 +125,7 @@ def _everywhere(allowed: Sequence[Tensor], size: int) -> Tensor:
     places = []
     for number, blocks in enumerate(allowed):
         forbidden = (~blocks).float().repeat_interleave(BLOCK_SIZE, 0).repeat_interleave(BLOCK_SIZE, 1)
-        touches_forbidden = max_pool2d(forbidden[None], size, stride=1)[0]
+        touches_forbidden = max_pool2d(max_pool2d(forbidden[None], (size, 1), stride=1), (1, size), stride=1)[0]
         inside = (touches_forbidden == 0).nonzero()
         places.append(torch.nn.functional.pad(inside, (1, 0), value=number))
     return torch.cat(places)

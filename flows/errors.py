@@ -1,7 +1,7 @@
-"""The two failures that the project tells apart from bugs.
+"""The failures that the project tells apart from bugs.
 
-Entry points print these as one line on stderr and exit with a non-zero code; anything else is a bug
-and keeps its traceback.
+Entry points print these as one line on stderr and exit with a non-zero code; anything else is a bug and keeps its
+traceback.
 """
 
 
@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class NonFiniteError(FloatingPointError):
     """A number that must be finite is NaN or infinite. The message says where it was first seen."""
+
+
+class StorageError(OSError):
+    """A file could not be written. What stood in its place before is untouched; nothing half-written is left."""

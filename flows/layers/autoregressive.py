@@ -11,7 +11,7 @@ from flows.errors import InputError
 from flows.layers.base import Layer, require_channels
 from flows.layers.masks import Direction, MaskShape, autoregressive_mask
 from flows.numerics import same_for_every_image
-from flows.solvers import AutoregressiveConvSolver, prepare_autoregressive_conv
+from flows.solvers import AutoregressiveConvSolver, choose_backend, find_backend
 
 NOISE_DEVIATION = 0.02
 """Standard deviation of the noise that is added to the identity filter at the start (the released code)."""
@@ -65,6 +65,8 @@ class AutoregressiveConv2d(Layer):
         require_channels(num_channels)
         if dilation < 1:
             raise InputError(f"dilation must be at least 1, not {dilation}")
+        if solver is not None:
+            find_backend(solver)
         self.register_buffer("weight_mask", autoregressive_mask(num_channels, kernel_size, direction, mask))
         self.weight = nn.Parameter(NOISE_DEVIATION * torch.randn_like(self.weight_mask) * self.weight_mask)
         self.bias = nn.Parameter(torch.zeros(num_channels)) if bias else None
@@ -96,15 +98,12 @@ class AutoregressiveConv2d(Layer):
         if self.bias is not None:
             z = z - self.bias[:, None, None]
         image_size = (z.shape[2], z.shape[3])
+        backend = self.solver or choose_backend(z, self.weight)
         solver = self._prepared.get(
-            lambda: prepare_autoregressive_conv(
-                self.filter(),
-                direction=self.direction,
-                image_size=image_size,
-                dilation=self.dilation,
-                backend=self.solver,
+            lambda: find_backend(backend)(
+                self.filter(), direction=self.direction, image_size=image_size, dilation=self.dilation
             ),
             self.weight,
-            key=(image_size, self.solver),
+            key=(image_size, backend),
         )
         return solver(z)

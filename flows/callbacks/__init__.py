@@ -1,0 +1,17 @@
+"""Lightning callbacks: what happens around the training steps, a file each."""
+
+from flows.callbacks.averaging import AveragedWeights
+from flows.callbacks.finite import StopOnNonFinite
+from flows.callbacks.inversion import InversionMonitor
+from flows.callbacks.pictures import SamplePictures
+from flows.callbacks.progress import ProgressBar
+from flows.callbacks.throughput import Throughput
+
+__all__ = [
+    "AveragedWeights",
+    "InversionMonitor",
+    "ProgressBar",
+    "SamplePictures",
+    "StopOnNonFinite",
+    "Throughput",
+]

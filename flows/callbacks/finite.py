@@ -1,0 +1,53 @@
+"""Stop at the first number that is not finite, and say where it came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flows.diagnostics import first_non_finite
+from flows.errors import NonFiniteError
+
+
+class StopOnNonFinite(pl.Callback):
+    """Stops a training whose loss or gradient becomes NaN or infinite, before the weights take harm.
+
+    The message names the step, the layer or parameter where it was first seen, and the last good checkpoint.
+
+    Raises:
+        NonFiniteError: from the training step in question.
+    """
+
+    def __init__(self) -> None:
+        self._images: Tensor | None = None
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._images, _ = batch
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            assert self._images is not None
+            flow = pl_module.flow
+            where = first_non_finite(flow, flow.dequantizer.dequantize(self._images, 0.5, flow.dtype))
+            raise NonFiniteError(self._message(trainer, f"the loss is {loss.item()}", where))
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+        named = [(name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None]
+        if not torch.isfinite(torch.nn.utils.get_total_norm([gradient for _, gradient in named])):
+            where = next(name for name, gradient in named if not torch.isfinite(gradient).all())
+            raise NonFiniteError(self._message(trainer, "the gradient is not finite", f"parameter {where}"))
+
+    @staticmethod
+    def _message(trainer: pl.Trainer, what: str, where: str) -> str:
+        paths = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        saved = next((path for path in reversed(paths) if path), None)
+        remedy = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
+        return (
+            f"training stopped at step {trainer.global_step} (epoch {trainer.current_epoch}): {what}; first seen in "
+            f"{where}; {remedy}; a lower optimizer.lr or a longer optimizer.warmup_steps usually helps"
+        )

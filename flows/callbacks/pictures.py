@@ -1,0 +1,75 @@
+"""Pictures of samples while training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from flows.errors import InputError, NonFiniteError
+from flows.pictures import grid, save_png, to_array
+from flows.randomness import Stream, generator_for
+
+
+class SamplePictures(pl.Callback):
+    """Draws a grid of samples at the end of every n-th validation, one row for each temperature.
+
+    The latents are the same every time, so that pictures can be compared; each goes to ``folder`` as a PNG and to
+    every logger that shows images. At an early stage of training a sample may overflow: that picture is left out, with
+    a warning.
+
+    Args:
+        folder: where the PNGs go.
+        temperatures: of the rows, top to bottom.
+        num_columns: samples at each temperature.
+        every_n_validations: at least 1.
+        seed: of the latents.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        temperatures: Sequence[float] = (0.5, 0.7, 0.8, 1.0),
+        num_columns: int = 8,
+        every_n_validations: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if every_n_validations < 1 or num_columns < 1:
+            raise InputError("callbacks.samples: every_n_validations and num_columns must be at least 1")
+        self.folder, self.temperatures, self.num_columns = Path(folder), list(temperatures), num_columns
+        self.every_n_validations, self.seed = every_n_validations, seed
+        self._num_validations = 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        self._num_validations += 1
+        if self._num_validations % self.every_n_validations or not trainer.is_global_zero:
+            return
+        step = trainer.global_step
+        try:
+            picture = grid(self.draw(pl_module.flow), self.num_columns)
+        except NonFiniteError as error:
+            warnings.warn(f"no sample picture at step {step}: {error}", stacklevel=1)
+            return
+        save_png(picture, self.folder / f"step={step:07d}.png")
+        caption = "temperature, top to bottom: " + ", ".join(f"{t:g}" for t in self.temperatures)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("samples", [to_array(picture)], step=step, caption=[caption])
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("samples", picture, step)
+
+    def draw(self, flow: Any) -> Tensor:
+        """The samples of one picture, row by row; every row starts from the same latents."""
+        rows = [
+            flow.sample(self.num_columns, temperature, generator_for(Stream.SAMPLES, self.seed))
+            for temperature in self.temperatures
+        ]
+        return torch.cat(rows)

@@ -1,0 +1,108 @@
+"""Reading a flow back from a checkpoint, without running anything that the file says.
+
+A checkpoint is Lightning's, with three entries of this project: ``config`` (the resolved configuration as plain data),
+``overrides`` (the command line that led to it) and ``format``. Its tensors are read with ``weights_only=True``; of the
+configuration only this project's own classes are built.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from flows.errors import InputError
+from flows.instantiation import build_trusted
+from flows.layers import Layer
+from flows.model import Flow
+
+FORMAT = 1
+"""Version of the project's entries in a checkpoint."""
+
+Weights = Literal["raw", "averaged"]
+
+FLOW_PREFIX = "flow."
+"""Where the Lightning module keeps the flow."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file, tensors on the CPU.
+
+    Raises:
+        InputError: no such file; one that is truncated, or no checkpoint; one of another program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read as a checkpoint: it is truncated, damaged or something else altogether "
+            f"({_first_line(error)})"
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content or content.get("format") != FORMAT:
+        raise InputError(f"{path} is not a checkpoint of this project: it has no configuration of the model inside")
+    return content
+
+
+def load_flow(
+    checkpoint: str | Path,
+    weights: Weights = "raw",
+    device: torch.device | str = "cpu",
+    packages: Sequence[str] = ("flows",),
+) -> Flow:
+    """Load a trained flow from a checkpoint file alone.
+
+    Args:
+        checkpoint: a ``.ckpt`` file that ``train.py`` wrote.
+        weights: ``"raw"``, or ``"averaged"`` for their exponential moving average, if the training kept one.
+        device: where to put it.
+        packages: top-level packages whose layers the stored configuration may build. Add your own here if your
+            layers live outside of this project; that trusts the file to build any :class:`flows.Layer` of it.
+
+    Returns:
+        The flow, in eval mode.
+
+    Raises:
+        InputError: the file is missing, broken, of another program, or names a class outside of ``packages``; it holds
+            no averaged weights; its weights do not fit its configuration.
+    """
+    path = Path(checkpoint)
+    content = read_checkpoint(path)
+    flow = build_flow(content["config"], packages)
+    state = _flow_state(path, content, weights)
+    try:
+        flow.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"the weights in {path} do not fit the model that it describes: {_first_line(error)}") from error
+    return flow.to(device).eval()
+
+
+def build_flow(config: dict[str, Any], packages: Sequence[str] = ("flows",)) -> Flow:
+    """The untrained flow that a stored configuration describes; see :func:`load_flow`."""
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise InputError("the stored configuration has no model")
+    flow = build_trusted(config["model"], allowed=(Flow, Layer), packages=packages)
+    if not isinstance(flow, Flow):
+        raise InputError(f"the stored configuration describes a {type(flow).__name__}, not a flow")
+    return flow
+
+
+def _flow_state(path: Path, content: dict[str, Any], weights: Weights) -> dict[str, Any]:
+    has_average = "current_model_state" in content
+    if weights == "averaged" and not has_average:
+        raise InputError(f"{path} holds no averaged weights: load weights=raw, or train with callbacks.averaging")
+    if weights not in ("raw", "averaged"):
+        raise InputError(f"weights must be 'raw' or 'averaged', not '{weights}'")
+    # With an average, Lightning's callback keeps it as the state_dict and the raw weights beside it.
+    state = content["current_model_state" if has_average and weights == "raw" else "state_dict"]
+    return {name.removeprefix(FLOW_PREFIX): value for name, value in state.items() if name.startswith(FLOW_PREFIX)}
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

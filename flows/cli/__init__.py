@@ -1,0 +1,1 @@
+"""What the entry points share: the command line, run folders, and reports."""

@@ -1,0 +1,168 @@
+"""Is this command line right? Answered before any work, in one line that names the near matches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flows.errors import InputError
+from flows.instantiation import check, did_you_mean
+
+MAX_CHOICES_CHECKED = 64
+"""Of a sweep, so many single choices are composed beforehand; the rest are checked as they come up."""
+
+
+def check_command_line(config_dir: Path, config_name: str, argv: list[str]) -> None:
+    """Compose the configuration that ``argv`` asks for, and every choice of a sweep on its own, and check each.
+
+    Raises:
+        InputError: a group, option, key or value that does not exist or has the wrong type.
+    """
+    arguments = get_args_parser().parse_args(argv)
+    if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.info:
+        return
+    try:
+        overrides = OverridesParser.create().parse_overrides(arguments.overrides)
+    except OverrideParseException as error:
+        raise InputError(f"cannot read the override {error.override!r}: {_first_line(error)}") from error
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir)):
+        if not arguments.multirun:
+            for override in overrides:
+                if override.is_sweep_override():
+                    raise InputError(f"{override.input_line!r} is a sweep of several values: add -m to run each of them")
+        for lines in _single_runs(overrides):
+            check(compose_resolved(config_name, lines))
+
+
+def compose_resolved(config_name: str, overrides: list[str]) -> dict[str, Any]:
+    """The plain configuration for some overrides; Hydra must be initialised. Raises ``InputError`` like the caller."""
+    try:
+        config = compose(config_name, overrides, return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        return OmegaConf.to_container(own, resolve=True)  # type: ignore[return-value]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_explain(error, config_name, OverridesParser.create().parse_overrides(overrides))) from error
+
+
+def _single_runs(overrides: list[Override]) -> Iterator[list[str]]:
+    """Command lines without sweeps that together contain every choice of every sweep."""
+    choices = [_choices(override) for override in overrides]
+    first = [options[0] for options in choices]
+    yield first
+    count = 0
+    for position, options in enumerate(choices):
+        for option in options[1:]:
+            count += 1
+            if count > MAX_CHOICES_CHECKED:
+                return
+            yield [*first[:position], option, *first[position + 1 :]]
+
+
+def _choices(override: Override) -> list[str]:
+    """The overrides, without a sweep, that an override stands for."""
+    key = override.get_key_element()
+    value = override.value()
+    if isinstance(value, Glob):
+        matching = [name for name in _options(override.key_or_group) if _glob_matches(value, name)]
+        if not matching:
+            raise InputError(f"{override.input_line!r} matches no option of {override.key_or_group!r}")
+        return [f"{key}={name}" for name in matching]
+    if isinstance(value, IntervalSweep):
+        return [f"{key}={value.start}"]
+    if override.is_sweep_override():
+        return [f"{key}={text}" for text in override.sweep_string_iterator()]
+    assert override.input_line is not None
+    return [override.input_line]
+
+
+def _glob_matches(glob: Glob, name: str) -> bool:
+    included = any(fnmatchcase(name, pattern) for pattern in glob.include)
+    return included and not any(fnmatchcase(name, pattern) for pattern in glob.exclude)
+
+
+def _explain(error: Exception, config_name: str, overrides: list[Override]) -> str:
+    """One line that says which override is wrong and what was probably meant."""
+    groups = {group: _options(group) for group in _groups()}
+    for override in overrides:
+        key, value = override.key_or_group, override.value()
+        if key in groups and not override.is_delete() and isinstance(value, str) and value not in groups[key]:
+            return (
+                f"there is no {key}={value}{did_you_mean(value, groups[key])} "
+                f"(available: {', '.join(groups[key])})"
+            )
+    keys = _keys(config_name, [override for override in overrides if override.key_or_group in groups])
+    for override in overrides:
+        key = override.key_or_group
+        if key in groups or key.split(".")[0].split("/")[0] == "hydra" or override.is_add():
+            continue
+        if key not in keys:
+            near = did_you_mean(key, [*keys, *groups]) or _same_leaf(key, keys)
+            return f"there is no configuration key {key!r}{near}; --help lists what there is"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    where = f"{cause.full_key}: " if isinstance(cause, OmegaConfBaseException) and cause.full_key else ""
+    return f"{where}{_first_line(cause)}"
+
+
+def _same_leaf(key: str, keys: list[str]) -> str:
+    """``lr`` for ``optimizer.lr``: a key that is right but for its path."""
+    leaf = key.split(".")[-1]
+    same = [candidate for candidate in keys if candidate.split(".")[-1] == leaf][:3]
+    return f"; did you mean {' or '.join(repr(name) for name in same)}?" if same else ""
+
+
+def _keys(config_name: str, group_overrides: list[Override]) -> list[str]:
+    """All dotted keys of the configuration under the given choice of groups."""
+    lines = [override.input_line for override in group_overrides if override.input_line is not None]
+    try:
+        config = compose(config_name, lines)
+    except (HydraException, OmegaConfBaseException):
+        config = compose(config_name)
+    return list(_dotted(config))
+
+
+def _dotted(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        path = f"{prefix}.{key}" if prefix else str(key)
+        yield path
+        if not OmegaConf.is_missing(config, key):
+            child = config._get_node(key)
+            if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+                yield from _dotted(child, path)
+            elif isinstance(child, Mapping):
+                yield from (f"{path}.{name}" for name in child)
+
+
+def _groups(parent: str = "") -> Iterator[str]:
+    loader = GlobalHydra.instance().config_loader()
+    for group in loader.list_groups(parent):
+        if parent or group != "hydra":
+            path = f"{parent}/{group}" if parent else group
+            yield path
+            yield from _groups(path)
+
+
+def _options(group: str) -> list[str]:
+    """Options of a group, also those in folders below it (``laptop/table2``)."""
+    loader = GlobalHydra.instance().config_loader()
+    options = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
+    nested = [f"{child}/{name}" for child in loader.list_groups(group) for name in _options(f"{group}/{child}")]
+    return [*options, *nested]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,66 @@
+"""The root of each program's configuration: every key that may stand there, with its type.
+
+The groups' own contents are checked against the signatures of what they build (:mod:`flows.instantiation`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class TrainSchema:
+    """Root of ``train.py``'s configuration."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    mixing: dict[str, Any] = field(default_factory=dict)
+    coupling: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    precision: str = "exact"
+    run_dir: str = MISSING
+    resume: str | None = None
+
+
+@dataclass
+class SampleSchema:
+    """Root of ``sample.py``'s configuration."""
+
+    checkpoint: str = MISSING
+    weights: str = "raw"
+    mode: str = "sample"
+    num_samples: int = 64
+    temperature: float = 1.0
+    seed: int = 0
+    batch_size: int = 64
+    images: str | None = None
+    output: str = "samples"
+    device: str = "auto"
+
+
+@dataclass
+class EvaluateSchema:
+    """Root of ``evaluate.py``'s configuration."""
+
+    checkpoint: str = MISSING
+    weights: str = "raw"
+    images: str | None = None
+    batch_size: int = 256
+    seed: int = 0
+    output: str | None = None
+    device: str = "auto"
+
+
+def register() -> None:
+    """Make the schemas known to Hydra under the names that the YAML files' defaults use."""
+    store = ConfigStore.instance()
+    for name, schema in (("train", TrainSchema), ("sample", SampleSchema), ("evaluate", EvaluateSchema)):
+        store.store(name=f"{name}_schema", node=schema)

@@ -1,0 +1,37 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from flows.errors import StorageError
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a binary file that appears under its name only when everything has been written.
+
+    It is written beside its destination, flushed to the disk, and renamed. If anything goes wrong, the half-written
+    file is removed and what was at ``path`` before is still there. Missing folders are made.
+
+    Raises:
+        StorageError: the file system refuses (full, read-only, no permission), with the path and the reason.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        kept = "; the file that was there before is untouched" if path.exists() else ""
+        raise StorageError(f"cannot write {path}: {error.strerror or error}{kept}") from error
+    finally:
+        beside.unlink(missing_ok=True)

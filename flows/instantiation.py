@@ -1,0 +1,178 @@
+"""From configuration to objects: checked first, then built.
+
+Two questions are answered here, and nowhere else. *Is this configuration right?* Every node with a ``_target_`` is
+compared with the signature of what it names: unknown arguments and values of the wrong type are the user's mistake and
+get one line. *May it be built at all?* A configuration that comes out of a file (a checkpoint) may name classes of this
+project only, so that loading somebody's file never runs somebody's code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from pydantic import TypeAdapter, ValidationError
+
+from flows.errors import InputError, NonFiniteError, StorageError
+
+Config = Mapping[str, Any]
+
+SPECIAL_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+
+
+def build(config: Config) -> Any:
+    """Build the object that a plain, resolved configuration describes; every container in it is a plain one.
+
+    Raises:
+        InputError, NonFiniteError, StorageError: raised by what is built; without Hydra's wrapping.
+    """
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, (InputError, NonFiniteError, StorageError)):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from error
+
+
+def build_trusted(config: Any, allowed: Iterable[type], packages: Sequence[str] = ("flows", "datamodules")) -> Any:
+    """Build what a configuration from outside describes, if it names nothing but allowed classes of this project.
+
+    Args:
+        config: plain data, as found in a checkpoint.
+        allowed: each named class must be one of these or derive from one.
+        packages: top-level packages that may be imported.
+
+    Raises:
+        InputError: anything else is named, or the configuration contains an interpolation.
+    """
+    allowed = tuple(allowed)
+    for path, node in _nodes(config):
+        if isinstance(node, str) and "${" in node:
+            raise InputError(f"the stored configuration contains an interpolation at {path}, which is never resolved")
+        if isinstance(node, Mapping) and "_target_" in node:
+            _require_allowed(path, node["_target_"], allowed, packages)
+    return build(config)
+
+
+def _require_allowed(path: str, target: Any, allowed: tuple[type, ...], packages: Sequence[str]) -> None:
+    refusal = InputError(
+        f"the stored configuration wants to build {target!r} at {path or 'its root'}: only classes of "
+        f"{' and '.join(packages)} may be built from a file"
+    )
+    if not isinstance(target, str):
+        raise refusal
+    module_name, _, name = target.rpartition(".")
+    if module_name.split(".")[0] not in packages:
+        raise refusal
+    try:
+        named = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"the stored configuration names {target}, which this version does not have") from error
+    if not (inspect.isclass(named) and issubclass(named, allowed) and named.__module__.split(".")[0] in packages):
+        raise refusal
+
+
+def check(config: Any) -> None:
+    """Compare every node of a resolved configuration with the signature of what its ``_target_`` names.
+
+    Raises:
+        InputError: a target that does not exist, an argument that it does not take (naming the nearest that it does),
+            or a value of the wrong type; in one line with the full path of the key.
+    """
+    for path, node in _nodes(config):
+        if isinstance(node, Mapping) and "_target_" in node:
+            _check_node(path, node)
+
+
+def _check_node(path: str, node: Config) -> None:
+    target = node["_target_"]
+    try:
+        called: Callable[..., Any] = get_object(target)
+    except Exception as error:  # Hydra raises plain Exceptions of several kinds here
+        raise InputError(f"{path}._target_ names {target}, which cannot be imported: {_first_line(error)}") from error
+    parameters = inspect.signature(called).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    hints = _type_hints(called)
+    for key, value in node.items():
+        if key in SPECIAL_KEYS:
+            continue
+        if key not in parameters and not takes_any:
+            raise InputError(f"{path}.{key}: {target} takes no '{key}'{did_you_mean(key, parameters)}")
+        if key in hints and not _fits(value, hints[key]):
+            wanted = _describe(hints[key])
+            raise InputError(f"{path}.{key} must be {wanted}, not {value!r}")
+
+
+def did_you_mean(word: str, candidates: Iterable[str], *, num: int = 3) -> str:
+    """``; did you mean 'a' or 'b'?`` with the nearest candidates, or nothing if none is near."""
+    candidates = list(candidates)
+    near = difflib.get_close_matches(word, candidates, n=num, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+
+
+def _nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every node below ``node``, itself included, with its dotted path."""
+    yield path, node
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, Mapping):
+        children = node.items()
+    elif isinstance(node, (list, tuple)):
+        children = enumerate(node)
+    for key, child in children:
+        yield from _nodes(child, f"{path}.{key}" if path else str(key))
+
+
+def _type_hints(called: Callable[..., Any]) -> dict[str, Any]:
+    function = called.__init__ if inspect.isclass(called) else called  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):  # hints of other people's code that cannot be evaluated are not checked
+        return {}
+
+
+def _is_checkable(hint: Any) -> bool:
+    """Whether a type hint speaks of plain values only, so that a value from YAML can be held against it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return True
+    if origin in (typing.Union, UnionType) or origin in (list, Sequence):
+        return all(_is_checkable(argument) for argument in arguments)
+    return hint in (int, float, bool, str, NoneType)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if not _is_checkable(hint):
+        return True
+    if isinstance(value, Mapping):  # a node that is built into an object first
+        return "_target_" in value
+    try:
+        TypeAdapter(hint).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def _describe(hint: Any) -> str:
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(repr(choice) for choice in arguments)
+    if typing.get_origin(hint) in (typing.Union, UnionType):
+        return " or ".join(_describe(argument) for argument in arguments)
+    if arguments:
+        return f"a list of {_describe(arguments[0])}"
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+    return names.get(hint, str(hint))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,146 @@
+"""Train a flow: ``python train.py [group=option ...] [key=value ...]``; ``--help`` lists what there is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules import ImageDataModule
+from flows import InputError, load_flow
+from flows.checkpoint import FORMAT, read_checkpoint
+from flows.checkpoint_io import AtomicCheckpointIO
+from flows.cli import entry, report, runs
+from flows.diagnostics import count_parameters
+from flows.evaluation import Score, bits_per_dim, codec_bits_per_dim
+from flows.files import atomic_write
+from flows.instantiation import build
+from flows.lightning_module import FlowModule
+from flows.numerics import set_matmul_precision
+from flows.pictures import grid, save_png
+from flows.randomness import Stream, generator_for
+
+log = logging.getLogger(__name__)
+
+
+class DescribeCheckpoint(pl.Callback):
+    """Puts into every checkpoint what is needed to read it without anything else."""
+
+    def __init__(self, config: dict[str, Any], overrides: list[str]) -> None:
+        self.description = {"format": FORMAT, "config": config, "overrides": overrides}
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint.update(self.description)
+
+
+def train(cfg: DictConfig) -> float:
+    """One run, from its configuration to its results; returns the best validation score for a sweeper."""
+    started = time.perf_counter()
+    hydra_cfg = HydraConfig.get()
+    run_dir = Path(hydra_cfg.runtime.output_dir)
+    OmegaConf.update(cfg, "run_dir", str(run_dir))
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    overrides = [str(line) for line in hydra_cfg.overrides.task if not line.startswith("resume=")]
+
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    set_matmul_precision(config["precision"])
+    try:
+        data: ImageDataModule = build(config["data"])
+        flow = build(config["model"])
+        module = FlowModule(flow, build(config["optimizer"]), config["seed"])
+        trainer = _trainer(config, overrides)
+        if config["resume"] is None:
+            runs.claim(run_dir, config, overrides)
+        else:
+            runs.require_same_model(Path(config["resume"]), config)
+    except Exception:
+        runs.release_if_unclaimed(run_dir)
+        raise
+
+    data.prepare_data()
+    data.setup()
+    if config["resume"] is None:
+        flow.to(trainer.strategy.root_device)
+        flow.initialize(data.initialization_images(), generator_for(Stream.INITIALIZATION, config["seed"], 1))
+    report.console.print(
+        f"{count_parameters(flow):,} parameters; {len(data.train):,} images to train on, {len(data.val):,} to validate, "
+        f"{len(data.test):,} to test; writing to {run_dir}",
+        markup=False,
+    )
+    trainer.fit(module, data, ckpt_path=config["resume"], weights_only=True)
+
+    if trainer.is_global_zero:
+        _conclude(run_dir, trainer, data, started)
+    best = trainer.checkpoint_callback
+    return float(best.best_model_score) if best is not None and best.best_model_score is not None else float("nan")  # type: ignore[attr-defined]
+
+
+def _trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
+    callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
+    loggers = [build(node) for node in config["logger"].values() if isinstance(node, dict)]
+    for logger in loggers:
+        logger.log_hyperparams(config)
+    return build(
+        {
+            **config["trainer"],
+            "callbacks": [*callbacks, DescribeCheckpoint(config, overrides)],
+            "logger": loggers,
+            "plugins": [AtomicCheckpointIO()],
+        }
+    )
+
+
+def _conclude(run_dir: Path, trainer: pl.Trainer, data: ImageDataModule, started: float) -> None:
+    """Score the best checkpoint on the test split, draw samples from it, and report."""
+    checkpoint = runs.find_checkpoint(str(run_dir))
+    kept = ("raw", "averaged") if "current_model_state" in read_checkpoint(checkpoint) else ("raw",)
+    test = data.test_dataloader()
+    results: dict[str, Any] = {"checkpoint": str(checkpoint), "split": "test", "num_images": len(data.test)}
+    rows: list[tuple[str, Any]] = []
+    for weights in kept:
+        flow = load_flow(checkpoint, weights, trainer.strategy.root_device)
+        with report.progress(f"test, {weights} weights", len(data.test)) as advance:
+            score = Score.of(bits_per_dim(flow, test, on_batch=advance))
+        name = "test/bits_per_dim" if weights == "raw" else "test/bits_per_dim_averaged"
+        results[name], results[f"{name}_standard_error"] = score.mean, score.standard_error
+        rows.append((f"test bits/dim, {weights} weights", score))
+    images = data.test.gather(range(len(data.test)))
+    for codec, title in (("png", "PNG"), ("webp", "lossless WebP")):
+        mean = float(codec_bits_per_dim(images, codec).mean())  # type: ignore[arg-type]
+        results[f"test/{codec}_bits_per_dim"] = mean
+        rows.append((f"{title} bits/dim on the same images", f"{mean:.3f}"))
+    seconds = time.perf_counter() - started
+    results |= {"num_parameters": count_parameters(flow), "seconds": seconds, "steps": trainer.global_step}
+
+    flow = load_flow(checkpoint, device=trainer.strategy.root_device)
+    picture = run_dir / runs.SAMPLES / "final.png"
+    save_png(grid(flow.sample(64, temperature=0.7, generator=torch.Generator().manual_seed(0)), 8), picture)
+    with atomic_write(run_dir / runs.RESULTS) as file:
+        file.write(json.dumps(results, indent=2).encode())
+    for logger in trainer.loggers:
+        logger.log_metrics({k: v for k, v in results.items() if k.startswith("test/")}, step=trainer.global_step)
+        logger.finalize("success")
+
+    rows += [("parameters", f"{results['num_parameters']:,}"), ("time", report.duration(seconds))]
+    report.show_table("Best checkpoint on held-out images", rows)
+    paths = [
+        ("checkpoint", checkpoint),
+        ("samples", picture),
+        ("results", run_dir / runs.RESULTS),
+        ("metrics", run_dir / "metrics"),
+    ]
+    report.show_paths(paths)
+    missing = [str(path) for _, path in paths if not path.exists()]
+    if missing:
+        raise InputError(f"the run finished, but {', '.join(missing)} vanished meanwhile")
+
+
+if __name__ == "__main__":
+    entry.run(train, "train", Path(__file__).resolve().parent / "conf")
