@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules import ImageDataModule
 from flows import InputError, load_flow
-from flows.checkpoint import FORMAT, read_checkpoint
+from flows.checkpoint import FORMAT, Weights, read_checkpoint
 from flows.checkpoint_io import AtomicCheckpointIO
 from flows.cli import entry, report, runs
 from flows.diagnostics import count_parameters
@@ -70,8 +70,8 @@ def train(cfg: DictConfig) -> float:
         flow.to(trainer.strategy.root_device)
         flow.initialize(data.initialization_images(), generator_for(Stream.INITIALIZATION, config["seed"], 1))
     report.console.print(
-        f"{count_parameters(flow):,} parameters; {len(data.train):,} images to train on, {len(data.val):,} to validate, "
-        f"{len(data.test):,} to test; writing to {run_dir}",
+        f"{count_parameters(flow):,} parameters; images: {len(data.train):,} to train on, {len(data.val):,} to "
+        f"validate, {len(data.test):,} to test; writing to {run_dir}",
         markup=False,
     )
     trainer.fit(module, data, ckpt_path=config["resume"], weights_only=True)
@@ -100,7 +100,9 @@ def _trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
 def _conclude(run_dir: Path, trainer: pl.Trainer, data: ImageDataModule, started: float) -> None:
     """Score the best checkpoint on the test split, draw samples from it, and report."""
     checkpoint = runs.find_checkpoint(str(run_dir))
-    kept = ("raw", "averaged") if "current_model_state" in read_checkpoint(checkpoint) else ("raw",)
+    kept: tuple[Weights, ...] = (
+        ("raw", "averaged") if "current_model_state" in read_checkpoint(checkpoint) else ("raw",)
+    )
     test = data.test_dataloader()
     results: dict[str, Any] = {"checkpoint": str(checkpoint), "split": "test", "num_images": len(data.test)}
     rows: list[tuple[str, Any]] = []

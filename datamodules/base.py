@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -97,7 +97,8 @@ class ShardSampler(Sampler[int]):
         return iter(self.indices)
 
 
-def _as_it_is(batch: ImageBatch) -> ImageBatch:
+def _as_it_is(batch: Any) -> Any:
+    """``__getitems__`` has made the batch already."""
     return batch
 
 
@@ -140,6 +141,10 @@ class ImageDataModule(pl.LightningDataModule):
         self.num_channels, self.image_size = num_channels, image_size
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.images_per_epoch, self.num_workers, self.seed = images_per_epoch, num_workers, seed
+
+    @abstractmethod
+    def setup(self, stage: str | None = None) -> None:
+        """Make the three splits, whatever the stage."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -58,7 +58,9 @@ class Windows(ImageDataset):
         size = self.size
         places = self.places[torch.as_tensor(indices, dtype=torch.int64)].tolist()
         windows = [self.photographs[i][:, top : top + size, left : left + size] for i, top, left in places]
-        return torch.stack(windows) if windows else self.photographs[0].new_empty(0, len(self.photographs[0]), size, size)
+        return (
+            torch.stack(windows) if windows else self.photographs[0].new_empty(0, len(self.photographs[0]), size, size)
+        )
 
 
 class PhotographCrops(ImageDataModule):

@@ -1,8 +1,8 @@
 """Generative flows with invertible convolutions.
 
-    >>> import flows
-    >>> flow = flows.load_flow("runs/my-run/checkpoints/best.ckpt")    # doctest: +SKIP
-    >>> flow.bits_per_dim(images), flow.sample(64, temperature=0.7)    # doctest: +SKIP
+>>> import flows
+>>> flow = flows.load_flow("runs/my-run/checkpoints/best.ckpt")    # doctest: +SKIP
+>>> flow.bits_per_dim(images), flow.sample(64, temperature=0.7)    # doctest: +SKIP
 """
 
 from flows.checkpoint import load_flow

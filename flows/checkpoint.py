@@ -79,7 +79,9 @@ def load_flow(
     try:
         flow.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(f"the weights in {path} do not fit the model that it describes: {_first_line(error)}") from error
+        raise InputError(
+            f"the weights in {path} do not fit the model that it describes: {_first_line(error)}"
+        ) from error
     return flow.to(device).eval()
 
 

@@ -52,13 +52,15 @@ class UniformDequantizer:
         return self.levels(images) << (PIXEL_BITS - self.num_bits)
 
     def dequantize(self, images: Tensor, noise: Tensor | float, dtype: torch.dtype = torch.float32) -> Tensor:
-        """``v`` in [-1/2, 1/2) for uint8 ``images`` and ``noise`` in [0, 1), which broadcasts; 1/2 is the bin's centre."""
+        """``v`` in [-1/2, 1/2) for uint8 images and noise in [0, 1), which broadcasts; 1/2 is the centre of a bin."""
         return (self.levels(images).to(dtype) + noise) / self.num_levels - 0.5
 
     def quantize(self, v: Tensor) -> Tensor:
         """The uint8 images whose bins hold ``v``; values outside of [-1/2, 1/2) go to the nearest level."""
         if not torch.isfinite(v).all():
-            raise NonFiniteError("decoding gave NaN or infinite pixels; a lower temperature keeps latents closer to data")
+            raise NonFiniteError(
+                "decoding gave NaN or infinite pixels; a lower temperature keeps latents closer to data"
+            )
         levels = torch.floor((v + 0.5) * self.num_levels).clamp(0, self.num_levels - 1)
         return levels.to(torch.uint8) << (PIXEL_BITS - self.num_bits)
 

@@ -133,7 +133,7 @@ def _nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _type_hints(called: Callable[..., Any]) -> dict[str, Any]:
-    function = called.__init__ if inspect.isclass(called) else called  # type: ignore[misc]
+    function = called.__init__ if inspect.isclass(called) else called
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError):  # hints of other people's code that cannot be evaluated are not checked

@@ -124,11 +124,11 @@ class Flow(nn.Module):
         """``v (B, C, H, W) -> latents, log |det d latents / d v|`` (nats, shape (B,))."""
         h, latents = v, []
         total = v.new_zeros(len(v), dtype=torch.promote_types(v.dtype, torch.float32))
-        for index, level in enumerate(self.levels):
+        for level, factor_out in self._stages():
             h, log_det = level(h)
             total = total + log_det
-            if index < len(self.factor_outs):
-                h, z, log_det = self.factor_outs[index](h)
+            if factor_out is not None:
+                h, z, log_det = factor_out(h)
                 latents.append(z)
                 total = total + log_det
         z, log_det = self.top(h)
@@ -138,11 +138,13 @@ class Flow(nn.Module):
         """``latents -> v (B, C, H, W)``."""
         self._check_latents(latents)
         h = self.top.inverse(latents[-1])
-        for index in reversed(range(len(self.levels))):
-            if index < len(self.factor_outs):
-                h = self.factor_outs[index].inverse(h, latents[index])
-            h = self.levels[index].inverse(h)  # type: ignore[operator]
+        for (level, factor_out), z in reversed(list(zip(self._stages(), latents, strict=True))):
+            h = level.inverse(h if factor_out is None else factor_out.inverse(h, z))
         return h
+
+    def _stages(self) -> list[tuple[Sequential, FactorOut | None]]:
+        """Each level with what factors out behind it; nothing does behind the last."""
+        return list(zip(self.levels, [*self.factor_outs, None], strict=True))  # type: ignore[arg-type]
 
     def log_prob(self, v: Tensor) -> Tensor:
         """Log-density of real-valued images, nats, ``(B, C, H, W) -> (B,)``."""
@@ -151,7 +153,9 @@ class Flow(nn.Module):
 
     # -- on images -----------------------------------------------------------------------------------------------------
 
-    def bits_per_dim(self, images: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    def bits_per_dim(
+        self, images: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Upper bound on the bits/dim of uint8 images ``(B, C, H, W) -> (B,)``, for one draw of dequantisation noise.
 
         Args:
@@ -210,7 +214,7 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def initialize(self, images: Tensor, generator: torch.Generator | None = None) -> None:
-        """Data-dependent initialisation of every actnorm from uint8 images; those initialised before stay as they are."""
+        """Data-dependent initialisation of every actnorm from uint8 images; what is initialised stays as it is."""
         images = self._check_images(images)
         noise = torch.rand(images.shape, generator=generator).to(images.device, self.dtype)
         initialize_from_data(self, self.dequantizer.dequantize(images, noise, self.dtype))

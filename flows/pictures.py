@@ -68,7 +68,9 @@ def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
                 )
             if picture.size != (width, height):
                 found = " x ".join(map(str, picture.size))
-                raise InputError(f"{path} has {found} pixels, but the model wants {width} x {height}: resize or crop it")
+                raise InputError(
+                    f"{path} has {found} pixels, but the model wants {width} x {height}: resize or crop it"
+                )
             return torch.from_numpy(np.array(picture)).view(height, width, channels).permute(2, 0, 1).contiguous()
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not a PNG or JPEG image, whatever its name says: remove it") from error

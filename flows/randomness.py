@@ -24,9 +24,7 @@ class Stream(IntEnum):
     SAMPLES = 4
 
 
-def generator_for(
-    stream: Stream, seed: int, *counters: int, device: torch.device | str = "cpu"
-) -> torch.Generator:
+def generator_for(stream: Stream, seed: int, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator determined by its purpose, the run's seed (at least 0) and some counters (at least 0)."""
     state = np.random.SeedSequence([int(stream), seed, *counters]).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0]))

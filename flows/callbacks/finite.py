@@ -36,7 +36,9 @@ class StopOnNonFinite(pl.Callback):
             where = first_non_finite(flow, flow.dequantizer.dequantize(self._images, 0.5, flow.dtype))
             raise NonFiniteError(self._message(trainer, f"the loss is {loss.item()}", where))
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
         named = [(name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None]
         if not torch.isfinite(torch.nn.utils.get_total_norm([gradient for _, gradient in named])):
             where = next(name for name, gradient in named if not torch.isfinite(gradient).all())

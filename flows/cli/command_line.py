@@ -42,7 +42,9 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str]) -> N
         if not arguments.multirun:
             for override in overrides:
                 if override.is_sweep_override():
-                    raise InputError(f"{override.input_line!r} is a sweep of several values: add -m to run each of them")
+                    raise InputError(
+                        f"{override.input_line!r} is a sweep of several values: add -m to run each of them"
+                    )
         for lines in _single_runs(overrides):
             check(compose_resolved(config_name, lines))
 
@@ -53,6 +55,9 @@ def compose_resolved(config_name: str, overrides: list[str]) -> dict[str, Any]:
         config = compose(config_name, overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(config)
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        missing = sorted(str(key) for key in OmegaConf.missing_keys(own))
+        if missing:
+            raise InputError(f"{missing[0]}=... must be given; --help says what it is")
         return OmegaConf.to_container(own, resolve=True)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_explain(error, config_name, OverridesParser.create().parse_overrides(overrides))) from error
@@ -100,10 +105,7 @@ def _explain(error: Exception, config_name: str, overrides: list[Override]) -> s
     for override in overrides:
         key, value = override.key_or_group, override.value()
         if key in groups and not override.is_delete() and isinstance(value, str) and value not in groups[key]:
-            return (
-                f"there is no {key}={value}{did_you_mean(value, groups[key])} "
-                f"(available: {', '.join(groups[key])})"
-            )
+            return f"there is no {key}={value}{did_you_mean(value, groups[key])} (available: {', '.join(groups[key])})"
     keys = _keys(config_name, [override for override in overrides if override.key_or_group in groups])
     for override in overrides:
         key = override.key_or_group
@@ -135,8 +137,8 @@ def _keys(config_name: str, group_overrides: list[Override]) -> list[str]:
 
 
 def _dotted(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in config:
-        path = f"{prefix}.{key}" if prefix else str(key)
+    for key in map(str, config):
+        path = f"{prefix}.{key}" if prefix else key
         yield path
         if not OmegaConf.is_missing(config, key):
             child = config._get_node(key)

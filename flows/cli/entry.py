@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from flows.cli import schema
@@ -16,26 +22,51 @@ from flows.cli.command_line import check_command_line
 from flows.cli.runs import replay_when_resuming
 from flows.errors import InputError, NonFiniteError, StorageError
 
-USER_MISTAKE, NOT_FINITE, NOT_STORED = 2, 3, 4
-"""Exit codes: a wrong input; a training that broke; a disk that failed. A bug exits with 1 and a traceback."""
+EXIT_CODES: dict[type[Exception], int] = {InputError: 2, NonFiniteError: 3, StorageError: 4}
+"""A wrong input; a training that broke; a disk that failed. A bug exits with 1 and a traceback."""
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str, config_dir: Path) -> None:
     """Check the command line, hand it to Hydra, and turn the failures a user can mend into one line on stderr."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive here as they are, instead of as Hydra's summary of them
     schema.register()
-    try:
+    _quieten_lightning()
+    with _mendable_failures_in_one_line():
         sys.argv[1:] = replay_when_resuming(sys.argv[1:])
         check_command_line(config_dir, config_name, sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(task)()
-    except InputError as error:
-        _stop(error, USER_MISTAKE)
-    except NonFiniteError as error:
-        _stop(error, NOT_FINITE)
-    except StorageError as error:
-        _stop(error, NOT_STORED)
+        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(_as_job(task))()
 
 
-def _stop(error: Exception, code: int) -> NoReturn:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(code)
+def _as_job(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """In a single run a failure ends the program at once; in a sweep Hydra says to which job it belongs."""
+
+    @functools.wraps(task)
+    def job(cfg: DictConfig) -> Any:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return task(cfg)
+        with _mendable_failures_in_one_line():
+            return task(cfg)
+
+    return job
+
+
+@contextmanager
+def _mendable_failures_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except (InputError, NonFiniteError, StorageError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
+
+
+def _quieten_lightning() -> None:
+    """Leave out what Lightning tells about itself: devices it did not find, products to install, its own imports."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*", category=FutureWarning)
+    for unneeded in (
+        ".*does not have many workers.*",  # whole batches are gathered from memory: workers would only cost
+        ".*The number of training batches .* is smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",  # run folders are claimed (flows.cli.runs)
+        ".*WeightAveraging callback, but saving a checkpoint outside.*",
+    ):
+        warnings.filterwarnings("ignore", message=unneeded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def show_paths(paths: Iterable[tuple[str, Path]]) -> None:
 
 
 @contextmanager
-def progress(description: str, total: int):  # noqa: ANN201 - a context manager that yields the function below
+def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr that counts images; yields ``advance(num_images)``. It disappears when done."""
     columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

@@ -10,6 +10,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
@@ -93,10 +94,10 @@ def replay_when_resuming(argv: list[str]) -> list[str]:
     folder = run_folder_of(checkpoint)
     replayed = list(read_checkpoint(checkpoint)["overrides"])
     replayed += [] if folder is None else [f"run_dir={_quoted(folder)}"]
-    now = [override.input_line for override in overrides if override.key_or_group != "resume"]
-    latest = {}  # of several overrides of one key the last counts
+    now = [str(override.input_line) for override in overrides if override.key_or_group != "resume"]
+    latest: dict[str, str] = {}  # of several overrides of one key the last counts
     for override in OverridesParser.create().parse_overrides([*replayed, *now]):
-        latest[override.key_or_group] = override.input_line
+        latest[override.key_or_group] = str(override.input_line)
     flags = [word for word in argv if word.startswith("-")]
     return [*flags, *latest.values(), f"resume={_quoted(checkpoint)}"]
 
@@ -117,7 +118,7 @@ def require_same_model(checkpoint: Path, config: dict[str, Any]) -> None:
     differing = [key for key in differing if key not in ("data.num_workers", "data.eval_batch_size")]
     if differing:
         raise InputError(
-            f"cannot resume {checkpoint}: {', '.join(differing)} would change; start a new run for another model or data"
+            f"cannot resume {checkpoint}: {', '.join(differing)} would change; another model or data is a new run"
         )
 
 
@@ -126,3 +127,19 @@ def _differences(path: str, old: Any, new: Any) -> list[str]:
         keys = [*old, *(key for key in new if key not in old)]
         return [line for key in keys for line in _differences(f"{path}.{key}", old.get(key), new.get(key))]
     return [] if old == new else [path]
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is a GPU if there is one; any of torch's names is accepted.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device

@@ -1,0 +1,62 @@
+"""Bits/dim of a trained flow on its test split, or of a user's own images: ``python evaluate.py --help``."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+from flows import InputError, load_flow
+from flows.cli import entry, report
+from flows.cli.images import batches, held_out
+from flows.cli.runs import find_checkpoint, pick_device
+from flows.evaluation import Score, bits_per_dim
+from flows.files import atomic_write
+from flows.pictures import find_pictures
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """Load, score, report; with ``images=FOLDER`` also a CSV file with one line per image."""
+    if cfg.batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {cfg.batch_size}")
+    if cfg.seed < 0:
+        raise InputError(f"seed must be at least 0, not {cfg.seed}")
+    checkpoint = find_checkpoint(cfg.checkpoint)
+    flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device))
+    if cfg.images is None:
+        data = held_out(checkpoint)
+        data.eval_batch_size = cfg.batch_size
+        names = [str(index) for index in range(len(data.test))]
+        stream: Iterable[tuple[Tensor, Tensor]] = data.test_dataloader()
+        what = f"test split, {len(names)} images"
+    else:
+        folder = Path(cfg.images)
+        paths = find_pictures(folder)
+        names = [str(path.relative_to(folder)) for path in paths]
+        stream = batches(paths, flow.image_shape, cfg.batch_size)
+        what = f"{folder}, {len(names)} images"
+
+    with report.progress("evaluating", len(names)) as advance:
+        scores = bits_per_dim(flow, stream, seed=cfg.seed, on_batch=advance)
+    output = cfg.output or ("scores.csv" if cfg.images is not None else None)
+    if output is not None:
+        _write_csv(Path(output), names, scores.tolist())
+    report.show_table(what, [(f"bits/dim, {cfg.weights} weights", Score.of(scores))])
+    report.show_paths([("checkpoint", checkpoint), *([("scores", Path(output))] if output else [])])
+
+
+def _write_csv(path: Path, names: list[str], scores: list[float]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["file", "bits_per_dim"])
+    writer.writerows([name, f"{score:.6f}"] for name, score in zip(names, scores, strict=True))
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+if __name__ == "__main__":
+    entry.run(evaluate, "evaluate", Path(__file__).resolve().parent / "conf")

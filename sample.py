@@ -1,0 +1,105 @@
+"""Draw samples from a trained flow, interpolate between images, or reconstruct them: ``python sample.py --help``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from flows import Flow, InputError, load_flow
+from flows.cli import entry, report
+from flows.cli.images import held_out_images, user_images
+from flows.cli.runs import find_checkpoint, pick_device
+from flows.files import atomic_write
+from flows.interpolation import spherical
+from flows.pictures import grid, save_png
+
+INTERPOLATION_STEPS = 9
+
+
+def sample(cfg: DictConfig) -> None:
+    """Load, draw, write a PNG grid and an .npz with the images."""
+    mode = MODES.get(cfg.mode)
+    if mode is None:
+        raise InputError(f"mode must be {' or '.join(MODES)}, not '{cfg.mode}'")
+    for name in ("num_samples", "batch_size"):
+        if cfg[name] < 1:
+            raise InputError(f"{name} must be at least 1, not {cfg[name]}")
+    checkpoint = find_checkpoint(cfg.checkpoint)
+    flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device))
+    started = time.perf_counter()
+    images, num_columns = mode(flow, checkpoint, cfg)
+    seconds = time.perf_counter() - started
+
+    output = Path(cfg.output)
+    png, npz = output.with_name(output.name + ".png"), output.with_name(output.name + ".npz")
+    save_png(grid(images, num_columns), png)
+    with atomic_write(npz) as file:
+        np.savez_compressed(file, images=images.numpy())
+    report.console.print(
+        f"{len(images)} images in {report.duration(seconds)}: {len(images) / seconds:.1f} images/s, "
+        f"{1000 * seconds / len(images):.1f} ms an image ({cfg.weights} weights, {flow.device})"
+    )
+    report.show_paths([("checkpoint", checkpoint), ("picture", png), ("images", npz)])
+
+
+def draw_samples(flow: Flow, checkpoint: Path, cfg: DictConfig) -> tuple[Tensor, int]:
+    """``num_samples`` samples; the pictures depend on the seed, not on the batch size or the device."""
+    generator = torch.Generator().manual_seed(cfg.seed)
+    latents = [flow.sample_latents(1, cfg.temperature, generator) for _ in range(cfg.num_samples)]
+    batches = []
+    with report.progress("sampling", cfg.num_samples) as advance, torch.no_grad():
+        for start in range(0, cfg.num_samples, cfg.batch_size):
+            batch = latents[start : start + cfg.batch_size]
+            batches.append(flow.decode([torch.cat(level) for level in zip(*batch, strict=True)]).cpu())
+            advance(len(batch))
+    return torch.cat(batches), max(1, round(cfg.num_samples**0.5))
+
+
+@torch.no_grad()
+def interpolate(flow: Flow, checkpoint: Path, cfg: DictConfig) -> tuple[Tensor, int]:
+    """Rows of images on the great circle between the latents of two images; the ends are the images themselves."""
+    images = _given_images(flow, checkpoint, cfg)
+    if len(images) < 2:
+        raise InputError("mode=interpolate needs at least two images")
+    latents = flow.encode(images)
+    rows = []
+    for first in range(0, len(images) - 1, 2):
+        pair = [(level[first : first + 1], level[first + 1 : first + 2]) for level in latents]
+        steps = torch.linspace(0.0, 1.0, INTERPOLATION_STEPS)
+        rows.append(flow.decode(spherical(pair, steps)).cpu())
+    return torch.cat(rows), INTERPOLATION_STEPS
+
+
+@torch.no_grad()
+def reconstruct(flow: Flow, checkpoint: Path, cfg: DictConfig) -> tuple[Tensor, int]:
+    """Images above ``decode(encode(image))``; says how many pixels differ."""
+    images = _given_images(flow, checkpoint, cfg)
+    restored = torch.cat([flow.decode(flow.encode(batch)).cpu() for batch in images.split(cfg.batch_size)])
+    wrong = int((restored != flow.dequantizer.reduce(images)).sum())
+    report.console.print(f"{wrong} of {images.numel():,} values differ after encoding and decoding")
+    return torch.cat([images, restored]), len(images)
+
+
+def _given_images(flow: Flow, checkpoint: Path, cfg: DictConfig) -> Tensor:
+    """The user's images, or as many of the held-out ones as the run's data has, at most ``num_samples``."""
+    if cfg.images is not None:
+        _, images = user_images(Path(cfg.images), flow.image_shape)
+        return images
+    return held_out_images(checkpoint, min(cfg.num_samples, 16))
+
+
+MODES: dict[str, Callable[[Flow, Path, DictConfig], tuple[Tensor, int]]] = {
+    "sample": draw_samples,
+    "interpolate": interpolate,
+    "reconstruct": reconstruct,
+}
+
+
+if __name__ == "__main__":
+    entry.run(sample, "sample", Path(__file__).resolve().parent / "conf")
