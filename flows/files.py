@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,4 +34,5 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         kept = "; the file that was there before is untouched" if path.exists() else ""
         raise StorageError(f"cannot write {path}: {error.strerror or error}{kept}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # gone already, or its folder cannot be reached: there is nothing left to remove
+            beside.unlink()

@@ -187,7 +187,7 @@ class Flow(nn.Module):
         """Draw uint8 images ``(num_samples, C, H, W)``.
 
         Args:
-            num_samples: at least 0.
+            num_samples: at least 1.
             temperature: standard deviation of the latents, at least 0; below 1 gives likelier, smoother images.
             generator: a CPU generator, so that the same seed gives the same picture on every device.
 
@@ -201,8 +201,8 @@ class Flow(nn.Module):
         self, num_samples: int, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Latents:
         """Standard normal latents times ``temperature``, drawn on the CPU."""
-        if num_samples < 0:
-            raise InputError(f"num_samples must be at least 0, not {num_samples}")
+        if num_samples < 1:
+            raise InputError(f"num_samples must be at least 1, not {num_samples}")
         if not 0.0 <= temperature < math.inf:
             raise InputError(f"temperature must be at least 0, not {temperature}")
         return [

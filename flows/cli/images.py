@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from datamodules import ImageDataModule
 from flows.checkpoint import read_checkpoint
 from flows.errors import InputError
 from flows.instantiation import build_trusted
 from flows.pictures import find_pictures, read_picture
+
+if TYPE_CHECKING:
+    from datamodules import ImageDataModule
 
 
 def held_out(checkpoint: Path) -> ImageDataModule:
@@ -21,6 +24,8 @@ def held_out(checkpoint: Path) -> ImageDataModule:
     Raises:
         InputError: the checkpoint names a class outside of this project.
     """
+    from datamodules import ImageDataModule  # brings Lightning along, seconds that sampling alone need not wait
+
     config = read_checkpoint(checkpoint)["config"]
     if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
         raise InputError(f"{checkpoint} does not say which data it was trained on: give images=FOLDER")

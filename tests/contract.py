@@ -1,0 +1,106 @@
+"""The promise of :class:`flows.layers.Layer`, as checks that any layer can be held to."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+def move_parameters(module: nn.Module, deviation: float = 0.1) -> None:
+    """Away from the initial values, where too much is zero or one for a test to see anything."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += deviation * torch.randn_like(parameter)
+
+
+def make(factory, deviation: float = 0.1):
+    """A layer in float64 with moved parameters."""
+    layer = factory().double()
+    move_parameters(layer, deviation)
+    return layer
+
+
+def images(shape, num_images: int = 3):
+    return torch.randn(num_images, *shape, dtype=torch.float64)
+
+
+def check_shapes_and_values(layer, x):
+    before = x.clone()
+    z, log_det = layer(x)
+    assert log_det.shape == (len(x),)
+    assert log_det.dtype == torch.float64
+    assert z.numel() == x.numel()
+    assert torch.isfinite(z).all()
+    assert torch.isfinite(log_det).all()
+    layer.inverse(z)
+    assert torch.equal(x, before), "the input was written to"
+
+
+def check_round_trips(layer, x):
+    with torch.no_grad():
+        z, _ = layer(x)
+        torch.testing.assert_close(layer.inverse(z), x, rtol=0, atol=1e-9)
+        latent = torch.randn_like(z)  # no image's
+        torch.testing.assert_close(layer(layer.inverse(latent))[0], latent, rtol=0, atol=1e-9)
+
+
+def check_log_det_against_autodiff(layer, x):
+    jacobian = torch.autograd.functional.jacobian(lambda v: layer(v)[0], x)
+    num_images, dims = len(x), x[0].numel()
+    jacobian = jacobian.reshape(num_images, dims, num_images, dims)
+    _, log_det = layer(x)
+    for i in range(num_images):
+        torch.testing.assert_close(log_det[i], torch.linalg.slogdet(jacobian[i, :, i]).logabsdet, rtol=0, atol=1e-9)
+        for j in range(num_images):
+            assert i == j or not jacobian[i, :, j].any(), "one image has an influence on another"
+
+
+def check_gradients(layer, x):
+    """The input and every parameter get a finite gradient that is not zero, through map and log-det together."""
+    x = x.clone().requires_grad_()
+    z, log_det = layer(x)
+    ((z * torch.randn_like(z)).sum() + (log_det * torch.randn_like(log_det)).sum()).backward()
+    for name, tensor in [("input", x), *layer.named_parameters()]:
+        assert tensor.grad is not None, f"{name} got no gradient"
+        assert torch.isfinite(tensor.grad).all(), f"{name} got a gradient that is not finite"
+        assert tensor.grad.any(), f"{name} got a gradient of zeros"
+
+
+def check_inverse_gradients(layer, x):
+    """Gradients flow back through the inverse as through the dense solve: ``d inverse(z) = J^-1 dz``."""
+    z = layer(x)[0].detach().requires_grad_()
+    direction = torch.randn_like(x)
+    (gradient,) = torch.autograd.grad((layer.inverse(z) * direction).sum(), z)
+    jacobian = torch.autograd.functional.jacobian(lambda v: layer(v)[0], x).reshape(x.numel(), x.numel())
+    expected = torch.linalg.solve(jacobian.T, direction.flatten())
+    torch.testing.assert_close(gradient.flatten(), expected, rtol=1e-6, atol=1e-8)
+
+
+def check_save_and_load(layer, factory, x):
+    other = make(factory)
+    with torch.no_grad():
+        other.inverse(layer(x)[0])  # fill whatever it remembers with what will be stale
+    other.load_state_dict(copy.deepcopy(layer.state_dict()))
+    with torch.no_grad():
+        for ours, theirs in zip(layer(x), other(x), strict=True):
+            assert torch.equal(ours, theirs)
+        z, _ = layer(x)
+        assert torch.equal(layer.inverse(z), other.inverse(z))
+
+
+def check_train_equals_eval(layer, x):
+    with torch.no_grad():
+        trained = layer.train()(x)
+        evaluated = layer.eval()(x)
+    for ours, theirs in zip(trained, evaluated, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+CHECKS = [
+    check_shapes_and_values,
+    check_round_trips,
+    check_log_det_against_autodiff,
+    check_gradients,
+    check_inverse_gradients,
+    check_train_equals_eval,
+]

@@ -1,0 +1,238 @@
+"""Checkpoints: read without running anything, written whole or not at all."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from programs import ROOT
+
+import flows
+from flows import InputError, StorageError, load_flow
+from flows.checkpoint import FORMAT
+from flows.checkpoint_io import AtomicCheckpointIO
+from flows.cli.runs import claim, find_checkpoint, release_if_unclaimed, require_same_model
+from flows.files import atomic_write
+from flows.instantiation import build, build_trusted
+
+MODEL = {
+    "_target_": "flows.Flow",
+    "image_shape": [1, 4, 4],
+    "mixing": {"_target_": "flows.layers.Shuffle", "_partial_": True},
+    "coupling": {"_target_": "flows.layers.AffineCoupling", "_partial_": True},
+    "num_levels": 1,
+    "num_steps": 2,
+    "hidden_channels": 4,
+}
+
+
+def content(model=MODEL, **more):
+    flow = build(MODEL)
+    state = {f"flow.{name}": value for name, value in flow.state_dict().items()}
+    return {"format": FORMAT, "config": {"model": model}, "overrides": [], "state_dict": state, **more}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "some.ckpt"
+    torch.save(content(), path)
+    return path
+
+
+def test_a_flow_comes_back_as_it_was(saved):
+    flow = load_flow(saved)
+    images = torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8)
+    assert torch.equal(flow.decode(flow.encode(images)), images)
+    assert not flow.training
+
+
+def test_raw_and_averaged_weights_are_told_apart(tmp_path):
+    raw = content()["state_dict"]
+    averaged = {name: value + 1 if value.is_floating_point() else value for name, value in raw.items()}
+    torch.save(content() | {"state_dict": averaged, "current_model_state": raw}, tmp_path / "both.ckpt")
+    name = "top.gaussian.bias"
+    assert torch.equal(load_flow(tmp_path / "both.ckpt").state_dict()[name], raw[f"flow.{name}"])
+    loaded = load_flow(tmp_path / "both.ckpt", weights="averaged")
+    assert torch.equal(loaded.state_dict()[name], averaged[f"flow.{name}"])
+
+
+def test_averaged_weights_that_were_not_kept_are_refused(saved):
+    with pytest.raises(InputError, match="no averaged weights"):
+        load_flow(saved, weights="averaged")
+
+
+def test_missing_truncated_and_foreign_files_are_refused(saved, tmp_path):
+    with pytest.raises(InputError, match="there is no checkpoint"):
+        load_flow(tmp_path / "nothing.ckpt")
+    whole = saved.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 10):
+        (tmp_path / "cut.ckpt").write_bytes(whole[:size])
+        with pytest.raises(InputError, match="truncated"):
+            load_flow(tmp_path / "cut.ckpt")
+    (tmp_path / "text.ckpt").write_text("hello")
+    with pytest.raises(InputError, match="truncated"):
+        load_flow(tmp_path / "text.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(InputError, match="not a checkpoint of this project"):
+        load_flow(tmp_path / "foreign.ckpt")
+
+
+class _Harmful:
+    def __reduce__(self):
+        return os.system, ("touch harmed",)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content() | {"extra": _Harmful()}, tmp_path / "harmful.ckpt")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_flow(tmp_path / "harmful.ckpt")
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "subprocess.Popen",
+        "torch.hub.load",
+        "flows.checkpoint.torch.load",
+        "flows.files.os.system",
+        "flows.checkpoint.load_flow",
+        "flows.callbacks.SamplePictures",
+        "flows.layers.nonsense",
+        "flowsx.Flow",
+        "flows.layers.__import__",
+        42,
+    ],
+)
+def test_a_stored_configuration_builds_only_classes_of_this_project(tmp_path, target):
+    for model in (
+        {"_target_": target, "command": "touch harmed"},
+        MODEL | {"mixing": {"_target_": target, "_partial_": True}},
+    ):
+        torch.save(content(model), tmp_path / "foreign.ckpt")
+        with pytest.raises(InputError, match="stored configuration"):
+            load_flow(tmp_path / "foreign.ckpt")
+
+
+def test_a_stored_configuration_resolves_nothing(tmp_path):
+    torch.save(content(MODEL | {"num_bits": "${oc.env:HOME}"}), tmp_path / "some.ckpt")
+    with pytest.raises(InputError, match="interpolation"):
+        load_flow(tmp_path / "some.ckpt")
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    torch.save(content(MODEL | {"num_steps": 3}), tmp_path / "some.ckpt")
+    with pytest.raises(InputError, match="do not fit"):
+        load_flow(tmp_path / "some.ckpt")
+
+
+def test_own_packages_can_be_trusted_by_name(monkeypatch, tmp_path):
+    (tmp_path / "mylab.py").write_text("from flows.layers import Reverse\nclass Mine(Reverse): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    node = {"_target_": "mylab.Mine", "num_channels": 4}
+    with pytest.raises(InputError, match=r"mylab\.Mine"):
+        build_trusted(node, allowed=(flows.Layer,), packages=("flows",))
+    assert type(build_trusted(node, allowed=(flows.Layer,), packages=("flows", "mylab"))).__name__ == "Mine"
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_write_leaves_the_previous_checkpoint_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"cannot write .*last\.ckpt: No space left.*untouched"):
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert torch.load(path) == {"step": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_disk_that_is_really_full_does_the_same(tmp_path):
+    program = (
+        "import resource, sys, torch\n"
+        "from flows.checkpoint_io import AtomicCheckpointIO\n"
+        "save = AtomicCheckpointIO().save_checkpoint\n"
+        "save({'x': torch.zeros(10)}, 'last.ckpt')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "try:\n"
+        "    save({'x': torch.zeros(100_000)}, 'last.ckpt')\n"
+        "except OSError as error:\n"
+        "    sys.exit(type(error).__name__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert done.stderr.decode().strip() == "StorageError", done.stderr
+    assert len(torch.load(tmp_path / "last.ckpt")["x"]) == 10
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 10_000
+
+
+def test_a_read_only_place_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot write"), atomic_write(tmp_path / "file" / "x.json") as file:
+        file.write(b"")
+
+
+def test_an_error_while_writing_is_not_mistaken_for_the_disk_s(tmp_path):
+    with pytest.raises(KeyError), atomic_write(tmp_path / "x"):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+# -- run folders -------------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_found_by_file_folder_and_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, run in enumerate(("older", "newer")):
+        for name in ("best", "last"):
+            path = tmp_path / "runs" / run / "checkpoints" / f"{name}.ckpt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            os.utime(path, (number, number))
+    assert find_checkpoint("best").parts[-3:] == ("newer", "checkpoints", "best.ckpt")
+    assert find_checkpoint("last").name == "last.ckpt"
+    assert find_checkpoint("runs/older").parts[-3:] == ("older", "checkpoints", "best.ckpt")
+    assert find_checkpoint("runs/older", prefer="last").name == "last.ckpt"
+    assert find_checkpoint("runs/older/checkpoints/last.ckpt").name == "last.ckpt"
+    for wrong in ("runs/none", "runs", "runs/older/checkpoints/none.ckpt"):
+        with pytest.raises(InputError):
+            find_checkpoint(wrong)
+
+
+def test_a_run_folder_is_claimed_once(tmp_path):
+    claim(tmp_path / "run", {"seed": 0}, [])
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(InputError, match="holds a run already"):
+        claim(tmp_path / "run", {"seed": 1}, [])
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    release_if_unclaimed(tmp_path / "run")
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_only_empty_unclaimed_folders_are_removed(tmp_path):
+    for name in ("empty", "full"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    release_if_unclaimed(tmp_path / "empty")
+    release_if_unclaimed(tmp_path / "full")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["full"]
+
+
+def test_resuming_with_another_model_names_what_differs(tmp_path):
+    stored = content() | {"config": {"model": MODEL, "data": {"seed": 0}}}
+    torch.save(stored, tmp_path / "last.ckpt")
+    require_same_model(tmp_path / "last.ckpt", stored["config"])
+    with pytest.raises(InputError, match=r"model\.num_steps would change"):
+        require_same_model(tmp_path / "last.ckpt", {"model": MODEL | {"num_steps": 5}, "data": {"seed": 0}})

@@ -1,0 +1,146 @@
+"""Configuration: everything shipped composes and builds, and every mistake is named before any work."""
+
+import re
+import sys
+
+import pytest
+from hydra import initialize_config_dir
+from programs import ROOT
+
+from flows import Flow, InputError
+from flows.cli import schema
+from flows.cli.command_line import check_command_line, compose_resolved
+from flows.cli.entry import EXIT_CODES
+from flows.instantiation import build, check
+
+CONF = ROOT / "conf"
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+OPTIONS = [
+    (group, str(path.relative_to(CONF / group).with_suffix("")))
+    for group in GROUPS
+    for path in sorted((CONF / group).rglob("*.yaml"))
+]
+
+schema.register()
+
+
+def check_train(*arguments):
+    check_command_line(CONF, "train", list(arguments))
+
+
+def compose(*overrides):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose_resolved("train", list(overrides))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_shipped_option_composes_and_fits_what_it_builds(group, option):
+    check_train(f"{group}={option}")
+
+
+@pytest.mark.parametrize("mixing", [option for group, option in OPTIONS if group == "mixing"])
+def test_every_mixing_layer_builds_a_flow(mixing):
+    flow = build(compose(f"mixing={mixing}", "model.num_steps=1", "model.hidden_channels=4")["model"])
+    assert isinstance(flow, Flow)
+
+
+def test_values_reach_what_they_configure():
+    config = compose("model.num_levels=3", "mixing=conv1x1_qr", "mixing.num_reflections=2", "coupling.edge_bias=false")
+    flow = build(config["model"])
+    step = flow.steps()[0][1]
+    assert len(flow.levels) == 3
+    assert step.mixing.weight.reflections.shape[1] == 2
+    assert step.coupling.network.first.edge_bias is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["mixing=periodic", "data=hubble"],
+        ["model.num_levels=3", "model.num_steps=8", "model.hidden_channels=128"],
+        ["experiment=smoke"],
+        ["-m", "mixing=conv1x1,emerging,periodic", "seed=1,2,3"],
+        ["-m", "experiment=glob(*)"],
+        ["-m", "optimizer.lr=interval(1e-4,1e-2)"],
+        ["-m", "model.num_steps=range(1,4)"],
+        ["callbacks.averaging=null"],
+        ["~callbacks.averaging"],
+        ["+trainer.limit_train_batches=3"],
+        ["hydra.run.dir=elsewhere"],
+        ["data.num_channels=1"],
+        ["optimizer.lr=1"],
+    ],
+)
+def test_good_command_lines_pass(arguments):
+    check_train(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["mixing=emergin"], ["there is no mixing=emergin", "did you mean 'emerging'"]),
+        (["dta=photos"], ["'dta'", "did you mean 'data'"]),
+        (["modle.num_levels=2"], ["'modle.num_levels'", "did you mean 'model.num_levels'"]),
+        (["model.num_level=2"], ["'model.num_level'", "'model.num_levels'"]),
+        (["lr=1"], ["'lr'", "'optimizer.lr'"]),
+        (["sede=1"], ["'sede'", "'seed'"]),
+        (["seed=abc"], ["seed", "abc"]),
+        (["model.num_levels=three"], ["model.num_levels must be an integer", "'three'"]),
+        (["model.num_levels=2.5"], ["model.num_levels must be an integer", "2.5"]),
+        (["optimizer.lr=fast"], ["optimizer.lr must be a number", "'fast'"]),
+        (["model.learn_prior=1"], ["model.learn_prior must be true or false"]),
+        (["mixing=conv1x1", "mixing.parametrization=lu"], ["mixing.parametrization must be 'plain' or 'plu' or 'qr'"]),
+        (["+mixing.kernl_size=3"], ["kernl_size", "did you mean 'kernel_size'"]),
+        (["+trainer.max_epoch=3"], ["max_epoch", "did you mean 'max_epochs'"]),
+        (["experiment=smok"], ["there is no experiment=smok", "did you mean 'smoke'"]),
+        (["-m", "mixing=conv1x1,emergin"], ["there is no mixing=emergin"]),
+        (["-m", "model.num_steps=2,many"], ["model.num_steps must be an integer", "'many'"]),
+        (["-m", "experiment=glob(nothing*)"], ["matches no option"]),
+        (["mixing=conv1x1,emerging"], ["add -m"]),
+        (["mixing"], ["cannot read the override 'mixing'"]),
+    ],
+)
+def test_mistakes_are_named_with_their_near_matches(arguments, words):
+    with pytest.raises(InputError) as caught:
+        check_train(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_a_typo_in_a_file_is_found_too(tmp_path):
+    config = compose()
+    config["model"]["num_stepps"] = 3
+    with pytest.raises(InputError, match=r"model\.num_stepps.*did you mean 'num_steps'"):
+        check(config)
+
+
+def test_a_target_that_does_not_exist_is_named():
+    with pytest.raises(InputError, match=r"mixing\._target_ names flows\.layers\.Emerging"):
+        check({"mixing": {"_target_": "flows.layers.Emerging"}})
+
+
+def test_exit_codes_tell_the_failures_apart():
+    assert len(set(EXIT_CODES.values())) == 3
+    assert not {0, 1} & set(EXIT_CODES.values())
+
+
+def test_help_says_what_every_group_is_for():
+    text = (CONF / "train.yaml").read_text()
+    template = text[text.index("template:") :]
+    for group in GROUPS:
+        assert re.search(rf"^\s+{group}\s+\w|\s{group}\s+\w", template, re.MULTILINE), group
+
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^(?:\./with-env )?python (train|sample|evaluate)\.py ?([^#\n]*)", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("program", "arguments"), sorted(set(COMMANDS)))
+def test_every_command_of_the_readme_is_right(program, arguments, monkeypatch):
+    import shlex
+
+    monkeypatch.setattr(sys, "argv", [f"{program}.py"])
+    words = [word for word in shlex.split(arguments) if not word.startswith("resume=")]
+    check_command_line(CONF, program, words)

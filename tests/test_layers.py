@@ -1,0 +1,381 @@
+"""Properties of single layers beyond the contract."""
+
+import math
+
+import pytest
+import torch
+from contract import images, make, move_parameters
+from torch.nn.functional import conv2d
+
+from flows import InputError
+from flows.diagnostics import count_parameters
+from flows.initialization import initialize_from_data, is_initialized
+from flows.layers import (
+    ActNorm,
+    AffineCoupling,
+    AutoregressiveConv2d,
+    Conv1x1,
+    EmergingConv2d,
+    PeriodicConv2d,
+    Reverse,
+    Sequential,
+    Shuffle,
+    Squeeze,
+)
+from flows.layers.networks import CouplingNetwork, PaddedConv2d
+
+
+def dense_matrix(layer, shape):
+    """The matrix of an affine layer, ``(D, D)``, rows and columns in the order of ``flatten``."""
+    x = torch.zeros(1, *shape, dtype=torch.float64)
+    return torch.autograd.functional.jacobian(lambda v: layer(v)[0], x).reshape(x.numel(), x.numel())
+
+
+# -- squeeze and permutations ------------------------------------------------------------------------------------------
+
+
+def test_squeeze_does_what_its_picture_shows():
+    x = torch.tensor([[1, 2, 5, 6], [3, 4, 7, 8], [9, 10, 13, 14], [11, 12, 15, 16]]).view(1, 1, 4, 4).float()
+    z, _ = Squeeze()(x)
+    expected = [[[1, 5], [9, 13]], [[2, 6], [10, 14]], [[3, 7], [11, 15]], [[4, 8], [12, 16]]]
+    assert z[0].tolist() == expected
+
+
+def test_squeeze_refuses_an_odd_side():
+    with pytest.raises(InputError, match="even"):
+        Squeeze()(torch.zeros(1, 1, 3, 4))
+
+
+def test_reverse_reverses():
+    z, _ = Reverse(3)(torch.arange(3.0).view(1, 3, 1, 1))
+    assert z.flatten().tolist() == [2, 1, 0]
+
+
+def test_shuffle_follows_the_seed_and_travels_with_the_checkpoint():
+    torch.manual_seed(1)
+    first = Shuffle(50)
+    torch.manual_seed(1)
+    second = Shuffle(50)
+    third = Shuffle(50)
+    assert torch.equal(first.permutation, second.permutation)
+    assert not torch.equal(first.permutation, third.permutation)
+    third.load_state_dict(first.state_dict())
+    x = torch.randn(2, 50, 1, 1)
+    assert torch.equal(third.inverse(first(x)[0]), x)
+
+
+# -- actnorm -----------------------------------------------------------------------------------------------------------
+
+
+def test_actnorm_normalises_the_batch_that_it_is_initialised_from():
+    layer = ActNorm(3)
+    x = 5 + 3 * torch.randn(64, 3, 4, 5)
+    initialize_from_data(layer, x)
+    z, _ = layer(x)
+    torch.testing.assert_close(z.mean(dim=(0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(z.var(dim=(0, 2, 3), correction=0), torch.ones(3), rtol=1e-4, atol=0)
+
+
+def test_actnorm_is_never_initialised_by_a_forward_pass():
+    layer = ActNorm(2).train()
+    layer(torch.randn(8, 2, 3, 3))
+    assert not layer.initialized
+    assert not layer.bias.any()
+
+
+def test_actnorm_is_initialised_once_also_after_loading():
+    layer = ActNorm(2)
+    initialize_from_data(layer, torch.randn(8, 2, 3, 3))
+    loaded = ActNorm(2)
+    loaded.load_state_dict(layer.state_dict())
+    initialize_from_data(loaded, 100 + torch.randn(8, 2, 3, 3))
+    assert torch.equal(loaded.bias, layer.bias)
+
+
+def test_initialisation_reaches_nested_actnorms_with_normalised_activations():
+    model = Sequential(ActNorm(4), Conv1x1(4), AffineCoupling(4, 5), ActNorm(4))
+    x = 7 + 2 * torch.randn(64, 4, 4, 4)
+    initialize_from_data(model, x)
+    assert is_initialized(model)
+    torch.testing.assert_close(model(x)[0].mean(dim=(0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-4)
+
+
+def test_actnorm_survives_a_constant_channel():
+    layer = ActNorm(1)
+    initialize_from_data(layer, torch.full((4, 1, 2, 2), 3.0))
+    assert torch.isfinite(layer.log_scale).all()
+
+
+# -- the networks ------------------------------------------------------------------------------------------------------
+
+
+def test_edge_bias_is_a_channel_of_ones_on_the_padding():
+    layer = PaddedConv2d(2, 3, 3, bias=True, edge_bias=True).double()
+    x = images((2, 4, 5))
+    padded = torch.nn.functional.pad(x, [1, 1, 1, 1])
+    mark = torch.nn.functional.pad(torch.zeros(3, 1, 4, 5, dtype=torch.float64), [1, 1, 1, 1], value=1.0)
+    weight = torch.cat([layer.weight, layer.edge_bias.weight], dim=1)
+    expected = conv2d(torch.cat([padded, mark], dim=1), weight, layer.bias)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_coupling_starts_with_the_scale_of_sigmoid_two():
+    _, log_det = AffineCoupling(4, 8)(torch.randn(2, 4, 3, 5))
+    expected = torch.full((2,), 2 * 3 * 5 * math.log(torch.sigmoid(torch.tensor(2.0))))
+    torch.testing.assert_close(log_det, expected)
+
+
+def test_coupling_takes_shift_and_scale_from_even_and_odd_channels():
+    layer = make(lambda: AffineCoupling(4, 6))
+    x = images((4, 3, 3))
+    outputs = layer.network(x[:, :2])
+    z, _ = layer(x)
+    expected = (x[:, 2:] + outputs[:, [0, 2]]) * torch.sigmoid(outputs[:, [1, 3]] + 2)
+    torch.testing.assert_close(z[:, 2:], expected)
+
+
+def test_coupling_network_has_the_papers_number_of_parameters():
+    # Glow's width 512 on 6 channels: (6+1) 9 512 + 2 512, 512^2 + 2 512, (512+1) 9 12 + 2 12
+    expected = 7 * 9 * 512 + 2 * 512 + 512**2 + 2 * 512 + 513 * 9 * 12 + 2 * 12
+    assert count_parameters(CouplingNetwork(6, 512, 12)) == expected
+
+
+# -- 1x1 convolutions --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parametrization", ["plain", "plu", "qr"])
+def test_every_1x1_starts_orthogonal(parametrization):
+    matrix = Conv1x1(6, parametrization).weight.matrix().double()
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+def test_qr_is_a_product_of_householder_reflections():
+    layer = make(lambda: Conv1x1(4, "qr", num_reflections=3))
+    weight = layer.weight
+    orthogonal = torch.eye(4, dtype=torch.float64)
+    vectors = weight.reflections * weight.reflections_mask
+    for i in range(3):
+        v = vectors[:, i].clone()
+        v[i] = 1.0
+        orthogonal = orthogonal @ (torch.eye(4, dtype=torch.float64) - 2 * torch.outer(v, v) / (v @ v))
+    upper = weight.upper.triu(1) + torch.diag(weight.log_scale.exp())
+    torch.testing.assert_close(weight.matrix(), orthogonal @ upper)
+
+
+def test_parametrisations_have_the_degrees_of_freedom_of_a_matrix():
+    assert count_parameters(Conv1x1(5)) == 25
+    assert count_parameters(Conv1x1(5, "plu")) == 25
+    assert count_parameters(Conv1x1(5, "qr")) == 25
+    assert count_parameters(Conv1x1(5, "qr", num_reflections=1)) == 4 + 15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(parametrization="lu"), "plain"),
+        (dict(parametrization="qr", num_reflections=0), "between 1"),
+        (dict(parametrization="qr", num_reflections=5), "between 1"),
+        (dict(num_reflections=2), "qr"),
+    ],
+)
+def test_1x1_refuses_wrong_arguments(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Conv1x1(4, **arguments)
+
+
+# -- autoregressive and emerging convolutions --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", ["square", "raster"])
+@pytest.mark.parametrize("direction", ["lower", "upper"])
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (3, 1), (3, 2), (5, 1)])
+def test_autoregressive_matrix_is_triangular_in_the_declared_order(direction, mask, kernel_size, dilation):
+    shape = (3, 4, 5)
+    layer = make(lambda: AutoregressiveConv2d(3, kernel_size, dilation, direction=direction, mask=mask))
+    pixels_first = torch.arange(60).view(shape).permute(1, 2, 0)  # reading order of pixels, then channels
+    order = pixels_first.flip(0, 1).flatten() if direction == "lower" else pixels_first.flip(2).flatten()
+    matrix = dense_matrix(layer, shape)[order][:, order]
+    assert not matrix.triu(1).any()
+    centre = layer.filter()[:, :, kernel_size // 2, kernel_size // 2].diagonal()
+    expected = centre if direction == "lower" else centre.flip(0)
+    torch.testing.assert_close(matrix.diagonal(), expected.repeat(20))
+
+
+@pytest.mark.parametrize(("mask", "taps"), [("square", 9), ("raster", 13)])
+def test_masked_weights_do_not_count_as_parameters(mask, taps):
+    layer = AutoregressiveConv2d(4, 5, mask=mask, bias=False)
+    assert count_parameters(layer) == (taps - 1) * 16 + 10
+
+
+def test_upper_mask_is_the_lower_one_flipped_in_all_axes():
+    for mask in ("square", "raster"):
+        lower = AutoregressiveConv2d(3, 5, mask=mask).weight_mask
+        upper = AutoregressiveConv2d(3, 5, mask=mask, direction="upper").weight_mask
+        assert torch.equal(upper, lower.flip(0, 1, 2, 3))
+
+
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(3, 1), (5, 1), (3, 2)])
+def test_emerging_receptive_field_is_exactly_the_square(kernel_size, dilation):
+    layer = make(lambda: EmergingConv2d(2, kernel_size, dilation))
+    size = 2 * kernel_size * dilation + 1
+    matrix = dense_matrix(layer, (2, size, size)).view(2, size, size, 2, size, size)
+    middle = size // 2
+    seen = matrix[:, middle, middle].abs().sum(dim=(0, 1)) > 0
+    reach = dilation * (kernel_size // 2)
+    expected = torch.zeros(size, size, dtype=torch.bool)
+    expected[middle - reach : middle + reach + 1 : dilation, middle - reach : middle + reach + 1 : dilation] = True
+    assert torch.equal(seen, expected)
+
+
+@pytest.mark.parametrize("mask", ["square", "raster"])
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(3, 1), (5, 1), (3, 2)])
+def test_two_convolutions_equal_the_composed_filter_away_from_the_border(kernel_size, dilation, mask):
+    layer = make(lambda: EmergingConv2d(3, kernel_size, dilation, mask=mask))
+    x = images((3, 14, 15))
+    composed = layer.composed_filter()
+    border = dilation * (composed.shape[-1] // 2)
+    with_one = conv2d(x, composed, layer.upper.bias, dilation=dilation)
+    with_two, _ = layer(x)
+    torch.testing.assert_close(with_one, with_two[:, :, border:-border, border:-border])
+    assert not torch.allclose(
+        conv2d(x, composed, layer.upper.bias, dilation=dilation, padding=border)[:, :, 0], with_two[:, :, 0]
+    ), "at the border they differ"
+
+
+def test_emerging_starts_near_its_1x1():
+    layer, x = EmergingConv2d(6), torch.randn(2, 6, 8, 8)
+    z, _ = layer(x)
+    assert (z - layer.conv1x1(x)[0]).abs().max() < 1.5
+    assert (z - layer.conv1x1(x)[0]).std() < 0.3
+
+
+@pytest.mark.parametrize("kernel_size", [0, 2, 4])
+@pytest.mark.parametrize("layer", [AutoregressiveConv2d, EmergingConv2d, PeriodicConv2d])
+def test_even_kernels_are_refused(layer, kernel_size):
+    with pytest.raises(InputError, match="odd"):
+        layer(4, kernel_size)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(dilation=0), "dilation"),
+        (dict(direction="left"), "direction"),
+        (dict(mask="round"), "mask"),
+        (dict(solver="referense"), "reference"),
+    ],
+)
+def test_autoregressive_refuses_wrong_arguments(arguments, message):
+    with pytest.raises(InputError, match=message):
+        AutoregressiveConv2d(4, **arguments)
+
+
+# -- periodic convolutions ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(4, 5), (5, 4), (4, 4), (2, 3), (1, 1)])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_periodic_against_the_dense_circulant_matrix(kernel_size, size):
+    layer = make(lambda: PeriodicConv2d(2, kernel_size))
+    height, width = size
+    reach = kernel_size // 2
+    circulant = torch.zeros(2, height, width, 2, height, width, dtype=torch.float64)
+    for y in range(height):
+        for x in range(width):
+            for i in range(kernel_size):
+                for j in range(kernel_size):
+                    source = (y + i - reach) % height, (x + j - reach) % width
+                    circulant[:, y, x, :, source[0], source[1]] += layer.weight[:, :, i, j].detach()
+    circulant = circulant.view(2 * height * width, -1)
+    v = images((2, height, width), 1)
+    z, log_det = layer(v)
+    expected = (circulant @ v.flatten()).view(2, height, width) + layer.bias[:, None, None]
+    torch.testing.assert_close(z[0], expected)
+    torch.testing.assert_close(log_det[0], torch.linalg.slogdet(circulant).logabsdet)
+    torch.testing.assert_close(layer.inverse(z), v)
+
+
+def test_periodic_matrices_decouple_the_frequencies():
+    layer = make(lambda: PeriodicConv2d(3))
+    x = images((3, 4, 6))
+    z, _ = layer(x)
+    spectrum = torch.fft.rfft2(z - layer.bias[:, None, None]).permute(2, 3, 1, 0)
+    expected = layer.frequency_matrices(4, 6) @ torch.fft.rfft2(x).permute(2, 3, 1, 0)
+    torch.testing.assert_close(spectrum, expected)
+
+
+# -- what is remembered between calls ----------------------------------------------------------------------------------
+
+REMEMBERING = [
+    lambda: Conv1x1(4),
+    lambda: Conv1x1(4, "plu"),
+    lambda: Conv1x1(4, "qr"),
+    lambda: PeriodicConv2d(4),
+    lambda: EmergingConv2d(4),
+]
+
+
+def _optimiser_step(layer, x):
+    optimizer = torch.optim.Adamax(layer.parameters(), lr=0.05)
+    z, log_det = layer(x)
+    (z.square().sum() - log_det.sum()).backward()
+    optimizer.step()
+
+
+def _through_data(layer, x):
+    for parameter in layer.parameters():
+        parameter.data.mul_(1.1)
+
+
+def _swap_like_an_average(layer, x):
+    for parameter in layer.parameters():
+        other = parameter.data + 0.05 * torch.randn_like(parameter)
+        parameter.data.copy_(other)
+
+
+def _new_storage(layer, x):
+    for parameter in layer.parameters():
+        parameter.data = parameter.data * 1.2
+
+
+def _load(layer, x):
+    scaled = {name: 1.1 * parameter for name, parameter in layer.named_parameters()}
+    layer.load_state_dict(layer.state_dict() | scaled)
+
+
+@pytest.mark.parametrize("change", [_optimiser_step, _through_data, _swap_like_an_average, _new_storage, _load])
+@pytest.mark.parametrize("factory", REMEMBERING)
+def test_no_inverse_is_ever_stale(factory, change):
+    layer, x = make(factory, deviation=0.02), images((4, 4, 6))
+    with torch.no_grad():
+        layer.inverse(layer(x)[0])
+    change(layer, x)
+    with torch.no_grad():
+        torch.testing.assert_close(layer.inverse(layer(x)[0]), x)
+
+
+@pytest.mark.parametrize("factory", REMEMBERING)
+def test_inverse_follows_a_change_of_precision_and_of_size(factory):
+    layer, x = make(factory, deviation=0.02), images((4, 4, 6))
+    with torch.no_grad():
+        layer.inverse(layer(x)[0])
+        wide = images((4, 5, 9))
+        torch.testing.assert_close(layer.inverse(layer(wide)[0]), wide)
+        layer.float()
+        torch.testing.assert_close(layer.inverse(layer(x.float())[0]), x.float(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("factory", REMEMBERING)
+def test_weights_get_gradients_through_the_inverse_also_after_it_was_remembered(factory):
+    layer, z = make(factory, deviation=0.02), images((4, 4, 6))
+    with torch.no_grad():
+        layer.inverse(z)
+    layer.inverse(z).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def test_moved_parameters_are_really_moved():
+    layer = Conv1x1(3)
+    before = layer.weight.matrix().clone()
+    move_parameters(layer)
+    assert (layer.weight.matrix() - before).abs().min() > 0

@@ -1,0 +1,363 @@
+"""The whole flow: exact likelihoods, bits/dim in closed form, priors, and images in and out."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from contract import move_parameters
+from torch.distributions import MultivariateNormal
+
+from flows import Flow, InputError, NonFiniteError
+from flows.dequantization import UniformDequantizer
+from flows.diagnostics import count_parameters, first_non_finite, inverse_gain, mixing_gains, round_trip_error
+from flows.interpolation import spherical
+from flows.layers import (
+    AdditiveCoupling,
+    AffineCoupling,
+    Conv1x1,
+    EmergingConv2d,
+    Layer,
+    PeriodicConv2d,
+    Reverse,
+    Shuffle,
+)
+from flows.priors import FactorOut
+from flows.randomness import Stream, evaluation_noise, generator_for
+from flows.solvers import IllConditionedWarning
+
+MIXINGS = {
+    "conv1x1": Conv1x1,
+    "conv1x1_plu": partial(Conv1x1, parametrization="plu"),
+    "conv1x1_qr": partial(Conv1x1, parametrization="qr"),
+    "emerging": EmergingConv2d,
+    "periodic": PeriodicConv2d,
+    "reverse": Reverse,
+    "shuffle": Shuffle,
+}
+
+
+class Identity(Layer):
+    """No coupling: leaves a flow of affine layers."""
+
+    def __init__(self, num_channels, hidden_channels):
+        super().__init__()
+
+    def forward(self, x):
+        return x, x.new_zeros(len(x))
+
+    def inverse(self, z):
+        return z
+
+
+def tiny(shape=(1, 4, 8), mixing=EmergingConv2d, coupling=AffineCoupling, num_levels=2, deviation=0.05, **options):
+    flow = Flow(shape, mixing, coupling, num_levels, num_steps=2, hidden_channels=4, **options)
+    move_parameters(flow, deviation)
+    return flow
+
+
+def random_images(num_images, shape, seed=0):
+    return torch.randint(0, 256, (num_images, *shape), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+# -- the bijection -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learn_prior", [True, False])
+@pytest.mark.parametrize("coupling", [AffineCoupling, AdditiveCoupling])
+@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+def test_whole_flow_against_autodiff(mixing, coupling, learn_prior):
+    flow = tiny(mixing=mixing, coupling=coupling, learn_prior=learn_prior).double()
+    v = torch.rand(2, 1, 4, 8, dtype=torch.float64) - 0.5
+
+    def flat(v):
+        return torch.cat([z.flatten(1) for z in flow(v)[0]], dim=1)
+
+    jacobian = torch.autograd.functional.jacobian(flat, v).reshape(2, 32, 2, 32)
+    latents, log_det = flow(v)
+    for i in range(2):
+        torch.testing.assert_close(log_det[i], torch.linalg.slogdet(jacobian[i, :, i]).logabsdet)
+        assert not jacobian[i, :, 1 - i].any()
+    torch.testing.assert_close(flow.inverse(latents), v)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    torch.testing.assert_close(flow.log_prob(v), normal.log_prob(flat(v)).sum(1) + log_det)
+
+
+def test_any_latent_is_some_image_s():
+    flow = tiny().double()
+    latents = [torch.randn(3, *shape, dtype=torch.float64) for shape in flow.latent_shapes]
+    with torch.no_grad():
+        again, _ = flow(flow.inverse(latents))
+    for z, expected in zip(again, latents, strict=True):
+        torch.testing.assert_close(z, expected)
+
+
+@pytest.mark.parametrize("mixing", [Conv1x1, EmergingConv2d, PeriodicConv2d])
+def test_flow_of_affine_layers_is_a_multivariate_normal(mixing):
+    flow = tiny(mixing=mixing, coupling=Identity, num_levels=1, learn_prior=False).double()
+    zero = torch.zeros(1, 1, 4, 8, dtype=torch.float64)
+    matrix = torch.autograd.functional.jacobian(lambda v: flow(v)[0][0], zero).reshape(32, 32)
+    mean = flow.inverse([torch.zeros_like(z) for z in flow(zero)[0]]).flatten()
+    inverse = torch.linalg.inv(matrix)
+    v = torch.randn(5, 1, 4, 8, dtype=torch.float64)
+    expected = MultivariateNormal(mean, inverse @ inverse.T).log_prob(v.flatten(1))
+    torch.testing.assert_close(flow.log_prob(v), expected)
+
+
+def test_latents_have_as_many_dimensions_as_the_image():
+    flow = Flow((3, 32, 16), Conv1x1, AffineCoupling, 3, 1, 4)
+    assert flow.latent_shapes == [(6, 16, 8), (12, 8, 4), (48, 4, 2)]
+    assert sum(math.prod(shape) for shape in flow.latent_shapes) == flow.num_dims == 3 * 32 * 16
+
+
+def test_steps_know_what_they_work_on():
+    flow = Flow((3, 32, 16), Conv1x1, AffineCoupling, 3, 1, 4)
+    assert [shape for _, _, shape in flow.steps()] == [(12, 16, 8), (24, 8, 4), (48, 4, 2)]
+
+
+def test_mixing_layers_are_not_shared_between_steps():
+    flow = tiny()
+    layers = [step.mixing for _, step, _ in flow.steps()]
+    assert len({id(layer) for layer in layers}) == len(layers) == 4
+
+
+def test_parameter_counts_are_the_papers():
+    assert count_parameters(Flow((3, 32, 32), Conv1x1, AffineCoupling, 2, 8, 512, learn_prior=False)) == 6_300_960
+    emerging = Flow((3, 32, 32), EmergingConv2d, AffineCoupling, 2, 8, 510, learn_prior=False)
+    assert abs(count_parameters(emerging) - 6_300_960) < 6_300_960 * 0.001
+    # 82,944 weights of the paper's count convolve an image of zeros (flows.priors.LearnedGaussian).
+    assert count_parameters(Flow((3, 32, 32), Conv1x1, AffineCoupling, 3, 8, 512)) == 11_216_628 - 82_944
+
+
+# -- factoring out and priors ------------------------------------------------------------------------------------------
+
+
+def test_factoring_out_is_inverted_and_counted():
+    layer = FactorOut(4).double()
+    move_parameters(layer, 0.1)
+    h = torch.randn(2, 4, 3, 4, dtype=torch.float64)
+
+    def flat(h):
+        kept, z, _ = layer(h)
+        return torch.cat([kept.flatten(1), z.flatten(1)], dim=1)
+
+    kept, z, log_det = layer(h)
+    torch.testing.assert_close(layer.inverse(kept, z), h)
+    jacobian = torch.autograd.functional.jacobian(flat, h).reshape(2, 48, 2, 48)
+    for i in range(2):
+        torch.testing.assert_close(log_det[i], torch.linalg.slogdet(jacobian[i, :, i]).logabsdet)
+
+
+def test_learned_priors_start_as_standard_normals():
+    layer = FactorOut(4)
+    h = torch.randn(2, 4, 3, 4)
+    _, z, log_det = layer(h)
+    torch.testing.assert_close(z, h[:, 2:])
+    assert not log_det.any()
+
+
+# -- pixels, reals, bits -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_bits", range(1, 9))
+def test_uniform_density_costs_exactly_num_bits(num_bits):
+    assert UniformDequantizer(num_bits).bits_per_dim(torch.zeros(3), 3072).tolist() == [num_bits] * 3
+
+
+@pytest.mark.parametrize("num_bits", range(1, 9))
+def test_every_pixel_survives_any_noise(num_bits):
+    dequantizer = UniformDequantizer(num_bits)
+    images = torch.arange(256, dtype=torch.uint8)
+    for noise in (0.0, 0.5, 1 - 2**-10):
+        v = dequantizer.dequantize(images, noise)
+        assert v.min() >= -0.5
+        assert v.max() < 0.5
+        assert torch.equal(dequantizer.quantize(v), dequantizer.reduce(images))
+    assert len(dequantizer.reduce(images).unique()) == 2**num_bits
+
+
+def test_fewer_bits_drop_the_low_ones():
+    images = torch.tensor([0, 7, 8, 255], dtype=torch.uint8)
+    assert UniformDequantizer(5).reduce(images).tolist() == [0, 0, 8, 248]
+    assert UniformDequantizer(8).reduce(images).tolist() == images.tolist()
+
+
+def test_values_outside_go_to_the_nearest_level():
+    assert UniformDequantizer().quantize(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_nan_never_becomes_a_pixel(bad):
+    with pytest.raises(NonFiniteError):
+        UniformDequantizer().quantize(torch.tensor([0.0, bad]))
+
+
+def test_only_uint8_images_are_accepted():
+    with pytest.raises(InputError, match="uint8"):
+        tiny().bits_per_dim(torch.zeros(1, 1, 4, 8))
+
+
+def test_bits_per_dim_is_the_change_of_variables_by_hand():
+    flow = tiny(num_bits=5)
+    images, noise = random_images(3, (1, 4, 8)), torch.rand(3, 1, 4, 8)
+    v = (images // 8 + noise) / 32 - 0.5
+    expected = -(flow.log_prob(v) - 32 * math.log(32)) / (32 * math.log(2))
+    torch.testing.assert_close(flow.bits_per_dim(images, noise), expected)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("mixing", [Conv1x1, EmergingConv2d, PeriodicConv2d])
+def test_uniform_noise_costs_at_least_eight_bits(mixing, trained):
+    shape = (1, 8, 8)
+    flow = tiny(shape, mixing=mixing, deviation=0.02)
+    flow.initialize(random_images(64, shape))
+    if trained:
+        optimizer = torch.optim.Adamax(flow.parameters(), lr=2e-3)
+        for step in range(60):
+            optimizer.zero_grad()
+            flow.bits_per_dim(random_images(64, shape, seed=step)).mean().backward()
+            optimizer.step()
+    with torch.no_grad():
+        scores = flow.bits_per_dim(random_images(512, shape, seed=1000)).double()
+    assert scores.mean() > 8.0 - 3 * scores.std() / math.sqrt(512)
+
+
+def test_training_brings_the_score_down():
+    shape = (1, 8, 8)
+    flow = tiny(shape, deviation=0.0)
+    images = random_images(64, shape) // 64 * 64  # two bits of information in a pixel
+    flow.initialize(images)
+    optimizer = torch.optim.Adamax(flow.parameters(), lr=5e-3)
+    before = flow.bits_per_dim(images).mean()
+    for _ in range(60):
+        optimizer.zero_grad()
+        flow.bits_per_dim(images).mean().backward()
+        optimizer.step()
+    assert flow.bits_per_dim(images).mean() < before - 0.3
+
+
+# -- images in and out -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_bits", [8, 3])
+@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+def test_decoding_the_encoding_gives_the_image_back(mixing, num_bits):
+    flow = tiny((3, 8, 16), mixing=mixing, num_bits=num_bits)
+    images = random_images(4, (3, 8, 16))
+    flow.initialize(images)
+    with torch.no_grad():
+        assert torch.equal(flow.decode(flow.encode(images)), flow.dequantizer.reduce(images))
+        assert round_trip_error(flow, images) < 0.1
+
+
+def test_same_seed_same_samples_and_temperature_scales_the_latents():
+    flow = tiny()
+    first = flow.sample(3, 0.7, torch.Generator().manual_seed(5))
+    assert first.dtype == torch.uint8
+    assert first.shape == (3, 1, 4, 8)
+    assert torch.equal(first, flow.sample(3, 0.7, torch.Generator().manual_seed(5)))
+    assert not torch.equal(first, flow.sample(3, 0.7, torch.Generator().manual_seed(6)))
+    warm = flow.sample_latents(2, 1.0, torch.Generator().manual_seed(1))
+    cold = flow.sample_latents(2, 0.5, torch.Generator().manual_seed(1))
+    assert all(torch.equal(0.5 * a, b) for a, b in zip(warm, cold, strict=True))
+    assert len(flow.sample(3, 0.0).unique(dim=0)) == 1
+
+
+def test_sampling_that_overflows_raises():
+    flow = tiny()
+    with torch.no_grad():
+        flow.levels[0][1].actnorm.log_scale.fill_(-100.0)
+    with pytest.raises(NonFiniteError, match="temperature"):
+        flow.sample(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(image_shape=(3, 12, 16), num_levels=3), "12 x 16 pixels cannot be halved 3 times"),
+        (dict(image_shape=(3, 16)), "image_shape"),
+        (dict(num_levels=0), "num_levels"),
+        (dict(num_steps=0), "num_steps"),
+        (dict(hidden_channels=0), "hidden_channels"),
+        (dict(num_bits=9), "num_bits"),
+    ],
+)
+def test_flow_refuses_wrong_arguments(options, message):
+    arguments = dict(image_shape=(3, 16, 16), num_levels=1, num_steps=1, hidden_channels=4) | options
+    with pytest.raises(InputError, match=message):
+        Flow(mixing=Conv1x1, coupling=AffineCoupling, **arguments)
+
+
+def test_coupling_refuses_odd_channels():
+    with pytest.raises(InputError, match="even, not 3"):
+        AffineCoupling(3)
+
+
+@pytest.mark.parametrize(("num_samples", "temperature"), [(0, 1.0), (1, -0.5), (1, math.nan)])
+def test_sampling_refuses_wrong_arguments(num_samples, temperature):
+    with pytest.raises(InputError):
+        tiny().sample(num_samples, temperature)
+
+
+def test_images_and_latents_of_the_wrong_shape_are_refused():
+    flow = tiny()
+    with pytest.raises(InputError, match="images must have the shape"):
+        flow.bits_per_dim(random_images(1, (1, 8, 4)))
+    with pytest.raises(InputError, match="latents must have the shapes"):
+        flow.decode([torch.zeros(1, 2, 2, 4)])
+
+
+# -- interpolation, noise, diagnostics ---------------------------------------------------------------------------------
+
+
+def test_interpolation_starts_and_ends_exactly_and_keeps_the_length():
+    a, b = ([torch.randn(1, 500, 2, 2), torch.randn(1, 10, 1, 1)] for _ in range(2))
+    path = spherical(list(zip(a, b, strict=True)), torch.linspace(0, 1, 5))
+    for level, first, last in zip(path, a, b, strict=True):
+        assert torch.equal(level[0], first[0])
+        assert torch.equal(level[-1], last[0])
+    lengths = torch.stack([torch.cat([level[t].flatten() for level in path]).norm() for t in range(5)])
+    assert lengths.max() / lengths.min() < 1.2  # a straight line would dip to 0.7
+
+
+def test_interpolation_between_parallel_latents_is_straight():
+    a = torch.randn(1, 4, 2, 2)
+    (path,) = spherical([(a, 2 * a)], torch.tensor([0.5]))
+    torch.testing.assert_close(path, 1.5 * a)
+
+
+def test_noise_of_an_image_depends_on_its_index_alone():
+    together = evaluation_noise(torch.tensor([3, 1, 4]), (2, 3))
+    assert torch.equal(together[1], evaluation_noise(torch.tensor([1]), (2, 3))[0])
+    assert not torch.equal(together, evaluation_noise(torch.tensor([3, 1, 4]), (2, 3), seed=1))
+    assert together.min() >= 0
+    assert together.max() < 1
+
+
+def test_streams_never_share_random_numbers():
+    draws = {float(torch.rand((), generator=generator_for(stream, 0, 1))) for stream in Stream}
+    assert len(draws) == len(Stream)
+
+
+def test_first_non_finite_names_the_parameter_or_the_layer():
+    flow = tiny()
+    v = torch.rand(2, 1, 4, 8) - 0.5
+    with torch.no_grad():
+        flow.levels[1][2].actnorm.log_scale[0] = 100.0  # overflows, though it is finite itself
+    assert "levels.1.layers.2.actnorm" in first_non_finite(flow, v)
+    with torch.no_grad():
+        flow.levels[0][1].mixing.lower.weight[0, 0, 0, 0] = math.nan
+    assert first_non_finite(flow, v) == "parameter levels.0.layers.1.mixing.lower.weight"
+
+
+def test_inverse_gain_is_one_for_orthogonal_layers_and_shows_a_dangerous_one():
+    assert inverse_gain(Reverse(4), (4, 3, 3)) == 1.0
+    safe = EmergingConv2d(3)
+    dangerous = EmergingConv2d(3)
+    with torch.no_grad():
+        dangerous.lower.weight[:] = -0.8
+        dangerous.lower.weight[:, :, 1, 1].fill_diagonal_(0.8)  # every pixel adds up all those before it
+    assert inverse_gain(safe, (3, 8, 8)) < 3
+    with pytest.warns(IllConditionedWarning):
+        assert inverse_gain(dangerous, (3, 8, 8)) > 100
+    assert set(mixing_gains(tiny())) == {name for name, _, _ in tiny().steps()}

@@ -1,0 +1,214 @@
+"""Training: what Lightning does with a flow, and the callbacks around it."""
+
+import math
+from functools import partial
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from datamodules import ImageDataModule, ImageDataset
+from flows import Flow, NonFiniteError, load_flow
+from flows.callbacks import AveragedWeights, InversionMonitor, SamplePictures, StopOnNonFinite, Throughput
+from flows.checkpoint import FORMAT
+from flows.layers import AffineCoupling, EmergingConv2d, Sequential, Shuffle
+from flows.lightning_module import FlowModule
+from flows.optimizers import adamax
+
+
+class Stripes(ImageDataset):
+    """Small images that a flow can learn quickly; each depends on its index alone."""
+
+    def __init__(self, num_images, first):
+        self.num_images, self.first = num_images, first
+
+    def __len__(self):
+        return self.num_images
+
+    def gather(self, indices):
+        return torch.stack(
+            [torch.randint(0, 64, (1, 4, 4), generator=torch.Generator().manual_seed(self.first + i)) for i in indices]
+        ).to(torch.uint8)
+
+
+class StripesModule(ImageDataModule):
+    def __init__(self, **options):
+        super().__init__(num_channels=1, image_size=4, **({"batch_size": 8, "eval_batch_size": 4} | options))
+
+    def setup(self, stage=None):
+        self.train, self.val, self.test = Stripes(32, 0), Stripes(10, 1000), Stripes(7, 2000)
+
+
+class ShuffledEmerging(Sequential):
+    def __init__(self, num_channels):
+        super().__init__(Shuffle(num_channels), EmergingConv2d(num_channels))
+
+
+def flow():
+    torch.manual_seed(0)
+    return Flow((1, 4, 4), ShuffledEmerging, AffineCoupling, num_levels=1, num_steps=2, hidden_channels=4)
+
+
+class Described(pl.Callback):
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        config = {
+            "model": {
+                "_target_": "flows.Flow",
+                "image_shape": [1, 4, 4],
+                "mixing": {"_target_": "flows.layers.EmergingConv2d", "_partial_": True},
+                "coupling": {"_target_": "flows.layers.AffineCoupling", "_partial_": True},
+                "num_levels": 1,
+                "num_steps": 2,
+                "hidden_channels": 4,
+            }
+        }
+        checkpoint.update({"format": FORMAT, "config": config, "overrides": []})
+
+
+def fit(folder, callbacks=(), model=None, data=None, ckpt_path=None, max_epochs=2, lr=1e-3, **options):
+    model = model or flow()
+    module = FlowModule(model, partial(adamax, lr=lr, warmup_steps=2), seed=3)
+    trainer = pl.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_epochs=max_epochs,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        **options,
+    )
+    trainer.fit(module, data or StripesModule(), ckpt_path=ckpt_path, weights_only=True)
+    return trainer, module
+
+
+def parameters(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_training_learns_and_logs(tmp_path):
+    trainer, _ = fit(tmp_path, [Throughput(), InversionMonitor()], max_epochs=8, lr=1e-2)
+    metrics = trainer.callback_metrics
+    assert metrics["val/bits_per_dim"] < 7.5
+    assert metrics["val/round_trip_error"] < 0.5
+    assert metrics["val/inverse_gain"] >= 0.5
+    assert metrics["train/gradient_norm"] > 0
+    assert metrics["train/images_per_second"] > 0
+
+
+def test_validation_score_does_not_depend_on_the_batch_size(tmp_path):
+    scores = []
+    for eval_batch_size in (1, 3, 10):
+        trainer, _ = fit(tmp_path, data=StripesModule(eval_batch_size=eval_batch_size), max_epochs=1)
+        scores.append(float(trainer.callback_metrics["val/bits_per_dim"]))
+    assert max(scores) - min(scores) < 1e-5
+
+
+def test_two_trainings_with_one_seed_are_the_same(tmp_path):
+    first, second = (parameters(fit(tmp_path)[1]) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_resumed_training_ends_where_the_undisturbed_one_does(tmp_path):
+    averaging, checkpoint = AveragedWeights(decay=0.5), ModelCheckpoint(tmp_path, "epoch{epoch}", save_top_k=-1)
+    model = flow()
+    model.initialize(Stripes(32, 0).gather(range(32)))
+    _, whole = fit(tmp_path, [averaging, checkpoint], model=model, max_epochs=3)
+    path = next(tmp_path.glob("*epoch=0.ckpt"))
+    resumed_averaging = AveragedWeights(decay=0.5)
+    _, resumed = fit(tmp_path / "again", [resumed_averaging], ckpt_path=path, max_epochs=3)
+    assert torch.equal(parameters(whole), parameters(resumed))
+    assert torch.equal(parameters(averaging._average_model.module), parameters(resumed_averaging._average_model.module))
+    assert all(step.actnorm.initialized for _, step, _ in resumed.flow.steps())
+
+
+def test_warm_up_is_linear_and_then_constant():
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    optimizer, schedule = adamax(weights, lr=1.0, warmup_steps=4)
+    rates = []
+    for _ in range(7):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0])
+
+
+def test_average_is_scored_apart_and_keeps_permutations(tmp_path):
+    averaging = AveragedWeights(decay=0.9)
+    trainer, module = fit(tmp_path, [averaging], lr=1e-2)
+    raw, averaged = (trainer.callback_metrics[f"val/bits_per_dim{suffix}"] for suffix in ("", "_averaged"))
+    assert raw != averaged
+    images = Stripes(4, 0).gather(range(4))
+    for model in (module.flow, averaging._average_model.module.flow):
+        with torch.no_grad():
+            assert torch.equal(model.decode(model.encode(images)), images)
+    assert not torch.equal(parameters(module), parameters(averaging._average_model.module))
+
+
+def test_checkpoint_holds_raw_and_averaged_weights(tmp_path):
+    torch.manual_seed(0)
+    model = Flow((1, 4, 4), EmergingConv2d, AffineCoupling, num_levels=1, num_steps=2, hidden_channels=4)
+    averaging, checkpoint = AveragedWeights(decay=0.9), ModelCheckpoint(tmp_path, "last")
+    _, module = fit(tmp_path, [averaging, checkpoint, Described()], model=model)
+    raw, averaged = (load_flow(tmp_path / "last.ckpt", weights) for weights in ("raw", "averaged"))
+    assert torch.equal(parameters(raw), parameters(module.flow))
+    assert torch.equal(parameters(averaged), parameters(averaging._average_model.module.flow))
+
+
+class NanAt(pl.Callback):
+    """Spoils one weight before a step."""
+
+    def __init__(self, step, name, value=math.nan):
+        self.step, self.name, self.value = step, name, value
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            with torch.no_grad():
+                dict(pl_module.named_parameters())[self.name].view(-1)[0] = self.value
+
+
+def test_nan_stops_the_training_and_names_step_layer_and_checkpoint(tmp_path):
+    name = "flow.levels.0.layers.1.mixing.layers.1.conv1x1.weight.weight"
+    checkpoint = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1)
+    with pytest.raises(NonFiniteError) as caught:
+        fit(tmp_path, [NanAt(3, name), StopOnNonFinite(), checkpoint])
+    message = str(caught.value)
+    assert "step 3" in message
+    assert name.removeprefix("flow.") in message
+    assert "last.ckpt" in message
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
+
+
+def test_overflow_names_the_layer_where_it_happens(tmp_path):
+    spoil = NanAt(1, "flow.levels.0.layers.2.actnorm.log_scale", 60.0)
+    with pytest.raises(NonFiniteError, match=r"levels\.0\.layers\.2\.actnorm.*no checkpoint"):
+        fit(tmp_path, [spoil, StopOnNonFinite()])
+
+
+class InfiniteGradient(pl.Callback):
+    def on_after_backward(self, trainer, pl_module):
+        pl_module.flow.top.gaussian.bias.grad.fill_(math.inf)
+
+
+def test_infinite_gradients_stop_before_the_weights_take_harm(tmp_path):
+    model = flow()
+    before = parameters(model)
+    with pytest.raises(NonFiniteError, match=r"flow\.top\.gaussian\.bias"):
+        fit(tmp_path, [InfiniteGradient(), StopOnNonFinite()], model=model)
+    assert torch.equal(parameters(model), before)
+
+
+def test_sample_pictures_are_drawn_and_overflow_only_warns(tmp_path):
+    pictures = SamplePictures(str(tmp_path / "samples"), temperatures=[0.5, 1.0], num_columns=3)
+    _, module = fit(tmp_path, [pictures])
+    assert len(list((tmp_path / "samples").glob("*.png"))) == 2
+    assert torch.equal(pictures.draw(module.flow), pictures.draw(module.flow))
+    with torch.no_grad():
+        module.flow.levels[0][1].actnorm.log_scale.fill_(-100.0)
+    with pytest.warns(UserWarning, match="no sample picture"):
+        pictures.on_validation_end(module.trainer, module)
