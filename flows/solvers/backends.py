@@ -9,10 +9,11 @@ from torch import Tensor
 
 from flows.errors import InputError
 from flows.solvers.base import AutoregressiveConvSolver
+from flows.solvers.compiled import CompiledSolver
 from flows.solvers.reference import ReferenceSolver
 from flows.solvers.torch_rows import TorchSolver
 
-BACKENDS: dict[str, type[AutoregressiveConvSolver]] = {solver.name: solver for solver in (ReferenceSolver, TorchSolver)}
+BACKENDS: dict[str, type[AutoregressiveConvSolver]] = {solver.name: solver for solver in (ReferenceSolver, TorchSolver, CompiledSolver)}
 
 
 def solve_autoregressive_conv(

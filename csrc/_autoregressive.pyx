@@ -1,0 +1,78 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The compiled substitution of ``autoregressive.h`` for Python: plans, and solving with them outside the GIL.
+
+Arrays come as addresses, because ``tensor.data_ptr()`` is several times cheaper than a buffer; the caller,
+:mod:`flows.solvers.compiled`, answers for their sizes, types and lifetimes.
+"""
+
+from libc.stdlib cimport free, malloc
+
+
+cdef extern from "autoregressive.h" nogil:
+    ctypedef struct ar_plan:
+        pass
+    enum:
+        AR_LOWER
+        AR_UPPER
+        AR_CHANNELS_FIRST
+        AR_CHANNELS_LAST
+        AR_SOLVED
+        AR_NO_MEMORY
+    const char *const *ar_instruction_sets()
+    ar_plan *ar_plan_create(int instruction_set, size_t real_size, int direction, int num_channels, int height,
+                            int width, int num_taps, const int *offsets, const void *matrices)
+    void ar_plan_free(ar_plan *plan)
+    ptrdiff_t ar_solve(const ar_plan *plan, const void *z, void *x, ptrdiff_t num_images, int layout, int num_threads)
+
+
+def instruction_sets():
+    """Names of the instruction sets that this build and this processor know, best last."""
+    cdef const char *const *names = ar_instruction_sets()
+    found = []
+    while names[0] is not NULL:
+        found.append(names[0].decode())
+        names += 1
+    return found
+
+
+cdef class Plan:
+    """One filter, arranged for one instruction set.
+
+    Args:
+        matrices: address of ``len(offsets)`` contiguous C x C matrices: the inverse of the centre tap, then minus this
+            inverse times each of the other taps.
+        real_size: bytes of a number: 4 or 8.
+        offsets: (rows, columns) of each tap, dilation included; the first is (0, 0).
+        is_lower: the direction.
+        instruction_set: a name in :func:`instruction_sets`.
+    """
+
+    cdef ar_plan *plan
+
+    def __cinit__(self, size_t matrices, size_t real_size, list offsets, bint is_lower, int num_channels, int height,
+                  int width, str instruction_set):
+        cdef int num_taps = len(offsets), index = instruction_sets().index(instruction_set)
+        cdef int *flat = <int *>malloc(2 * num_taps * sizeof(int))
+        if flat is NULL:
+            raise MemoryError
+        for n, (rows, columns) in enumerate(offsets):
+            flat[2 * n] = rows
+            flat[2 * n + 1] = columns
+        self.plan = ar_plan_create(index, real_size, AR_LOWER if is_lower else AR_UPPER, num_channels, height, width,
+                                   num_taps, flat, <const void *>matrices)
+        free(flat)
+        if self.plan is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        ar_plan_free(self.plan)
+
+    def solve(self, size_t z, size_t x, ptrdiff_t num_images, bint channels_last, int num_threads):
+        """Solve the images at address ``z`` into ``x``; return the first that is not finite, or -1."""
+        cdef int layout = AR_CHANNELS_LAST if channels_last else AR_CHANNELS_FIRST
+        cdef ptrdiff_t result
+        with nogil:
+            result = ar_solve(self.plan, <const void *>z, <void *>x, num_images, layout, num_threads)
+        if result == AR_NO_MEMORY:
+            raise MemoryError
+        return result
