@@ -10,20 +10,41 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* The vector of the listed elements of a and b joined together. */
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(index_vec, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(index_vec, a, b, ...) __builtin_shuffle(a, b, (index_vec){__VA_ARGS__})
+#endif
+#define LANES_2(F, s) F(0, s), F(1, s)
+#define LANES_4(F, s) LANES_2(F, s), F(2, s), F(3, s)
+#define LANES_8(F, s) LANES_4(F, s), F(4, s), F(5, s), F(6, s), F(7, s)
+#define LANES_16(F, s) LANES_8(F, s), F(8, s), F(9, s), F(10, s), F(11, s), F(12, s), F(13, s), F(14, s), F(15, s)
+
 /* Waking a thread takes some microseconds, in which one core does about so many multiplications. */
 static const double WORK_PER_THREAD = 3e5;
 
 /* With 16 vector registers, 12 sums leave room for a value, a weight and a product. */
-enum { MAX_ROWS = 12, MAX_SUMS = 12, MAX_VECTORS = 6, ALIGNMENT = 64 };
+enum { MAX_SUMS = 12, MAX_ROWS = 12, MAX_VECTORS = 6, ALIGNMENT = 64 };
 
-typedef struct { int begin, end; } range;
-typedef struct { int first, size; } panel;
-typedef struct { ptrdiff_t pixel; int tap; } term;      /* an existing neighbour of the pixel being solved */
+typedef struct { ptrdiff_t begin, end; } range;
 
-/* Output channels (or groups of LANES of them) cut into count panels of nearly equal size; the weights of a panel
-   are one run of memory, [tap][input channel][output channel of the panel]. */
+/* Taps that read neighbouring columns of one row. */
+typedef struct { int row, column, first_tap, num_taps; } tap_run;
+
+/* What is left of a run of taps inside the image; `pixel` is counted from the pixel being solved. */
+typedef struct { ptrdiff_t pixel, tap; int num_taps; } term;
+
+/* Some consecutive output channels (or groups of LANES of them) of a pixel, solved together: `size` of them from
+   `first` on, which read the input channels `centre` through the triangular centre tap. */
+typedef struct { int first, size; range centre; } panel;
+
+/* All output channels, cut into panels of nearly equal size, in the order in which a pixel may be overwritten in place:
+   none reads what an earlier one has overwritten. The weights of a panel are one run of memory,
+   [tap][input channel][output channel of the panel], and the runs are sorted by `first`. */
 typedef struct {
     int total, count;
+    panel *list;
     void *weights;
 } panels;
 
@@ -31,43 +52,39 @@ typedef ptrdiff_t tile_kernel(const ar_plan *, const void *z, void *x, int num_i
 typedef ptrdiff_t image_kernel(const ar_plan *, const void *z, void *x, int layout, void *, term *);
 
 struct ar_plan {
-    int direction, num_channels, height, width, num_taps, lanes;
+    int direction, num_channels, height, width, num_taps, num_runs, lanes;
     size_t real_size;
-    int *offsets;
+    tap_run *runs;                      /* the centre tap is a run of its own, and the first */
+    range interior;                     /* the columns from which all taps reach columns of the image */
     panels tile, image;
     tile_kernel *solve_tile;
     image_kernel *solve_image;
 };
 
-static panel nth_panel_in_order(int total, int count, int n)
-{
-    const int size = total / count, longer = total % count;
-    return (panel){n * size + (n < longer ? n : longer), size + (n < longer)};
-}
+static int first_of(const ar_plan *plan, int length) { return plan->direction == AR_LOWER ? length - 1 : 0; }
+static int step_of(const ar_plan *plan) { return plan->direction == AR_LOWER ? -1 : 1; }
 
-/* The order in which a pixel may be overwritten in place: first the panels that read most of the centre tap's inputs. */
-static panel nth_panel(const panels *all, int direction, int n)
-{
-    return nth_panel_in_order(all->total, all->count, direction == AR_LOWER ? all->count - 1 - n : n);
-}
+/* The pixels in the order of substitution. */
+#define FOR_EACH_PIXEL(plan, i, j)                                                                           \
+    for (int i = first_of(plan, plan->height), in = plan->height; in--; i += step_of(plan))                  \
+        for (int j = first_of(plan, plan->width), jn = plan->width; jn--; j += step_of(plan))
 
-/* The input channels that output channels begin <= c < end read through the triangular centre tap. */
-static range centre_range(const ar_plan *plan, int begin, int end)
+/* List what pixel (i, j) reads: itself first, then its neighbours inside the image. Returns the number of terms.
+   `terms` holds what was found for the pixel solved before, num_terms long; between interior pixels nothing changes. */
+static inline int find_terms(const ar_plan *plan, int i, int j, term *terms, int num_terms)
 {
-    if (plan->direction == AR_UPPER)
-        return (range){begin, plan->num_channels};
-    return (range){0, end < plan->num_channels ? end : plan->num_channels};
-}
-
-/* List the pixel itself and those of its neighbours that lie inside the image. */
-static int find_terms(const ar_plan *plan, ptrdiff_t pixel, term *terms)
-{
-    const int row = (int)(pixel / plan->width), column = (int)(pixel % plan->width);
-    int num_terms = 0;
-    for (int t = 0; t < plan->num_taps; t++) {
-        const int i = row + plan->offsets[2 * t], j = column + plan->offsets[2 * t + 1];
-        if (0 <= i && i < plan->height && 0 <= j && j < plan->width)
-            terms[num_terms++] = (term){(ptrdiff_t)i * plan->width + j, t};
+    const int before = j - step_of(plan);
+    if (plan->interior.begin <= j && j < plan->interior.end && plan->interior.begin <= before
+        && before < plan->interior.end)
+        return num_terms;
+    num_terms = 0;
+    for (const tap_run *run = plan->runs; run < plan->runs + plan->num_runs; run++) {
+        const int row = i + run->row, column = j + run->column;
+        const int begin = column < 0 ? -column : 0;
+        const int end = plan->width - column < run->num_taps ? plan->width - column : run->num_taps;
+        if (0 <= row && row < plan->height && begin < end)
+            terms[num_terms++] = (term){(ptrdiff_t)run->row * plan->width + run->column + begin,
+                                        run->first_tap + begin, end - begin};
     }
     return num_terms;
 }
@@ -75,13 +92,17 @@ static int find_terms(const ar_plan *plan, ptrdiff_t pixel, term *terms)
 /* One instance of the kernels for each type and instruction set. */
 
 #define REAL float
+#define INTEGER int
 #define LANES 4
+#define EACH_LANE LANES_4
 #define TARGET
 #define NAME(f) f##_float_baseline
 #include "substitution.inc.h"
 
 #define REAL double
+#define INTEGER long long
 #define LANES 2
+#define EACH_LANE LANES_2
 #define TARGET
 #define NAME(f) f##_double_baseline
 #include "substitution.inc.h"
@@ -90,25 +111,33 @@ static int find_terms(const ar_plan *plan, ptrdiff_t pixel, term *terms)
 #define HAVE_X86_VERSIONS
 
 #define REAL float
+#define INTEGER int
 #define LANES 8
+#define EACH_LANE LANES_8
 #define TARGET __attribute__((target("avx2,fma")))
 #define NAME(f) f##_float_avx2
 #include "substitution.inc.h"
 
 #define REAL double
+#define INTEGER long long
 #define LANES 4
+#define EACH_LANE LANES_4
 #define TARGET __attribute__((target("avx2,fma")))
 #define NAME(f) f##_double_avx2
 #include "substitution.inc.h"
 
 #define REAL float
+#define INTEGER int
 #define LANES 16
+#define EACH_LANE LANES_16
 #define TARGET __attribute__((target("avx512f,avx2,fma")))
 #define NAME(f) f##_float_avx512
 #include "substitution.inc.h"
 
 #define REAL double
+#define INTEGER long long
 #define LANES 8
+#define EACH_LANE LANES_8
 #define TARGET __attribute__((target("avx512f,avx2,fma")))
 #define NAME(f) f##_double_avx512
 #include "substitution.inc.h"
@@ -146,29 +175,58 @@ static void *allocate(size_t size)
     return aligned_alloc(ALIGNMENT, (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
 }
 
-/* Fill all->weights from the matrices; a panel's unit is `unit` output channels, those past the last have zero weights. */
-static int pack_weights(const ar_plan *plan, panels *all, int num_channels, int unit, int max_panel, const char *matrices)
+/* Cut the output channels into panels of at most max_size units of `unit` channels, and sort the matrices' entries for
+   them. Channels past the last, in the last unit, get zero weights. Returns whether there was memory. */
+static int make_panels(panels *all, const ar_plan *plan, int unit, int max_size, const char *matrices)
 {
     const size_t real_size = plan->real_size;
+    const int num_channels = plan->num_channels;
     all->total = (num_channels + unit - 1) / unit;
-    all->count = (all->total + max_panel - 1) / max_panel;
+    all->count = (all->total + max_size - 1) / max_size;
+    all->list = malloc(all->count * sizeof *all->list);
     all->weights = allocate((size_t)all->total * unit * plan->num_taps * num_channels * real_size);
-    if (!all->weights)
+    if (!all->list || !all->weights)
         return 0;
+
     char *weight = all->weights;
-    for (int p = 0; p < all->count; p++) {
-        const panel rows = nth_panel_in_order(all->total, all->count, p);
+    const int size = all->total / all->count, longer = all->total % all->count;
+    for (int p = 0, first = 0; p < all->count; p++) {
+        panel *here = &all->list[plan->direction == AR_LOWER ? all->count - 1 - p : p];
+        here->first = first;
+        here->size = size + (p < longer);
+        const int begin = first * unit, end = (first + here->size) * unit;
+        here->centre = plan->direction == AR_LOWER ? (range){0, end < num_channels ? end : num_channels}
+                                                   : (range){begin, num_channels};
         for (int t = 0; t < plan->num_taps; t++)
             for (int in = 0; in < num_channels; in++)
-                for (int out = rows.first * unit; out < (rows.first + rows.size) * unit; out++, weight += real_size) {
+                for (int out = begin; out < end; out++, weight += real_size) {
                     const size_t entry = ((size_t)t * num_channels + out) * num_channels + in;
                     if (out < num_channels)
                         memcpy(weight, matrices + entry * real_size, real_size);
                     else
                         memset(weight, 0, real_size);
                 }
+        first += here->size;
     }
     return 1;
+}
+
+/* Join the taps that read neighbouring columns into runs, and find the columns that all of them fit. */
+static void make_runs(ar_plan *plan, const int *offsets)
+{
+    plan->interior = (range){0, plan->width};
+    for (int t = 0; t < plan->num_taps; t++) {
+        const int row = offsets[2 * t], column = offsets[2 * t + 1];
+        tap_run *last = plan->runs + plan->num_runs - 1;
+        if (t > 1 && row == last->row && column == last->column + last->num_taps)
+            last->num_taps++;
+        else
+            plan->runs[plan->num_runs++] = (tap_run){row, column, t, 1};
+        if (plan->interior.begin < -column)
+            plan->interior.begin = -column;
+        if (plan->interior.end > plan->width - column)
+            plan->interior.end = plan->width - column;
+    }
 }
 
 ar_plan *ar_plan_create(int instruction_set, size_t real_size, int direction, int num_channels, int height, int width,
@@ -188,13 +246,13 @@ ar_plan *ar_plan_create(int instruction_set, size_t real_size, int direction, in
     plan->real_size = real_size;
     plan->solve_tile = kernels->solve_tile[is_double];
     plan->solve_image = kernels->solve_image[is_double];
-    plan->offsets = malloc(2 * (size_t)num_taps * sizeof *plan->offsets);
-    if (!plan->offsets || !pack_weights(plan, &plan->tile, num_channels, 1, MAX_ROWS, matrices)
-        || !pack_weights(plan, &plan->image, num_channels, plan->lanes, MAX_VECTORS, matrices)) {
+    plan->runs = malloc(num_taps * sizeof *plan->runs);
+    if (!plan->runs || !make_panels(&plan->tile, plan, 1, MAX_ROWS, matrices)
+        || !make_panels(&plan->image, plan, plan->lanes, MAX_VECTORS, matrices)) {
         ar_plan_free(plan);
         return NULL;
     }
-    memcpy(plan->offsets, offsets, 2 * (size_t)num_taps * sizeof *offsets);
+    make_runs(plan, offsets);
     return plan;
 }
 
@@ -202,9 +260,11 @@ void ar_plan_free(ar_plan *plan)
 {
     if (!plan)
         return;
+    free(plan->tile.list);
     free(plan->tile.weights);
+    free(plan->image.list);
     free(plan->image.weights);
-    free(plan->offsets);
+    free(plan->runs);
     free(plan);
 }
 
@@ -231,7 +291,7 @@ ptrdiff_t ar_solve(const ar_plan *plan, const void *z, void *x, ptrdiff_t num_im
 #pragma omp parallel num_threads((int)threads) if (threads > 1) reduction(min : result)
     {
         void *workspace = allocate(workspace_bytes > single_bytes ? workspace_bytes : single_bytes);
-        term *terms = malloc(plan->num_taps * sizeof *terms);
+        term *terms = malloc(plan->num_runs * sizeof *terms);
 #pragma omp for schedule(dynamic)
         for (ptrdiff_t task = 0; task < num_tasks; task++) {
             const int is_tile = task < num_tiles;

@@ -60,12 +60,14 @@ class CompiledSolver(AutoregressiveConvSolver):
         middle = self.kernel_size // 2
         weight64 = weight.double()
         inverse = centre_inverse(weight64, self.direction)
+        taps = (weight != 0).flatten(0, 1).any(dim=0).nonzero().tolist()
+        taps.remove([middle, middle])
+        # The pixel's own row last: what was solved just before is then needed as late as possible.
+        taps.sort(key=lambda tap: tap[0] == middle)
         offsets, matrices = [(0, 0)], [inverse]
-        used = (weight != 0).flatten(0, 1).any(dim=0)
-        for i, j in used.nonzero().tolist():
-            if (i, j) != (middle, middle):
-                offsets.append(((i - middle) * self.dilation, (j - middle) * self.dilation))
-                matrices.append(-inverse @ weight64[:, :, i, j])
+        for i, j in taps:
+            offsets.append(((i - middle) * self.dilation, (j - middle) * self.dilation))
+            matrices.append(-inverse @ weight64[:, :, i, j])
         stacked = torch.stack(matrices).to(weight.dtype)
         self._plan = _autoregressive.Plan(
             stacked.data_ptr(),
