@@ -9,7 +9,11 @@ from setuptools.errors import CompileError, LinkError
 
 
 class BuildWithWhatThereIs(build_ext):
-    """Add OpenMP if this compiler knows it. Extensions are optional: setuptools itself skips one that does not build."""
+    """Add OpenMP if this compiler knows it. (That the extension itself is optional, setuptools sees to.)"""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.cython_c_in_temp = True  # so that the C that Cython writes does not lie among the sources
 
     def build_extensions(self) -> None:
         if self._compiles("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }", "-fopenmp"):

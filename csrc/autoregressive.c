@@ -150,11 +150,14 @@ typedef struct {
 } version;
 
 static const version versions[] = {
-    {16, {solve_tile_float_baseline, solve_tile_double_baseline}, {solve_image_float_baseline, solve_image_double_baseline}},
+#define VERSION(bytes, name)                                                                                 \
+    {bytes, {solve_tile_float_##name, solve_tile_double_##name}, {solve_image_float_##name, solve_image_double_##name}}
+    VERSION(16, baseline),
 #ifdef HAVE_X86_VERSIONS
-    {32, {solve_tile_float_avx2, solve_tile_double_avx2}, {solve_image_float_avx2, solve_image_double_avx2}},
-    {64, {solve_tile_float_avx512, solve_tile_double_avx512}, {solve_image_float_avx512, solve_image_double_avx512}},
+    VERSION(32, avx2),
+    VERSION(64, avx512),
 #endif
+#undef VERSION
 };
 
 const char *const *ar_instruction_sets(void)

@@ -13,8 +13,13 @@
 
 #include <stddef.h>
 
-enum { AR_LOWER, AR_UPPER };            /* reads pixels after it in raster order, M_0 lower triangular; or before, upper */
-enum { AR_CHANNELS_FIRST, AR_CHANNELS_LAST };   /* memory order of the images: (B, C, H, W) or (B, H, W, C) */
+/* A pixel reads pixels after it in raster order, and M_0 is lower triangular; or before it, and M_0 is upper. */
+enum { AR_LOWER, AR_UPPER };
+
+/* The memory order of the images: (B, C, H, W) or (B, H, W, C). */
+enum { AR_CHANNELS_FIRST, AR_CHANNELS_LAST };
+
+/* What ar_solve returns besides the index of an image. */
 enum { AR_SOLVED = -1, AR_NO_MEMORY = -2 };
 
 typedef struct ar_plan ar_plan;

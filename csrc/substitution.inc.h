@@ -23,7 +23,7 @@ typedef REAL NAME(vec) __attribute__((vector_size(LANES * sizeof(REAL))));
 typedef REAL NAME(unaligned_vec) __attribute__((vector_size(LANES * sizeof(REAL)), aligned(sizeof(REAL))));
 typedef INTEGER NAME(index_vec) __attribute__((vector_size(LANES * sizeof(REAL))));
 
-/* Transpose a LANES x LANES matrix: for each power of two s, swap the s x s blocks right above and below the diagonal. */
+/* Transpose a LANES x LANES matrix: for each power of two s, swap the s x s blocks next to the diagonal's blocks. */
 TARGET static inline ALWAYS_INLINE void NAME(transpose)(NAME(vec) row[LANES])
 {
 #define UPPER_LANE(l, s) ((l) & (s) ? LANES + (l) - (s) : (l))
@@ -172,7 +172,8 @@ TARGET static inline void NAME(image_pixel)(const ar_plan *plan, NAME(vec) *here
 TARGET static ptrdiff_t NAME(solve_tile)(const ar_plan *plan, const void *z, void *x, int num_images, int layout,
                                          void *workspace, term *terms)
 {
-    const ptrdiff_t width = plan->width, num_pixels = plan->height * width, image_size = plan->num_channels * num_pixels;
+    const ptrdiff_t width = plan->width, num_pixels = plan->height * width;
+    const ptrdiff_t image_size = plan->num_channels * num_pixels;
     NAME(vec) *map = workspace, bad = {0};
     int num_terms = 0;
 

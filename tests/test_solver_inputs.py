@@ -10,6 +10,8 @@ from flows.solvers import (
     BACKENDS,
     IllConditionedWarning,
     checks,
+    choose_backend,
+    compiled,
     find_backend,
     prepare_autoregressive_conv,
     solve_autoregressive_conv,
@@ -122,11 +124,11 @@ def test_growth_is_the_largest_entry_of_the_inverse(mask, direction):
         assert 0.2 * inverse.abs().max() < solver.growth <= inverse.abs().max() * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("name", ["torhc", "refrence", "fft", ""])
+@pytest.mark.parametrize("name", ["torhc", "compile", "fft", ""])
 def test_an_unknown_backend_is_refused_with_the_nearest_name(name):
     with pytest.raises(InputError, match="unknown solver backend") as caught:
         solve_autoregressive_conv(LATENT, WEIGHT, direction="lower", backend=name)
-    near = {"torhc": "torch", "refrence": "reference"}.get(name)
+    near = {"torhc": "torch", "compile": "compiled"}.get(name)
     expected = f"did you mean {near!r}?" if near else f"there are {', '.join(BACKENDS)}"
     assert str(caught.value).endswith(expected)
 
@@ -135,6 +137,37 @@ def test_the_reference_refuses_what_would_not_fit_in_memory():
     weight = random_filter(8, 3, "lower")
     with pytest.raises(InputError, match="at most 16384 unknowns; C H W is 20000"):
         prepare_autoregressive_conv(weight, direction="lower", image_size=(50, 50), backend="reference")
+
+
+@pytest.fixture
+def no_extension(monkeypatch):
+    monkeypatch.setattr(compiled, "_why_missing", "its extension was not built")
+
+
+def test_without_the_extension_torch_takes_over_and_says_so_once(no_extension):
+    with pytest.warns(RuntimeWarning, match="extension was not built. The torch solver takes over") as caught:
+        for _ in range(3):
+            x = solve_autoregressive_conv(LATENT, WEIGHT, direction="lower")
+    assert len(caught) == 1
+    assert torch.equal(x, solve_autoregressive_conv(LATENT, WEIGHT, direction="lower", backend="torch"))
+
+
+def test_without_the_extension_asking_for_it_is_an_error(no_extension):
+    with pytest.raises(InputError, match="the compiled backend cannot be used: its extension was not built"):
+        solve_autoregressive_conv(LATENT, WEIGHT, direction="lower", backend="compiled")
+
+
+def test_the_default_is_torch_where_gradients_are_needed():
+    z = LATENT.clone().requires_grad_()
+    assert choose_backend(z, WEIGHT) == "torch"
+    assert choose_backend(LATENT, WEIGHT.clone().requires_grad_()) == "torch"
+    with torch.no_grad():
+        assert choose_backend(z, WEIGHT) == choose_backend(LATENT, WEIGHT)
+
+
+def test_cuda_backend_refuses_a_cpu():
+    with pytest.raises(InputError, match="the cuda backend cannot be used: it runs on CUDA devices"):
+        solve_autoregressive_conv(LATENT, WEIGHT, direction="lower", backend="cuda")
 
 
 def test_every_backend_is_named_in_the_table_under_its_own_name():

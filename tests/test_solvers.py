@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import multiprocessing
 import threading
 from functools import partial
 
@@ -20,19 +21,23 @@ from flows.solvers import (
     prepare_autoregressive_conv,
     solve_autoregressive_conv,
 )
+from flows.solvers import cuda as cuda_backend
 from flows.solvers.checks import raster_mask
 
 CPU = torch.device("cpu")
 DIRECTIONS = ("lower", "upper")
 
 
-def usable(name: str) -> object:
-    reason = find_backend(name).unavailable(CPU)
-    return pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=f"{name}: {reason}"))
+WHY_NOT_COMPILED = find_backend("compiled").unavailable(CPU)
+COMPILED = pytest.param(
+    "compiled", marks=pytest.mark.skipif(WHY_NOT_COMPILED is not None, reason=f"{WHY_NOT_COMPILED}")
+)
+FAST_BACKENDS = ["torch", COMPILED]
+EVERY_BACKEND = ["reference", *FAST_BACKENDS]  # that runs on a CPU; for cuda see below
 
 
-EVERY_BACKEND = [usable(name) for name in BACKENDS]
-FAST_BACKENDS = [usable(name) for name in BACKENDS if name != "reference"]
+def test_every_backend_is_tested():
+    assert set(BACKENDS) == {"reference", "torch", "compiled", "cuda"}
 
 
 def square_mask(num_channels: int, kernel_size: int, direction: str) -> Tensor:
@@ -197,6 +202,101 @@ def test_the_deepest_levels_of_large_models(backend):
     assert_inverts(solver, weight, random_images(5, 192, 2, 3, dtype=torch.float32))
 
 
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_autocast_does_not_make_the_inverse_coarser(backend):
+    weight = random_filter(6, 3, "lower", dtype=torch.float32)
+    z = random_images(3, 6, 16, 16, dtype=torch.float32)
+    expected = solve_autoregressive_conv(z, weight, direction="lower", backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = solve_autoregressive_conv(z, weight, direction="lower", backend=backend)
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.skipif(WHY_NOT_COMPILED is not None, reason=f"{WHY_NOT_COMPILED}")
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=str)
+def test_every_instruction_set_of_this_processor_gives_the_same_answer(layout, monkeypatch):
+    from flows.solvers import _autoregressive
+
+    names = _autoregressive.instruction_sets()
+    for name, dtype, direction, num_channels in itertools.product(
+        names, (torch.float32, torch.float64), DIRECTIONS, (5, 12, 26)
+    ):
+        monkeypatch.setattr(_autoregressive, "instruction_sets", lambda name=name: [name])
+        weight = random_filter(num_channels, 3, direction, "raster", scale=0.02, dtype=dtype)
+        solver = prepare_autoregressive_conv(weight, direction=direction, image_size=(5, 6), backend="compiled")
+        for batch in (1, 9):
+            z = random_images(batch, num_channels, 5, 6, dtype=dtype).to(memory_format=layout)
+            assert_inverts(solver, weight, z)
+
+
+# ------------------------------------------------------------------------------------------------------------- cuda
+
+
+class OnThisCPU(cuda_backend.CapturedSolve):
+    """Stands for a CUDA graph: the same buffers, but the function runs when the graph would be replayed."""
+
+    captured = 0
+
+    def __init__(self, solve, example):
+        type(self).captured += 1
+        self._z, self._solve = example.clone(), solve
+
+    def __call__(self, z):
+        self._z.copy_(z)
+        return self._solve(self._z).clone()
+
+
+@pytest.fixture
+def cuda_on_cpu(monkeypatch):
+    monkeypatch.setattr(cuda_backend.CudaSolver, "unavailable", classmethod(lambda cls, device: None))
+    monkeypatch.setattr(cuda_backend, "CapturedSolve", OnThisCPU)
+    monkeypatch.setattr(OnThisCPU, "captured", 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: type("Stream", (), {"cuda_stream": 0}))
+
+
+@pytest.mark.parametrize("image_size", ((4, 5), (12, 8)), ids=("dense", "rows"))
+def test_cuda_backend_captures_one_graph_a_batch_size_and_keeps_few(cuda_on_cpu, image_size):
+    weight = random_filter(12, 3, "upper", scale=0.05, dtype=torch.float32)
+    solver = prepare_autoregressive_conv(weight, direction="upper", image_size=image_size, backend="cuda")
+    for batch in (1, 2, 3, 1, 2, 3, 1, 2, 3):
+        assert_inverts(solver, weight, random_images(batch, 12, *image_size, dtype=torch.float32, seed=batch))
+    assert OnThisCPU.captured == (0 if image_size == (4, 5) else 3)
+    for batch in range(4, 12):
+        solver(random_images(batch, 12, *image_size, dtype=torch.float32))
+    assert len(solver._graphs) <= cuda_backend.MAX_GRAPHS
+    with torch.inference_mode():
+        for _ in range(2):
+            solver(random_images(5, 12, *image_size, dtype=torch.float32))
+    assert_inverts(solver, weight, random_images(5, 12, *image_size, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("image_size", ((4, 5), (12, 8)), ids=("dense", "rows"))
+def test_cuda_backend_returns_nan_for_the_image_that_holds_nan_or_infinity(cuda_on_cpu, image_size):
+    weight = random_filter(12, 3, "lower", scale=0.05, dtype=torch.float32)
+    solver = prepare_autoregressive_conv(weight, direction="lower", image_size=image_size, backend="cuda")
+    z = random_images(3, 12, *image_size, dtype=torch.float32)
+    expected = solver(z)
+    for value in (float("nan"), float("inf")):
+        spoilt = z.clone()
+        spoilt[1, 0, 0, 0] = value
+        for _ in range(3):
+            x = solver(spoilt)
+            assert x[1].isnan().all() and torch.equal(x[[0, 2]], expected[[0, 2]])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("image_size", ((4, 5), (12, 8)), ids=("dense", "rows"))
+def test_cuda_backend_agrees_with_the_reference_on_a_gpu(direction, image_size, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+    weight = random_filter(12, 3, direction, scale=0.05, dtype=torch.float32).cuda()
+    solver = prepare_autoregressive_conv(weight, direction=direction, image_size=image_size)
+    assert solver.name == "cuda"
+    for batch in (1, 2, 1, 2, 1):
+        assert_inverts(solver, weight, random_images(batch, 12, *image_size, dtype=torch.float32).cuda())
+
+
 # ------------------------------------------------------------------------------------------------------- gradients
 
 
@@ -321,3 +421,28 @@ def test_several_threads_may_share_a_solver(backend):
         worker.join(timeout=60)
         assert not worker.is_alive()
     assert not wrong
+
+
+def _solve_in_child(solver: AutoregressiveConvSolver, z: Tensor, expected: list, threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    # torch's own threads are as absent as the solver's, so the comparison must not need any.
+    raise SystemExit(0 if solver(z).flatten().tolist() == expected else 1)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("backend", [COMPILED])
+@pytest.mark.parametrize("threads", (1, None))
+def test_a_forked_process_can_solve_although_it_lacks_the_threads_of_its_parent(backend, threads):
+    weight = random_filter(12, 3, "lower", dtype=torch.float32)
+    solver = prepare_autoregressive_conv(weight, direction="lower", image_size=(16, 16), backend=backend)
+    z = random_images(64, 12, 16, 16, dtype=torch.float32)
+    expected = solver(z).flatten().tolist()
+    child = multiprocessing.get_context("fork").Process(target=_solve_in_child, args=(solver, z, expected, threads))
+    child.start()
+    child.join(timeout=60)
+    alive = child.is_alive()
+    child.kill()
+    assert not alive, "the child hangs"
+    assert child.exitcode == 0

@@ -9,11 +9,15 @@ from torch import Tensor
 
 from flows.errors import InputError
 from flows.solvers.base import AutoregressiveConvSolver
+from flows.solvers.checks import warn_once
 from flows.solvers.compiled import CompiledSolver
+from flows.solvers.cuda import CudaSolver
 from flows.solvers.reference import ReferenceSolver
 from flows.solvers.torch_rows import TorchSolver
 
-BACKENDS: dict[str, type[AutoregressiveConvSolver]] = {solver.name: solver for solver in (ReferenceSolver, TorchSolver, CompiledSolver)}
+BACKENDS: dict[str, type[AutoregressiveConvSolver]] = {
+    solver.name: solver for solver in (ReferenceSolver, TorchSolver, CompiledSolver, CudaSolver)
+}
 
 
 def solve_autoregressive_conv(
@@ -31,7 +35,7 @@ def solve_autoregressive_conv(
             device of ``z``. Square masks and raster masks are allowed.
         direction: ``"lower"`` or ``"upper"``: the side that the filter reads; see :class:`AutoregressiveConvSolver`.
         dilation: spacing of the taps, in pixels.
-        backend: a name in :data:`BACKENDS`; None chooses by device, and ``"torch"`` if a gradient is needed.
+        backend: a name in :data:`BACKENDS`; None chooses, as :func:`choose_backend` does.
 
     Returns:
         x, (B, C, H, W).
@@ -39,7 +43,8 @@ def solve_autoregressive_conv(
     Raises:
         InputError: wrong shapes, types, devices, direction or backend; taps outside the mask of the direction; a zero
             or non-finite diagonal.
-        NonFiniteError: ``z`` holds NaN or infinity.
+        NonFiniteError: ``z`` holds NaN or infinity (on CUDA, where that would take a host round trip, the image comes
+            back as NaN instead).
 
     Warns:
         IllConditionedWarning: once for each shape, if the inverse amplifies rounding errors too much.
@@ -82,10 +87,28 @@ def prepare_autoregressive_conv(
 def choose_backend(*tensors: Tensor) -> str:
     """The name of the backend that serves these tensors (``z`` and ``weight``) best.
 
-    ``torch`` if autograd records one of them.
+    ``"torch"`` if autograd records one of them, else ``"compiled"`` on a CPU, ``"cuda"`` on a CUDA device, and
+    ``"torch"`` anywhere else.
+
+    Warns:
+        RuntimeWarning: once, if ``"torch"`` takes over because the compiled extension is missing.
     """
+    device = tensors[0].device
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return TorchSolver.name
+    if device.type == "cuda":
+        return CudaSolver.name
+    if device.type != "cpu":
+        return TorchSolver.name
+    reason = CompiledSolver.unavailable(device)
+    if reason is None:
+        return CompiledSolver.name
+    warn_once(
+        CompiledSolver,
+        f"the compiled solver cannot be used: {reason}. The torch solver takes over, which is slower",
+        RuntimeWarning,
+        stacklevel=3,
+    )
     return TorchSolver.name
 
 

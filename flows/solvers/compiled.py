@@ -16,7 +16,9 @@ try:
     from flows.solvers import _autoregressive
 except ImportError as error:
     _autoregressive = None  # type: ignore[assignment]
-    _why_missing = f"the extension was not built at installation, or does not load ({error})"
+    _why_missing: str | None = f"its extension was not built at installation, or does not load ({error})"
+else:
+    _why_missing = None
 
 
 class _Process:
@@ -54,7 +56,7 @@ class CompiledSolver(AutoregressiveConvSolver):
     def unavailable(cls, device: torch.device) -> str | None:
         if device.type != "cpu":
             return f"it runs on the CPU, and the filter is on {device}"
-        return _why_missing if _autoregressive is None else None
+        return _why_missing
 
     def _prepare(self, weight: Tensor) -> None:
         middle = self.kernel_size // 2

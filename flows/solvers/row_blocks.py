@@ -12,6 +12,9 @@ Shapes in this file: B batch, H rows, W columns, C channels, k kernel size, R = 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -24,6 +27,21 @@ def centre_inverse(weight_CCkk: Tensor, direction: str) -> Tensor:
     centre_CC = weight_CCkk[:, :, middle, middle]
     unit_CC = torch.eye(len(centre_CC), dtype=weight_CCkk.dtype, device=weight_CCkk.device)
     return torch.linalg.solve_triangular(centre_CC, unit_CC, upper=direction == "upper")
+
+
+@contextlib.contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Multiply matrices in their own type: neither autocast nor TF32, whatever the user has turned on."""
+    tf32 = torch.backends.cuda.matmul
+    before = tf32.fp32_precision
+    if device.type == "cuda" and before != "ieee":
+        tf32.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if tf32.fp32_precision != before:
+            tf32.fp32_precision = before
 
 
 class RowBlocks:
@@ -54,6 +72,10 @@ class RowBlocks:
 
     def solve(self, z: Tensor) -> Tensor:
         """Return x, (B, C, H, W), for z, (B, C, H, W)."""
+        with exact_products(z.device):
+            return self._solve(z)
+
+    def _solve(self, z: Tensor) -> Tensor:
         if self.dense is not None:
             return (z.flatten(1) @ self.dense).view(z.shape)
         num_images, num_channels = z.shape[:2]
