@@ -220,8 +220,8 @@ static void make_runs(ar_plan *plan, const int *offsets)
     plan->interior = (range){0, plan->width};
     for (int t = 0; t < plan->num_taps; t++) {
         const int row = offsets[2 * t], column = offsets[2 * t + 1];
-        tap_run *last = plan->runs + plan->num_runs - 1;
-        if (t > 1 && row == last->row && column == last->column + last->num_taps)
+        tap_run *last = t > 1 ? &plan->runs[plan->num_runs - 1] : NULL;
+        if (last && row == last->row && column == last->column + last->num_taps)
             last->num_taps++;
         else
             plan->runs[plan->num_runs++] = (tap_run){row, column, t, 1};

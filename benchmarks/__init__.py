@@ -1,0 +1,1 @@
+"""Measurements that people run; no test depends on a time."""

@@ -1,0 +1,179 @@
+"""Time the inverse of one autoregressive convolution against its forward pass, for every solver backend.
+
+    python -m benchmarks.inverse
+    python -m benchmarks.inverse --shapes cifar10 --batches 1 64 --naive --output inverse.json
+
+Rows are the levels of the paper's models (3 x 3 square masks: 2 x 2 taps). ``forward`` is the cheapest way in which
+torch runs the convolution; ``naive`` is the textbook's substitution in torch, one pixel and channel at a time, all
+images at once. Behind each time stands its ratio to ``forward``, behind the last column the error relative to the
+reference, and the work rate counts the filter's entries that are not zero. Nothing here fails on a time: where a bar is
+set, ``!`` marks a figure beyond it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.timing import describe_machine, fastest_of_many, format_table, format_time, write_json
+from flows.errors import InputError
+from flows.solvers import BACKENDS, find_backend, prepare_autoregressive_conv
+from flows.solvers.reference import MAX_UNKNOWNS
+
+# (height, width, channels) after the squeeze of each level
+SHAPES = {
+    "cifar10": [(16, 16, 12), (8, 8, 24), (4, 4, 48)],
+    "imagenet64": [(32, 32, 12), (16, 16, 24), (8, 8, 48), (4, 4, 96)],
+}
+# By batch size: the solver's time over the forward pass's, at most; the naive loop's time over the solver's, at least.
+BARS = {1: {"forward": 3.0, "naive": 1000.0}, 64: {"forward": 1.0, "naive": 500.0}}
+
+
+def random_filter(num_channels: int, scale: float = 0.02) -> Tensor:
+    """Identity plus noise, (C, C, 3, 3), as the paper initialises it; reads right and below."""
+    weight = torch.zeros(num_channels, num_channels, 3, 3)
+    weight[:, :, 1:, 1:] = scale * torch.randn(num_channels, num_channels, 2, 2)
+    weight[:, :, 1, 1] = weight[:, :, 1, 1].tril() + torch.eye(num_channels)
+    return weight
+
+
+def naive_inverse(z: Tensor, weight: Tensor) -> Tensor:
+    """Substitution as in a textbook: one pixel and one channel at a time, all images at once."""
+    middle, kernel_size = weight.shape[-1] // 2, weight.shape[-1]
+    x = F.pad(torch.zeros_like(z), [middle] * 4)
+    for i in reversed(range(z.shape[2])):
+        for j in reversed(range(z.shape[3])):
+            for c in range(z.shape[1]):
+                known = (x[:, :, i : i + kernel_size, j : j + kernel_size] * weight[c]).sum(dim=(1, 2, 3))
+                x[:, c, i + middle, j + middle] = (z[:, c, i, j] - known) / weight[c, c, middle, middle]
+    return x[:, :, middle:-middle, middle:-middle]
+
+
+def forward_passes(x: Tensor, weight: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """The same convolution in the ways that torch can run it."""
+    quarter = weight[:, :, 1:, 1:].contiguous()
+    return {
+        "forward, padded 2 x 2": lambda: F.conv2d(F.pad(x, (0, 1, 0, 1)), quarter),
+        "forward, masked 3 x 3": lambda: F.conv2d(x, weight, padding=1),
+    }
+
+
+def measure(
+    image_size: tuple[int, int],
+    num_channels: int,
+    batch: int,
+    backends: list[str],
+    naive: bool,
+    seconds: float,
+    device: torch.device,
+) -> dict[str, object]:
+    """All figures of one shape and batch size."""
+    weight = random_filter(num_channels).to(device)
+    z = torch.randn(batch, num_channels, *image_size).to(device)
+    prepare = partial(prepare_autoregressive_conv, weight, direction="lower", image_size=image_size)
+    preparing = {
+        name: fastest_of_many({name: partial(prepare, backend=name)}, seconds=0, device=device)[name]
+        for name in backends
+    }
+    solvers = {name: prepare(backend=name) for name in backends}
+
+    forward = forward_passes(z, weight)
+    best = fastest_of_many(
+        {**forward, **{name: partial(solver, z) for name, solver in solvers.items()}}, seconds=seconds, device=device
+    )
+    times = {"forward": min(best[name] for name in forward)}
+    if naive:
+        loop = {"naive": partial(naive_inverse, z, weight)}
+        times["naive"] = fastest_of_many(loop, seconds=0, device=device, min_rounds=2)["naive"]
+    times.update({name: best[name] for name in backends})
+
+    errors = {}
+    if num_channels * image_size[0] * image_size[1] <= MAX_UNKNOWNS // 4:
+        few = z[:4]
+        exact = prepare_autoregressive_conv(
+            weight.double(), direction="lower", image_size=image_size, backend="reference"
+        )(few.double())
+        errors = {
+            name: float((solver(few) - exact).abs().max() / exact.abs().max()) for name, solver in solvers.items()
+        }
+    operations = 2 * int(weight.count_nonzero()) * batch * image_size[0] * image_size[1]
+    return {
+        "height": image_size[0],
+        "width": image_size[1],
+        "channels": num_channels,
+        "batch": batch,
+        "seconds": times,
+        "seconds_to_prepare": preparing,
+        "gflop_per_second": {name: operations / taken / 1e9 for name, taken in times.items()},
+        "relative_error": errors,
+    }
+
+
+def as_row(result: dict, columns: list[str], judged: str) -> list[str]:
+    times, bars = result["seconds"], BARS.get(result["batch"], {}) if result["bars_apply"] else {}
+    row = [f"{result['height']}x{result['width']}x{result['channels']}", str(result["batch"])]
+    for name in columns:
+        ratio = times[name] / times["forward"]
+        missed = name == judged and ratio > bars.get("forward", float("inf"))
+        missed |= name == "naive" and times[name] / times[judged] < bars.get("naive", 0)
+        row.append(format_time(times[name]) + ("" if name == "forward" else f" ({ratio:.3g}x{'!' if missed else ''})"))
+    row.append(f"{times['naive'] / times[judged]:,.0f}x" if "naive" in times else "-")
+    row.append(f"{result['gflop_per_second'][judged]:.3g}")
+    row.append(format_time(result["seconds_to_prepare"][judged]))
+    row.append(f"{result['relative_error'][judged]:.1e}" if result["relative_error"] else "-")
+    return row
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64, 256])
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, help="default: all that are fast and run here")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for each row, besides the naive loop")
+    parser.add_argument("--naive", action="store_true", help="time the naive loop, too (up to a minute for each row)")
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    device = torch.device(options.device)
+    usable = [name for name in BACKENDS if name != "reference" and find_backend(name).unavailable(device) is None]
+    backends = options.backends or usable
+    judged = backends[-1]  # the table of backends lists the fastest for each device last
+    columns = ["forward", *(["naive"] if options.naive else []), *backends]
+
+    machine = describe_machine(device)
+    print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", end="\n\n")
+    results = []
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for name in options.shapes:
+            for height, width, num_channels in SHAPES[name]:
+                for batch in options.batches:
+                    print(f"\r{name} {height}x{width}x{num_channels}, batch {batch} ...  ", end="", file=sys.stderr)
+                    result = measure(
+                        (height, width), num_channels, batch, backends, options.naive, options.seconds, device
+                    )
+                    results.append({**result, "bars_apply": name == "cifar10" and device.type == "cpu"})
+    print(f"\rmeasured for {time.perf_counter() - started:.0f} s{' ' * 40}", file=sys.stderr)
+    header = ["HxWxC", "batch", *columns, f"naive/{judged}", "GFLOP/s", "prepare", "error"]
+    print(format_table(header, [as_row(result, columns, judged) for result in results]))
+    if options.output:
+        write_json(options.output, {"machine": machine, "results": results})
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

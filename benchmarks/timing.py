@@ -1,0 +1,93 @@
+"""How the benchmarks measure: what is compared takes turns, and the fastest of many runs counts.
+
+On a shared machine a run can only be slowed down by others, never sped up, so the minimum is the steadiest figure; and
+because neighbours come and go, the candidates are interleaved, and ratios within one table mean more than its times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+
+def fastest_of_many(
+    candidates: Mapping[str, Callable[[], object]], *, seconds: float, device: torch.device, min_rounds: int = 3
+) -> dict[str, float]:
+    """Seconds that each candidate takes at best, in rounds that run every candidate once.
+
+    Args:
+        candidates: functions without arguments, by name.
+        seconds: rounds start until so much time has passed.
+        device: a CUDA device is waited for before and after each run.
+        min_rounds: so many rounds run at least, besides one to warm up.
+    """
+    best = dict.fromkeys(candidates, float("inf"))
+    for candidate in candidates.values():
+        candidate()
+    start, rounds = time.perf_counter(), 0
+    while rounds < min_rounds or time.perf_counter() - start < seconds:
+        for name, candidate in candidates.items():
+            best[name] = min(best[name], _time_once(candidate, device))
+        rounds += 1
+    return best
+
+
+def _time_once(candidate: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    candidate()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def describe_machine(device: torch.device) -> dict[str, object]:
+    """What the figures depend on besides the code."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    cpu = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": load,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as their widest entry, the first aligned left and the others right."""
+    lines = [[str(entry) for entry in row] for row in (header, *rows)]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(header))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0])] + [line[n].rjust(widths[n]) for n in range(1, len(line))])
+        for line in lines
+    )
+
+
+def format_time(seconds: float) -> str:
+    """Three digits, in the unit that suits."""
+    for unit, scale in (("us", 1e6), ("ms", 1e3), ("s", 1.0)):
+        if seconds * scale < 1000 or unit == "s":
+            return f"{seconds * scale:.3g} {unit}"
+    raise AssertionError
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write beside the target and rename, so that a file by this name is always complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.replace(path)
