@@ -13,7 +13,7 @@ from flows.solvers.checks import non_finite_image
 from flows.solvers.row_blocks import centre_inverse
 
 try:
-    from flows.solvers import _autoregressive
+    import flows.solvers._autoregressive as _autoregressive
 except ImportError as error:
     _autoregressive = None  # type: ignore[assignment]
     _why_missing: str | None = f"its extension was not built at installation, or does not load ({error})"
