@@ -271,48 +271,78 @@ void ar_plan_free(ar_plan *plan)
     free(plan);
 }
 
+/* One call of ar_solve: tiles first, then single images, taken by the threads one after the other. */
+typedef struct {
+    const ar_plan *plan;
+    const char *z;
+    char *x;
+    ptrdiff_t num_images, num_tiles, num_tasks, next_task;
+    int layout;
+    ptrdiff_t result;           /* the first image that is not finite, or AR_NO_MEMORY, which is less than any */
+} job;
+
+static void report(job *job, ptrdiff_t result)
+{
+#pragma omp critical(autoregressive_report)
+    if (result < job->result)
+        job->result = result;
+}
+
+static void work(job *job)
+{
+    const ar_plan *plan = job->plan;
+    const int lanes = plan->lanes;
+    const size_t num_pixels = (size_t)plan->height * plan->width;
+    const size_t image_bytes = num_pixels * plan->num_channels * plan->real_size;
+    const size_t tile_map = image_bytes * lanes, image_map = num_pixels * plan->image.total * lanes * plan->real_size;
+    const ptrdiff_t num_tiled = job->num_tiles * lanes;
+
+    void *workspace = allocate(job->num_tiles && tile_map > image_map ? tile_map : image_map);
+    term *terms = malloc(plan->num_runs * sizeof *terms);
+    if (!workspace || !terms)
+        report(job, AR_NO_MEMORY);
+    while (workspace && terms) {
+        ptrdiff_t task;
+#pragma omp atomic capture
+        task = job->next_task++;
+        if (task >= job->num_tasks)
+            break;
+        const int is_tile = task < job->num_tiles;
+        const ptrdiff_t first = is_tile ? task * lanes : num_tiled + task - job->num_tiles;
+        const ptrdiff_t left = job->num_images - first;
+        const char *z = job->z + first * image_bytes;
+        char *x = job->x + first * image_bytes;
+        const ptrdiff_t bad =
+            is_tile ? plan->solve_tile(plan, z, x, left < lanes ? (int)left : lanes, job->layout, workspace, terms)
+                    : plan->solve_image(plan, z, x, job->layout, workspace, terms);
+        if (bad != AR_SOLVED)
+            report(job, first + bad);
+    }
+    free(workspace);
+    free(terms);
+}
+
 ptrdiff_t ar_solve(const ar_plan *plan, const void *z, void *x, ptrdiff_t num_images, int layout, int num_threads)
 {
-    const size_t num_pixels = (size_t)plan->height * plan->width;
-    const size_t image_bytes = plan->num_channels * num_pixels * plan->real_size;
-    const int lanes = plan->lanes;
+    /* Half a tile costs about what its images cost one by one. */
+    const ptrdiff_t rest = num_images % plan->lanes;
+    const ptrdiff_t num_tiles = num_images / plan->lanes + (2 * rest > plan->lanes);
+    const ptrdiff_t num_singles = 2 * rest > plan->lanes ? 0 : rest;
+    job job = {plan, z, x, num_images, num_tiles, num_tiles + num_singles, 0, layout, num_images};
 
-    const ptrdiff_t rest = num_images % lanes;
-    const ptrdiff_t num_tiles = num_images / lanes + (2 * rest > lanes);   /* half a tile costs what its images cost */
-    const ptrdiff_t tiled = num_tiles * lanes < num_images ? num_tiles * lanes : num_images;
-    const ptrdiff_t num_tasks = num_tiles + num_images - tiled;
+    const double multiplications = (double)num_images * plan->height * plan->width * plan->num_taps
+                                 * plan->num_channels * plan->num_channels;
+    if (num_threads > 1 + multiplications / WORK_PER_THREAD)
+        num_threads = 1 + (int)(multiplications / WORK_PER_THREAD);
+    if (num_threads > job.num_tasks)
+        num_threads = (int)job.num_tasks;
 
-    const double work = (double)num_images * num_pixels * plan->num_taps * plan->num_channels * plan->num_channels;
-    ptrdiff_t threads = 1 + (ptrdiff_t)(work / WORK_PER_THREAD);
-    threads = threads < num_threads ? threads : num_threads;
-    threads = threads < num_tasks ? threads : num_tasks;
-
-    ptrdiff_t result = num_images;      /* the first image that is not finite, or AR_NO_MEMORY, which precedes all */
-    const size_t tile_bytes = num_pixels * plan->num_channels * lanes * plan->real_size;
-    const size_t single_bytes = num_pixels * plan->image.total * lanes * plan->real_size;
-    const size_t workspace_bytes = num_tiles ? tile_bytes : single_bytes;
-#pragma omp parallel num_threads((int)threads) if (threads > 1) reduction(min : result)
-    {
-        void *workspace = allocate(workspace_bytes > single_bytes ? workspace_bytes : single_bytes);
-        term *terms = malloc(plan->num_runs * sizeof *terms);
-#pragma omp for schedule(dynamic)
-        for (ptrdiff_t task = 0; task < num_tasks; task++) {
-            const int is_tile = task < num_tiles;
-            const ptrdiff_t first = is_tile ? task * lanes : tiled + task - num_tiles;
-            const int count = !is_tile ? 1 : num_images - first < lanes ? (int)(num_images - first) : lanes;
-            const void *from = (const char *)z + first * image_bytes;
-            void *to = (char *)x + first * image_bytes;
-            ptrdiff_t bad = AR_NO_MEMORY;
-            if (workspace && terms)
-                bad = is_tile ? plan->solve_tile(plan, from, to, count, layout, workspace, terms)
-                              : plan->solve_image(plan, from, to, layout, workspace, terms);
-            if (bad == AR_NO_MEMORY)
-                result = AR_NO_MEMORY;
-            else if (bad != AR_SOLVED && first + bad < result)
-                result = first + bad;
-        }
-        free(workspace);
-        free(terms);
+    /* Alone, without OpenMP's runtime: that costs time, and does not survive a fork. */
+    if (num_threads > 1) {
+#pragma omp parallel num_threads(num_threads)
+        work(&job);
+    } else {
+        work(&job);
     }
-    return result == num_images ? AR_SOLVED : result;
+    return job.result == num_images ? AR_SOLVED : job.result;
 }

@@ -37,7 +37,8 @@ class CudaSolver(AutoregressiveConvSolver):
 
     The arithmetic is that of the ``torch`` backend (:class:`flows.solvers.row_blocks.RowBlocks`). What differs is how
     it is launched: from the second batch of a size on, as one captured graph. An image of at most 1,024 numbers is one
-    matrix product, and needs no graph. While the caller itself captures a graph, the products become part of that.
+    matrix product, and needs no graph. While the caller itself captures a graph, the products become part of that; the
+    solver must have been prepared before, because the checks of the weights wait for the GPU.
 
     Note:
         NaN or infinity in ``z`` raises no error here, because to look at ``z`` would stop the host until the GPU is
