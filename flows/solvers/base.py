@@ -60,13 +60,13 @@ class AutoregressiveConvSolver(ABC):
     records_gradients: ClassVar[bool] = False
 
     def __init__(self, weight: Tensor, *, direction: str, image_size: tuple[int, int], dilation: int = 1) -> None:
-        image_size = tuple(image_size)  # type: ignore[assignment]
         check_weight(weight, direction, dilation, image_size)
         reason = self.unavailable(weight.device)
         if reason is not None:
             raise InputError(f"the {self.name} backend cannot be used: {reason}")
         self.num_channels, self.kernel_size = weight.shape[0], weight.shape[2]
-        self.direction, self.image_size, self.dilation = direction, image_size, dilation
+        self.direction, self.dilation = direction, dilation
+        self.image_size = (image_size[0], image_size[1])
         self.dtype, self.device = weight.dtype, weight.device
         # What is kept must serve later calls in any autograd mode, so it must not consist of inference tensors.
         recording = torch.is_grad_enabled() and self.records_gradients

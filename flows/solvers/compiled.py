@@ -68,8 +68,10 @@ class CompiledSolver(AutoregressiveConvSolver):
         taps.sort(key=lambda tap: tap[0] == middle)
         offsets, matrices = [(0, 0)], [inverse]
         for i, j in taps:
-            offsets.append(((i - middle) * self.dilation, (j - middle) * self.dilation))
-            matrices.append(-inverse @ weight64[:, :, i, j])
+            rows, columns = (i - middle) * self.dilation, (j - middle) * self.dilation
+            if abs(rows) < self.image_size[0] and abs(columns) < self.image_size[1]:
+                offsets.append((rows, columns))
+                matrices.append(-inverse @ weight64[:, :, i, j])
         stacked = torch.stack(matrices).to(weight.dtype)
         self._plan = _autoregressive.Plan(
             stacked.data_ptr(),

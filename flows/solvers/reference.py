@@ -42,8 +42,9 @@ class ReferenceSolver(AutoregressiveConvSolver):
         units = torch.eye(size, dtype=torch.float64, device=weight.device)
         # Image n is the n-th unit vector, so its convolution is the n-th column of the matrix.
         images = units.view(size, self.num_channels, *self.image_size)
-        padding = self.dilation * (self.kernel_size // 2)
-        columns = F.conv2d(images, weight.double(), padding=padding, dilation=self.dilation)
+        dilation = min(self.dilation, max(self.image_size))  # beyond that, no tap but the centre meets the image
+        padding = dilation * (self.kernel_size // 2)
+        columns = F.conv2d(images, weight.double(), padding=padding, dilation=dilation)
         order = torch.arange(size, device=weight.device).view(self.num_channels, -1).flip(0).T.flatten()
         self._order, self._matrix = order, columns.flatten(1).T[order][:, order]
 
