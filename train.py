@@ -49,12 +49,14 @@ def train(cfg: DictConfig) -> float:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     overrides = [str(line) for line in hydra_cfg.overrides.task if not line.startswith("resume=")]
 
-    pl.seed_everything(config["seed"], workers=True, verbose=False)
-    set_matmul_precision(config["precision"])
     try:
+        set_matmul_precision(config["precision"])
+        seed_everything(config["seed"])
         data: ImageDataModule = build(config["data"])
         flow = build(config["model"])
-        module = FlowModule(flow, build(config["optimizer"]), config["seed"])
+        make_optimizer = build(config["optimizer"])
+        make_optimizer(flow.parameters())  # a wrong value stops here, before the run has left anything behind
+        module = FlowModule(flow, make_optimizer, config["seed"])
         trainer = _trainer(config, overrides)
         if config["resume"] is None:
             runs.claim(run_dir, config, overrides)
@@ -80,6 +82,13 @@ def train(cfg: DictConfig) -> float:
         _conclude(run_dir, trainer, data, started)
     best = trainer.checkpoint_callback
     return float(best.best_model_score) if best is not None and best.best_model_score is not None else float("nan")  # type: ignore[attr-defined]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what draws from global generators: the initial weights, above all."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be at least 0 and below 2^32, not {seed}")
+    pl.seed_everything(seed, workers=True, verbose=False)
 
 
 def _trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:

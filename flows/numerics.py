@@ -13,16 +13,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from flows.errors import InputError
 
 MatmulPrecision = Literal["exact", "tf32"]
 
 
 def set_matmul_precision(precision: MatmulPrecision) -> None:
-    """Choose how float32 matrix products and convolutions are computed on GPUs: ``exact`` or, faster, ``tf32``."""
+    """Choose how float32 matrix products and convolutions are computed on GPUs: ``exact`` or, faster, ``tf32``.
+
+    Raises:
+        InputError: another name.
+    """
+    if precision not in get_args(MatmulPrecision):
+        raise InputError(f"precision must be {' or '.join(get_args(MatmulPrecision))}, not '{precision}'")
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 

@@ -37,7 +37,10 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str]) -> N
     try:
         overrides = OverridesParser.create().parse_overrides(arguments.overrides)
     except OverrideParseException as error:
-        raise InputError(f"cannot read the override {error.override!r}: {_first_line(error)}") from error
+        raise InputError(
+            f"cannot read the override {error.override!r}: it should be key=value; put the value in quotes of its own "
+            f"if it has special characters"
+        ) from error
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir)):
         if not arguments.multirun:
             for override in overrides:

@@ -1,0 +1,291 @@
+"""train.py, sample.py and evaluate.py as a user runs them, from the first training to the last mistake."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from programs import ROOT, TINY, error_line, run
+from test_command_line import OPTIONS
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run in a folder whose name has a space."""
+    folder = tmp_path_factory.mktemp("a user folder")
+    done = run("train.py", *TINY, "run_dir=runs/first", cwd=folder)
+    return folder, done
+
+
+def test_training_leaves_all_that_it_promises(trained):
+    folder, done = trained
+    for words in ("test bits/dim, raw weights", "averaged weights", "PNG", "lossless WebP", "parameters", "time"):
+        assert words in done.stdout
+    assert "val" in done.stdout
+    assert "images/s" in done.stdout
+    assert "Warning" not in done.stderr, done.stderr
+    run_dir = folder / "runs" / "first"
+    for name in ("config.yaml", "overrides.yaml", "results.json", "metrics/version_0/metrics.csv"):
+        assert (run_dir / name).is_file(), name
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "samples/final.png"):
+        assert str(run_dir / name) or (run_dir / name).is_file()
+    rows = list(csv.DictReader((run_dir / "metrics/version_0/metrics.csv").open()))
+    for column in (
+        "train/bits_per_dim",
+        "train/gradient_norm",
+        "train/images_per_second",
+        "lr-Adamax",
+        "val/bits_per_dim",
+        "val/bits_per_dim_averaged",
+        "val/round_trip_error",
+        "val/inverse_gain",
+        "test/bits_per_dim",
+        "test/bits_per_dim_averaged",
+    ):
+        assert any(row.get(column) for row in rows), column
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert config["model"]["hidden_channels"] == 8
+    assert "${" not in (run_dir / "config.yaml").read_text()
+
+
+def test_evaluation_repeats_the_training_s_score_whatever_the_batch_size(trained):
+    folder, _ = trained
+    expected = json.loads((folder / "runs/first/results.json").read_text())["test/bits_per_dim"]
+    done = run("evaluate.py", "checkpoint=runs/first", "batch_size=100", "output=all.csv", cwd=folder)
+    assert f"{expected:.3f} +- " in done.stdout
+    scores = [float(row["bits_per_dim"]) for row in csv.DictReader((folder / "all.csv").open())]
+    assert np.mean(scores) == pytest.approx(expected, abs=1e-4)
+
+
+def test_same_seed_same_picture_whatever_the_batch_size(trained):
+    folder, _ = trained
+    for name, options in {
+        "a": ["batch_size=5"],
+        "again": ["batch_size=5"],
+        "b": ["batch_size=64"],
+        "c": ["seed=1"],
+    }.items():
+        run("sample.py", "checkpoint=best", "num_samples=9", f"output={name}", *options, cwd=folder)
+    a, b, c = (np.load(folder / f"{name}.npz")["images"] for name in "abc")
+    assert a.shape == (9, 3, 32, 32)
+    assert (folder / "a.png").read_bytes() == (folder / "again.png").read_bytes()
+    # Convolutions of five and of nine images round differently in the last bit, and so, rarely, does a pixel.
+    assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
+    assert np.abs(a.astype(int) - c.astype(int)).max() > 50
+    assert Image.open(folder / "a.png").size == (2 + 3 * 34, 2 + 3 * 34)
+
+
+def test_reconstruction_is_exact_and_interpolation_ends_at_the_images(trained):
+    folder, _ = trained
+    done = run("sample.py", "checkpoint=runs/first", "mode=reconstruct", "output=again", cwd=folder)
+    assert done.stdout.startswith("0 of ")
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    images = np.load(folder / "again.npz")["images"][:2]
+    for number, image in enumerate(images):
+        Image.fromarray(image.transpose(1, 2, 0)).save(pictures / f"{number}.png")
+    run("sample.py", "checkpoint=runs/first", "mode=interpolate", "images=pictures", "output=between", cwd=folder)
+    between = np.load(folder / "between.npz")["images"]
+    assert np.array_equal(between[0], images[0])
+    assert np.array_equal(between[-1], images[1])
+
+
+def test_own_pictures_are_scored_one_by_one(trained, tmp_path):
+    folder, _ = trained
+    noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    (tmp_path / "pictures" / "deep").mkdir(parents=True)
+    Image.fromarray(noise).save(tmp_path / "pictures" / "deep" / "noise.png")
+    Image.fromarray(np.full((32, 32, 3), 128, dtype=np.uint8)).save(tmp_path / "pictures" / "flat.png")
+    run("evaluate.py", f"checkpoint={folder}/runs/first", "images=pictures", cwd=tmp_path)
+    rows = {row["file"]: float(row["bits_per_dim"]) for row in csv.DictReader((tmp_path / "scores.csv").open())}
+    assert set(rows) == {"deep/noise.png", "flat.png"}
+    assert rows["deep/noise.png"] > rows["flat.png"]
+
+
+def test_a_run_is_continued_with_its_own_settings(trained):
+    folder, _ = trained
+    run("train.py", *TINY, "run_dir=runs/continued", "mixing=periodic", "seed=7", cwd=folder)
+    run("train.py", "resume=runs/continued", "trainer.max_epochs=3", cwd=folder)
+    results = json.loads((folder / "runs/continued/results.json").read_text())
+    assert results["steps"] == 6
+    assert (folder / "runs/continued/metrics/version_1/metrics.csv").is_file()
+    run("train.py", *TINY, "run_dir=runs/whole", "mixing=periodic", "seed=7", "trainer.max_epochs=3", cwd=folder)
+    continued, whole = (
+        torch.load(folder / f"runs/{name}/checkpoints/last.ckpt", weights_only=True) for name in ("continued", "whole")
+    )
+    for key in ("state_dict", "current_model_state"):
+        for name, value in whole[key].items():
+            assert torch.equal(value, continued[key][name]), f"{key} {name}"
+
+
+def test_a_sweep_leaves_a_folder_for_each_job(tmp_path):
+    run("train.py", "-m", *TINY, "mixing=conv1x1,reverse", "trainer.max_epochs=1", "run_dir=sweep", cwd=tmp_path)
+    results = sorted(tmp_path.glob("sweep/**/results.json"))
+    assert len(results) == 2
+    assert all("mixing=" in str(path) for path in results)
+
+
+@pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
+def test_other_loggers_need_no_account_and_no_network(tmp_path, logger):
+    run("train.py", *TINY, f"logger={logger}", "trainer.max_epochs=1", "run_dir=run", cwd=tmp_path)
+    assert (tmp_path / "run/metrics/version_0/metrics.csv").is_file()
+    pattern = {"wandb": "run/wandb/offline-run-*/run-*.wandb", "tensorboard": "run/tensorboard/**/events.*"}[logger]
+    assert list(tmp_path.glob(pattern))
+
+
+EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
+ONE_BATCH = [
+    "trainer=cpu",
+    "+trainer.limit_train_batches=1",
+    "+trainer.limit_val_batches=1",
+    "trainer.max_epochs=1",
+    "data.batch_size=2",
+    "data.eval_batch_size=2",
+    "data.images_per_epoch=2",
+    "callbacks.samples=null",
+]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_one_batch(experiment, tmp_path, monkeypatch):
+    """In this process, and without the final report, whose cost is the architecture's."""
+    import pytorch_lightning as pl
+    from hydra import initialize_config_dir
+
+    import train
+    from flows.cli.command_line import compose_resolved
+    from flows.instantiation import build
+    from flows.lightning_module import FlowModule
+
+    batch = [line.replace("+trainer.limit_val", "trainer.limit_val") for line in ONE_BATCH]
+    overrides = [f"experiment={experiment}", f"run_dir={tmp_path}", *(batch if experiment == "smoke" else ONE_BATCH)]
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        config = compose_resolved("train", overrides)
+    data, flow = build(config["data"]), build(config["model"])
+    data.setup()
+    flow.initialize(data.initialization_images(4))
+    trainer: pl.Trainer = train._trainer(config, [])
+    trainer.fit(FlowModule(flow, build(config["optimizer"])), data)
+    assert trainer.global_step == 1
+    assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
+
+
+# -- mistakes: one line, a non-zero exit code, nothing half-written ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["mixing=emergin"], "did you mean 'emerging'"),
+        (["model.num_levels=many"], "must be an integer"),
+        (["model.num_levels=6"], "cannot be halved 6 times"),
+        (["mixing.kernel_size=4"], "kernel_size must be odd"),
+        (["data.image_size=100"], "data.image_size must be between"),
+        (["resume=runs/none"], "there is no checkpoint"),
+        (["optimizer.lr=-1"], "must be positive"),
+        (["precision=double"], "precision must be"),
+        (["seed=-1"], "seed must be"),
+    ],
+)
+def test_wrong_settings_stop_before_any_work(arguments, words, tmp_path):
+    assert words in error_line(run("train.py", *TINY, "run_dir=run", *arguments, cwd=tmp_path, code=2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_is_not_used_twice(trained):
+    folder, _ = trained
+    before = (folder / "runs/first/config.yaml").stat().st_mtime_ns
+    line = error_line(run("train.py", *TINY, "run_dir=runs/first", cwd=folder, code=2))
+    assert "holds a run already" in line
+    assert "resume=" in line
+    assert (folder / "runs/first/config.yaml").stat().st_mtime_ns == before
+
+
+def test_another_model_is_not_resumed(trained):
+    folder, _ = trained
+    line = error_line(run("train.py", "resume=runs/first", "model.num_steps=2", cwd=folder, code=2))
+    assert "model.num_steps would change" in line
+
+
+def test_a_diverging_training_stops_with_its_step(tmp_path):
+    done = run("train.py", *TINY, "run_dir=run", "optimizer.lr=1e30", "optimizer.warmup_steps=0", cwd=tmp_path, code=3)
+    line = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(line) == 1
+    assert "training stopped at step" in line[0]
+    assert "lower optimizer.lr" in line[0]
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "words"),
+    [
+        ("sample.py", [], "checkpoint=... must be given"),
+        ("evaluate.py", ["checkpoint=none.ckpt"], "there is no checkpoint none.ckpt"),
+        ("sample.py", ["checkpoint=best"], "no run there has one"),
+        ("evaluate.py", ["checkpoint=cut.ckpt"], "truncated"),
+        ("sample.py", ["checkpont=best"], "did you mean 'checkpoint'"),
+        ("sample.py", ["checkpoint=it's"], "put the value in quotes"),
+    ],
+)
+def test_wrong_checkpoints_are_named(program, arguments, words, tmp_path):
+    (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
+    assert words in error_line(run(program, *arguments, cwd=tmp_path, code=2))
+    assert os.listdir(tmp_path) == ["cut.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["temperature=-1"], "temperature must be at least 0"),
+        (["num_samples=0"], "num_samples must be at least 1"),
+        (["mode=dream"], "mode must be sample or interpolate or reconstruct"),
+        (["weights=best"], "weights must be 'raw' or 'averaged'"),
+        (["device=toaster"], "device=toaster"),
+    ],
+)
+def test_wrong_sampling_is_refused(trained, arguments, words, tmp_path):
+    folder, _ = trained
+    line = error_line(run("sample.py", f"checkpoint={folder}/runs/first", *arguments, cwd=tmp_path, code=2))
+    assert words in line
+    assert not os.listdir(tmp_path)
+
+
+def test_a_broken_picture_stops_the_scoring_and_nothing_is_written(trained, tmp_path):
+    folder, _ = trained
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / "good.png")
+    (tmp_path / "pictures" / "text.png").write_text("not a picture")
+    done = run("evaluate.py", f"checkpoint={folder}/runs/first", "images=pictures", cwd=tmp_path, code=2)
+    assert "text.png is not a PNG or JPEG" in error_line(done)
+    assert os.listdir(tmp_path) == ["pictures"]
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
+    """Checkpoints of the second epoch no longer fit: one line, exit code 4, those of the first one still load."""
+    limited = (
+        "import resource, runpy, signal, sys\n"
+        "import flows.checkpoint_io as io\n"
+        "save, count = io.AtomicCheckpointIO.save_checkpoint, []\n"
+        "def limited(self, *arguments, **options):\n"
+        "    count.append(1)\n"
+        "    if len(count) == 3:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "    save(self, *arguments, **options)\n"
+        "io.AtomicCheckpointIO.save_checkpoint = limited\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        f"sys.argv[0] = {str(ROOT / 'train.py')!r}\n"
+        f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
+    )
+    (tmp_path / "limited.py").write_text(limited)
+    done = run(tmp_path / "limited.py", *TINY, "run_dir=run", cwd=tmp_path, code=4)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "cannot write" in lines[0]
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert sorted(os.listdir(checkpoints)) == ["best.ckpt", "last.ckpt"]
+    for name in ("best.ckpt", "last.ckpt"):
+        assert torch.load(checkpoints / name, weights_only=True)["epoch"] == 0
