@@ -9,7 +9,7 @@ from setuptools.errors import CompileError, LinkError
 
 
 class BuildWithWhatThereIs(build_ext):
-    """Add OpenMP if this compiler knows it. (That the extension itself is optional, setuptools sees to.)"""
+    """Add OpenMP if this compiler knows it; that the extension itself is optional, setuptools sees to."""
 
     def finalize_options(self) -> None:
         super().finalize_options()

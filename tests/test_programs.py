@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-
 from programs import ROOT, TINY, error_line, run
 from test_command_line import OPTIONS
 

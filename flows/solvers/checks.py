@@ -103,6 +103,7 @@ def check_finite(z: Tensor) -> None:
 
 
 def non_finite_image(index: int) -> NonFiniteError:
+    """The error that names the image."""
     return NonFiniteError(f"z holds NaN or infinity in image {index} of the batch, so it has no inverse")
 
 
