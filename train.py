@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import CSVLogger
 
 from datamodules import ImageDataModule
 from flows import InputError, load_flow
@@ -26,8 +26,6 @@ from flows.lightning_module import FlowModule
 from flows.numerics import set_matmul_precision
 from flows.pictures import grid, save_png
 from flows.randomness import Stream, generator_for
-
-log = logging.getLogger(__name__)
 
 
 class DescribeCheckpoint(pl.Callback):
@@ -53,21 +51,23 @@ def train(cfg: DictConfig) -> float:
         set_matmul_precision(config["precision"])
         seed_everything(config["seed"])
         data: ImageDataModule = build(config["data"])
+        data.prepare_data()
+        data.setup()
         flow = build(config["model"])
         make_optimizer = build(config["optimizer"])
         make_optimizer(flow.parameters())  # a wrong value stops here, before the run has left anything behind
         module = FlowModule(flow, make_optimizer, config["seed"])
         trainer = _trainer(config, overrides)
-        if config["resume"] is None:
-            runs.claim(run_dir, config, overrides)
-        else:
+        if config["resume"] is not None:
             runs.require_same_model(Path(config["resume"]), config)
+        elif trainer.is_global_zero:
+            runs.claim(run_dir, config, overrides)
     except Exception:
         runs.release_if_unclaimed(run_dir)
         raise
 
-    data.prepare_data()
-    data.setup()
+    for logger in trainer.loggers:
+        logger.log_hyperparams(config)
     if config["resume"] is None:
         flow.to(trainer.strategy.root_device)
         flow.initialize(data.initialization_images(), generator_for(Stream.INITIALIZATION, config["seed"], 1))
@@ -94,8 +94,6 @@ def seed_everything(seed: int) -> None:
 def _trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
     callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
     loggers = [build(node) for node in config["logger"].values() if isinstance(node, dict)]
-    for logger in loggers:
-        logger.log_hyperparams(config)
     return build(
         {
             **config["trainer"],
@@ -145,7 +143,7 @@ def _conclude(run_dir: Path, trainer: pl.Trainer, data: ImageDataModule, started
         ("checkpoint", checkpoint),
         ("samples", picture),
         ("results", run_dir / runs.RESULTS),
-        ("metrics", run_dir / "metrics"),
+        *(("log", Path(logger.log_dir) / "metrics.csv") for logger in trainer.loggers if isinstance(logger, CSVLogger)),
     ]
     report.show_paths(paths)
     missing = [str(path) for _, path in paths if not path.exists()]

@@ -198,11 +198,15 @@ def test_wrong_settings_stop_before_any_work(arguments, words, tmp_path):
 
 def test_a_run_folder_is_not_used_twice(trained):
     folder, _ = trained
-    before = (folder / "runs/first/config.yaml").stat().st_mtime_ns
+    before = _contents(folder / "runs/first")
     line = error_line(run("train.py", *TINY, "run_dir=runs/first", cwd=folder, code=2))
     assert "holds a run already" in line
     assert "resume=" in line
-    assert (folder / "runs/first/config.yaml").stat().st_mtime_ns == before
+    assert _contents(folder / "runs/first") == before
+
+
+def _contents(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def test_another_model_is_not_resumed(trained):
