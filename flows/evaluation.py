@@ -39,7 +39,7 @@ class Score:
         return cls(float(values.mean()), float(values.std() / math.sqrt(len(values))), len(values))
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} +- {self.standard_error:.3f}"
+        return f"{self.mean:.3f} +- {self.standard_error:.3f}" if self.num_images > 1 else f"{self.mean:.3f}"
 
 
 @torch.no_grad()
