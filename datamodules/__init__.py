@@ -1,6 +1,25 @@
-"""Data sets: uint8 images in three disjoint splits."""
+"""Data sets: uint8 images in three splits."""
 
+from datamodules.augmentation import Augmentation
 from datamodules.base import ImageBatch, ImageDataModule, ImageDataset
+from datamodules.cifar10 import CIFAR10
+from datamodules.digits import Digits
+from datamodules.folder import ImageFolder
+from datamodules.galaxy import Galaxies
+from datamodules.imagenet import DownsampledImageNet
 from datamodules.photographs import PhotographCrops
+from datamodules.prepared import PreparedDataModule
 
-__all__ = ["ImageBatch", "ImageDataModule", "ImageDataset", "PhotographCrops"]
+__all__ = [
+    "CIFAR10",
+    "Augmentation",
+    "Digits",
+    "DownsampledImageNet",
+    "Galaxies",
+    "ImageBatch",
+    "ImageDataModule",
+    "ImageDataset",
+    "ImageFolder",
+    "PhotographCrops",
+    "PreparedDataModule",
+]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from datamodules.augmentation import Augmentation, draw_bits
 from flows.errors import InputError
 from flows.randomness import Stream, generator_for
 
@@ -45,6 +46,76 @@ class ImageDataset(Dataset[ImageBatch]):
         return ImageBatch(self.gather(indices), torch.as_tensor(indices))
 
 
+class Draw(NamedTuple):
+    """What to read for one training batch: the images' indices, and 63 random bits for the augmentation of each."""
+
+    indices: list[int]
+    bits: Tensor
+
+
+class Subset(ImageDataset):
+    """Some images of a data set, renumbered from 0.
+
+    Args:
+        dataset: the whole.
+        indices: int64 ``(N,)``, which of its images, in this order.
+    """
+
+    def __init__(self, dataset: ImageDataset, indices: Tensor) -> None:
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def gather(self, indices: Sequence[int]) -> Tensor:
+        return self.dataset.gather(self.indices[torch.as_tensor(indices, dtype=torch.int64)].tolist())
+
+
+class Concatenation(ImageDataset):
+    """Several data sets, one after the other."""
+
+    def __init__(self, *datasets: ImageDataset) -> None:
+        self.datasets = datasets
+
+    def __len__(self) -> int:
+        return sum(len(dataset) for dataset in self.datasets)
+
+    def gather(self, indices: Sequence[int]) -> Tensor:
+        wanted, start = torch.as_tensor(indices, dtype=torch.int64), 0
+        images = self.datasets[0].gather([])
+        images = images.new_empty(len(wanted), *images.shape[1:])
+        for dataset in self.datasets:
+            here = (start <= wanted) & (wanted < start + len(dataset))
+            images[here] = dataset.gather((wanted[here] - start).tolist())
+            start += len(dataset)
+        return images
+
+
+class Tensors(ImageDataset):
+    """Images in memory, uint8 ``(N, C, H, W)``."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def gather(self, indices: Sequence[int]) -> Tensor:
+        return self.images[torch.as_tensor(indices, dtype=torch.int64)]
+
+
+def held_out(num_images: int, num_held_out: int) -> tuple[Tensor, Tensor]:
+    """Two disjoint lists of indices, ``(num_images - num_held_out,)`` and ``(num_held_out,)``, both in order.
+
+    Those held out lie evenly spaced, so that they are like the rest even where the files are sorted by class; the
+    choice depends on nothing but the two numbers.
+    """
+    chosen = torch.zeros(num_images, dtype=torch.bool)
+    spaced = (2 * torch.arange(num_held_out) + 1) * num_images // max(2 * num_held_out, 1)
+    chosen[spaced] = True
+    return (~chosen).nonzero()[:, 0], spaced
+
+
 class EpochSampler(Sampler[int]):
     """Indices of one epoch, shuffled by seed and epoch and dealt out to the ranks of a parallel training.
 
@@ -75,13 +146,54 @@ class EpochSampler(Sampler[int]):
         return total // self.num_ranks
 
     def __iter__(self) -> Iterator[int]:
+        return iter(self.order().tolist())
+
+    def order(self) -> Tensor:
+        """This rank's indices in this epoch, int64 ``(len(self),)``."""
         generator = generator_for(Stream.TRAINING_ORDER, self.seed, self.epoch)
         if self.num_samples is None:
             order = torch.randperm(self.num_images, generator=generator)
         else:
             order = torch.randint(self.num_images, (self.num_samples,), generator=generator)
-        share = order[self.rank :: self.num_ranks][: len(self)]
-        return iter(share.tolist())
+        return self._share(order)
+
+    def bits(self) -> Tensor:
+        """Random bits for the augmentation of each of :meth:`order`, int64 of the same shape."""
+        total = self.num_images if self.num_samples is None else self.num_samples
+        return self._share(draw_bits(total, Stream.AUGMENTATION, self.seed, self.epoch))
+
+    def _share(self, whole: Tensor) -> Tensor:
+        return whole[self.rank :: self.num_ranks][: len(self)]
+
+
+class TrainingBatches(Sampler[Draw]):
+    """Full batches of an epoch's order, with the random bits that go with each place in it."""
+
+    def __init__(self, sampler: EpochSampler, batch_size: int) -> None:
+        self.sampler, self.batch_size = sampler, batch_size
+
+    def __len__(self) -> int:
+        return len(self.sampler) // self.batch_size
+
+    def __iter__(self) -> Iterator[Draw]:
+        order, bits = self.sampler.order(), self.sampler.bits()
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            yield Draw(order[batch].tolist(), bits[batch])
+
+
+class TrainingImages(Dataset[ImageBatch]):
+    """A data set read by :class:`Draw`, augmented on the way."""
+
+    def __init__(self, dataset: ImageDataset, augmentation: Augmentation) -> None:
+        self.dataset, self.augmentation = dataset, augmentation
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, draw: Draw) -> ImageBatch:
+        images = self.augmentation(self.dataset.gather(draw.indices), draw.bits)
+        return ImageBatch(images, torch.as_tensor(draw.indices))
 
 
 class ShardSampler(Sampler[int]):
@@ -103,10 +215,12 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Three disjoint splits of images of one shape.
+    """Three splits of images of one shape: disjoint, unless :attr:`selection_note` says otherwise.
 
     A subclass sets ``train``, ``val`` and ``test`` (:class:`ImageDataset`) in ``setup``, which must give the same
-    splits whenever and wherever it is called.
+    splits whenever and wherever it is called. Where there is something to download or convert it does so in
+    ``prepare_data``, which any number of processes may call at once. There are no labels anywhere: where a source has
+    some, they are checked, since they tell whether a file is what it claims to be, and left behind.
 
     Args:
         num_channels, image_size: shape of the images, ``(num_channels, image_size, image_size)``.
@@ -114,12 +228,16 @@ class ImageDataModule(pl.LightningDataModule):
         eval_batch_size: images per validation or test batch; has no influence on the scores.
         images_per_epoch: images drawn per epoch, with replacement; ``None`` passes through the training split once.
         num_workers: processes that load data; 0 loads in the main process.
-        seed: of the order of the training images, at least 0.
+        seed: of the order and the augmentation of the training images, at least 0.
+        augmentation: what is done to training images at random; ``None`` leaves them as they are.
     """
 
     train: ImageDataset
     val: ImageDataset
     test: ImageDataset
+
+    selection_note: str | None = None
+    """A sentence for every report, where validation images are not held out from the test; else ``None``."""
 
     def __init__(
         self,
@@ -131,6 +249,7 @@ class ImageDataModule(pl.LightningDataModule):
         images_per_epoch: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__()
         for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
@@ -141,6 +260,20 @@ class ImageDataModule(pl.LightningDataModule):
         self.num_channels, self.image_size = num_channels, image_size
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.images_per_epoch, self.num_workers, self.seed = images_per_epoch, num_workers, seed
+        self.augmentation = augmentation or Augmentation()
+
+    @property
+    def set_name(self) -> str:
+        """The name of the data set in reports, which tells apart whatever is not comparable."""
+        return type(self).__name__
+
+    @property
+    def description(self) -> str:
+        """One line for reports, after ``setup``: name, sizes of the splits, shape, and what is to be known."""
+        sizes = f"{len(self.train):,} training, {len(self.val):,} validation, {len(self.test):,} test images"
+        shape = " x ".join(map(str, self.image_shape))
+        note = f". {self.selection_note}" if self.selection_note else ""
+        return f"{self.set_name}: {sizes} of {shape}{note}"
 
     @abstractmethod
     def setup(self, stage: str | None = None) -> None:
@@ -151,30 +284,38 @@ class ImageDataModule(pl.LightningDataModule):
         return self.num_channels, self.image_size, self.image_size
 
     def initialization_images(self, num_images: int = 256) -> Tensor:
-        """A fixed draw of training images for data-dependent initialisation, the same on every rank."""
+        """A fixed draw of training images, augmented, for data-dependent initialisation; the same on every rank."""
         generator = generator_for(Stream.INITIALIZATION, self.seed)
-        return self.train.gather(torch.randint(len(self.train), (num_images,), generator=generator).tolist())
+        images = self.train.gather(torch.randint(len(self.train), (num_images,), generator=generator).tolist())
+        return self.augmentation(images, draw_bits(num_images, Stream.INITIALIZATION, self.seed, 2))
 
     def train_dataloader(self) -> DataLoader:
-        rank, num_ranks = self._place()
-        sampler = EpochSampler(len(self.train), self.images_per_epoch, self.seed, rank, num_ranks)
-        return self._loader(self.train, sampler, self.batch_size, drop_last=True)
+        sampler = EpochSampler(len(self.train), self.images_per_epoch, self.seed, *self._place())
+        batches = TrainingBatches(sampler, self.batch_size)
+        if len(batches) == 0:
+            raise InputError(
+                f"an epoch has {len(sampler)} training images a process, fewer than one batch: "
+                f"data.batch_size must be at most that, not {self.batch_size}"
+            )
+        return self._loader(TrainingImages(self.train, self.augmentation), batch_sampler=batches)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.val, ShardSampler(len(self.val), *self._place()), self.eval_batch_size)
+        return self._evaluation_loader(self.val)
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self.test, ShardSampler(len(self.test), *self._place()), self.eval_batch_size)
+        return self._evaluation_loader(self.test)
+
+    def _evaluation_loader(self, dataset: ImageDataset) -> DataLoader:
+        sampler = ShardSampler(len(dataset), *self._place())
+        return self._loader(dataset, sampler=sampler, batch_size=self.eval_batch_size)
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(self, dataset: ImageDataset, sampler: Sampler, batch_size: int, drop_last: bool = False) -> DataLoader:
+    def _loader(self, dataset: Dataset, **batching: Any) -> DataLoader:
         return DataLoader(
             dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
+            **batching,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import skimage.data
@@ -88,9 +88,9 @@ class PhotographCrops(ImageDataModule):
     """
 
     def __init__(
-        self, collection: Collection, num_channels: int = 3, image_size: int = 32, **options: int | None
+        self, collection: Collection, num_channels: int = 3, image_size: int = 32, **options: Any
     ) -> None:
-        super().__init__(num_channels=num_channels, image_size=image_size, **options)  # type: ignore[arg-type]
+        super().__init__(num_channels=num_channels, image_size=image_size, **options)
         if collection not in get_args(Collection):
             raise InputError(f"collection must be one of {', '.join(get_args(Collection))}, not '{collection}'")
         if not 1 <= image_size <= BLOCK_SIZE:
@@ -98,6 +98,10 @@ class PhotographCrops(ImageDataModule):
         if num_channels not in (1, 3):
             raise InputError(f"data.num_channels must be 1 or 3, not {num_channels}")
         self.collection = collection
+
+    @property
+    def set_name(self) -> str:
+        return self.collection
 
     def setup(self, stage: str | None = None) -> None:
         arrays = [load() for load in PHOTOGRAPHS[self.collection].values()]

@@ -22,6 +22,8 @@ class Stream(IntEnum):
     TRAINING_ORDER = 2
     INITIALIZATION = 3
     SAMPLES = 4
+    AUGMENTATION = 5
+    PREVIEW = 6
 
 
 def generator_for(stream: Stream, seed: int, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -1,0 +1,278 @@
+"""CIFAR10: downloaded, or read from an archive or folder that the user has."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pooch
+import requests
+from numpy.typing import NDArray
+
+from datamodules.archives import extract, file_digest
+from datamodules.base import Subset, held_out
+from datamodules.prepared import Plan, PreparedDataModule, PreparedImages
+from datamodules.unpickling import load_plain
+from flows.errors import InputError, StorageError
+
+Splits = Literal["house", "paper"]
+
+SELECTED_ON_TEST = (
+    "The validation images are the test images, as in the paper: the best checkpoint is selected on the test set, "
+    "which makes its test score optimistic"
+)
+"""What every report says where there is no validation split."""
+
+MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
+
+ARCHIVES = {"binary": "cifar-10-binary.tar.gz", "python": "cifar-10-python.tar.gz"}
+
+CHECKSUMS = {
+    "binary": "md5:c32a1d4ab5d03f1284b67883e8d87530",
+    "python": "md5:c58f30108f718f92721af3b95e74349a",
+}
+"""As published beside the archives."""
+
+BATCHES = {
+    "binary": ([f"data_batch_{number}.bin" for number in range(1, 6)], "test_batch.bin"),
+    "python": ([f"data_batch_{number}" for number in range(1, 6)], "test_batch"),
+}
+"""Files of the training and the test images in each release."""
+
+PIXELS = 3 * 32 * 32
+NUM_CLASSES = 10
+IMAGES_PER_FILE = 10_000
+HELD_OUT = 10
+"""In the ``house`` splits every tenth training image is for validation."""
+
+MAX_UNPACKED = 1 << 29
+
+
+class CIFAR10(PreparedDataModule):
+    """The CIFAR10 images: 50,000 for training and 10,000 for testing, uint8 ``(3, 32, 32)``.
+
+    Splits:
+
+    * ``house``: 45,000 training, 5,000 validation, 10,000 test images. Every tenth image of the training files is for
+      validation; they are in random order there.
+    * ``paper``: 50,000 training and 10,000 test images, and validation on the test images. Every report says so.
+
+    The labels (10 classes) are checked to lie in 0..9 and not kept.
+
+    Args:
+        source: an archive (``cifar-10-binary.tar.gz`` or ``cifar-10-python.tar.gz``), or a folder that holds one or its
+            unpacked files; ``None`` downloads the binary release.
+        splits: ``house`` or ``paper``.
+        mirrors: addresses of folders to download from, tried in order.
+        download_dir: where a downloaded archive is kept.
+        checksums: of the archives by release, ``binary`` and ``python``, as ``md5:...`` or ``sha256:...``; ``None``
+            means the published ones. An archive that differs is refused. The files of an unpacked folder have no
+            published checksums; their sizes and labels are checked.
+        images_per_file: 10,000; another number is for trying things out on an excerpt, which is then called
+            ``cifar10-excerpt``.
+        num_channels: 3, or 1 for the luminance.
+        image_size: 32.
+        **options: see :class:`datamodules.prepared.PreparedDataModule`.
+
+    Raises:
+        InputError: no archive or folder there; a file that is damaged, cut short or of the wrong size; a wrong
+            checksum or label; a pickle that wants to do anything; no mirror that answers.
+        StorageError: a download or the converted images cannot be stored.
+
+    Reference: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009;
+    https://www.cs.toronto.edu/~kriz/cifar.html.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: str | None = None,
+        splits: Splits = "house",
+        mirrors: Sequence[str] = MIRRORS,
+        download_dir: str = "data/downloads",
+        checksums: Mapping[str, str] | None = None,
+        images_per_file: int = IMAGES_PER_FILE,
+        num_channels: int = 3,
+        image_size: int = 32,
+        prepared_dir: str = "data/prepared",
+        **options: Any,
+    ) -> None:
+        super().__init__(num_channels=num_channels, image_size=image_size, prepared_dir=prepared_dir, **options)
+        if splits not in get_args(Splits):
+            raise InputError(f"data.splits must be one of {', '.join(get_args(Splits))}, not {splits!r}")
+        if image_size != 32:
+            raise InputError(f"CIFAR10's images have 32 x 32 pixels: data.image_size cannot be {image_size}")
+        if images_per_file < 1:
+            raise InputError(f"data.images_per_file must be at least 1, not {images_per_file}")
+        self.source, self.splits = None if source is None else Path(source), splits
+        self.mirrors, self.download_dir = list(mirrors), Path(download_dir)
+        self.checksums = CHECKSUMS if checksums is None else dict(checksums)
+        self.images_per_file = images_per_file
+        self.selection_note = SELECTED_ON_TEST if splits == "paper" else None
+
+    @property
+    def folder_name(self) -> str:
+        excerpt = "" if self.images_per_file == IMAGES_PER_FILE else f"-excerpt{self.images_per_file}"
+        return f"cifar10{excerpt}{'' if self.num_channels == 3 else '-grey'}"
+
+    @property
+    def set_name(self) -> str:
+        return f"{super().set_name} ({self.splits} splits)"
+
+    def plan(self, scratch: Path) -> Plan:
+        release, train, test, origin = self._files(scratch)
+        chunk = {"binary": RecordFile, "python": PickledFile}[release]
+        for path in (*train, test):
+            _require_file(path)
+        return Plan(
+            shape=self.image_shape,
+            splits={
+                "train": [chunk(path, self.images_per_file) for path in train],
+                "test": [chunk(test, self.images_per_file)],
+            },
+            source={"name": self.folder_name, "release": release, **origin},
+        )
+
+    def assign(self, splits: dict[str, PreparedImages]) -> None:
+        if self.splits == "paper":
+            self.train, self.val, self.test = splits["train"], splits["test"], splits["test"]
+            return
+        training, validation = held_out(len(splits["train"]), len(splits["train"]) // HELD_OUT)
+        self.train, self.val = Subset(splits["train"], training), Subset(splits["train"], validation)
+        self.test = splits["test"]
+
+    def _files(self, scratch: Path) -> tuple[str, list[Path], Path, dict[str, str]]:
+        """Release, training files, test file and origin of what there is to read."""
+        source = self.source if self.source is not None else self._download()
+        if source.is_dir():
+            for release, (train, test) in BATCHES.items():
+                for folder in (source, source / "cifar-10-batches-bin", source / "cifar-10-batches-py"):
+                    if (folder / test).is_file():
+                        origin = {"folder": str(folder.resolve()), "checksum": "none published for unpacked files"}
+                        return release, [folder / name for name in train], folder / test, origin
+            inside = [source / name for name in ARCHIVES.values() if (source / name).is_file()]
+            if not inside:
+                raise InputError(
+                    f"{source} holds no CIFAR10: put cifar-10-binary.tar.gz or cifar-10-python.tar.gz there, "
+                    "or their unpacked files"
+                )
+            source = inside[0]
+        if not source.is_file():
+            raise InputError(f"there is no {source}: give data.source an archive or a folder of CIFAR10, or leave it out")
+        release, checksum = self._identify(source)
+        train, test = BATCHES[release]
+        paths = extract(source, [*train, test], scratch, MAX_UNPACKED)
+        return release, paths[:-1], paths[-1], {"archive": str(source.resolve()), "checksum": checksum}
+
+    def _identify(self, archive: Path) -> tuple[str, str]:
+        """Which release an archive is, told by its checksum alone."""
+        for release, checksum in self.checksums.items():
+            algorithm, _, expected = checksum.partition(":")
+            if algorithm not in ("md5", "sha256"):
+                raise InputError(f"data.checksums.{release} must start with md5: or sha256:, not {algorithm!r}")
+            if file_digest(archive, algorithm) == expected:
+                return release, checksum
+        raise InputError(
+            f"{archive} has none of the checksums of CIFAR10's archives: it is damaged, cut short or something else; "
+            "download it again, or unpack it and give the folder"
+        )
+
+    def _download(self) -> Path:
+        """The binary release's archive, from the first mirror that delivers it whole."""
+        pooch.get_logger().setLevel(logging.WARNING)
+        name, reasons = ARCHIVES["binary"], []
+        for mirror in self.mirrors:
+            url = f"{mirror.rstrip('/')}/{name}"
+            try:
+                path = pooch.retrieve(
+                    url,
+                    self.checksums["binary"],
+                    name,
+                    self.download_dir,
+                    downloader=pooch.HTTPDownloader(progressbar=_has_tqdm(), timeout=30),
+                )
+                return Path(path)
+            except requests.exceptions.RequestException as error:
+                reasons.append(f"{url}: {_short(error)}")
+            except ValueError:  # pooch's word for a checksum that differs; it has removed what came
+                reasons.append(f"{url}: what came is not the archive, but cut short or a proxy's page (wrong checksum)")
+            except OSError as error:
+                raise StorageError(f"cannot store {self.download_dir / name}: {error.strerror or error}") from error
+        raise InputError(
+            f"cannot download {name} ({'; '.join(reasons) or 'no mirrors are given'}): "
+            "get it in another way and give its path as data.source"
+        )
+
+
+@dataclass(frozen=True)
+class RecordFile:
+    """A file of the binary release: records of a label byte and 3072 bytes, channel by channel, row by row."""
+
+    path: Path
+    count: int
+
+    def blocks(self) -> Iterator[tuple[NDArray[np.uint8], Counter[str]]]:
+        expected = self.count * (1 + PIXELS)
+        try:
+            content = np.fromfile(self.path, dtype=np.uint8, count=expected + 1)
+        except OSError as error:
+            raise InputError(f"cannot read {self.path}: {error.strerror or error}") from error
+        if len(content) != expected:
+            raise InputError(
+                f"{self.path} has {self.path.stat().st_size:,} bytes instead of {expected:,}: get it again"
+            )
+        records = content.reshape(self.count, 1 + PIXELS)
+        _require_labels(self.path, records[:, 0])
+        yield records[:, 1:].reshape(self.count, 3, 32, 32), Counter()
+
+
+@dataclass(frozen=True)
+class PickledFile:
+    """A file of the Python release: a pickled dict with ``data``, uint8 ``(N, 3072)``, and ``labels``, a list."""
+
+    path: Path
+    count: int
+
+    def blocks(self) -> Iterator[tuple[NDArray[np.uint8], Counter[str]]]:
+        content = load_plain(self.path)
+        data = content.get(b"data", content.get("data")) if isinstance(content, dict) else None
+        labels = content.get(b"labels", content.get("labels")) if isinstance(content, dict) else None
+        if not (isinstance(data, np.ndarray) and isinstance(labels, list)):
+            raise InputError(f"{self.path} is no batch of CIFAR10: it lacks data or labels")
+        if data.shape != (self.count, PIXELS) or len(labels) != self.count:
+            raise InputError(
+                f"{self.path} holds data of shape {data.shape} and {len(labels)} labels instead of {self.count} images"
+            )
+        _require_labels(self.path, labels)
+        yield data.reshape(self.count, 3, 32, 32), Counter()
+
+
+def _require_labels(path: Path, labels: Any) -> None:
+    for label in labels:
+        if not (isinstance(label, (int, np.integer)) and 0 <= label < NUM_CLASSES):
+            raise InputError(
+                f"{path} has the label {str(label)[:20]}, but labels are 0 to {NUM_CLASSES - 1}: it is damaged; get it again"
+            )
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"{path} is missing: CIFAR10 has five training files and one test file; unpack it again")
+
+
+def _has_tqdm() -> bool:
+    with contextlib.suppress(ImportError):
+        import tqdm  # noqa: F401
+
+        return True
+    return False
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]

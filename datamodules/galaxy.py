@@ -1,0 +1,123 @@
+"""The galaxies of the paper's table 2."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.transform import resize
+
+from datamodules.base import Concatenation
+from datamodules.cifar10 import SELECTED_ON_TEST, Splits
+from datamodules.pictures import chunks_of, list_files
+from datamodules.prepared import Plan, PreparedDataModule, PreparedImages
+from flows.errors import InputError
+
+FOLDERS = {"train": "training", "val": "validation", "test": "test"}
+
+FULL_SIZE = 64
+"""Side to which every picture is resized first."""
+
+
+class Galaxies(PreparedDataModule):
+    """Galaxies that do not interact, from the merger-classification set: uint8 ``(3, 32, 32)`` or ``(3, 64, 64)``.
+
+    The pictures are resized to 64 x 64 (bilinear, after a Gaussian blur against aliasing, whatever their proportions)
+    and for 32 x 32 averaged over blocks of 2 x 2 pixels, rounding down both times, as in the paper's code. There are
+    no labels.
+
+    Splits: ``house`` takes the three folders as they are. ``paper`` does as the paper's code: the validation and test
+    folders together are the test images, and validation is on them; every report says so.
+
+    Args:
+        source: the folder ``galaxy_mergers`` (or the one that it lies in, or ``noninteracting`` within it), with
+            ``noninteracting/{training,validation,test}/*.jpeg``.
+        splits: ``house`` or ``paper``.
+        image_size: 32 or 64.
+        num_channels: 3, or 1 for the luminance.
+        **options: see :class:`datamodules.prepared.PreparedDataModule`.
+
+    Raises:
+        InputError: the folder is missing or has another layout; a picture is damaged.
+        StorageError: the converted images cannot be stored.
+
+    Note:
+        The paper's conversion multiplies by 256 and lets a value of 1.0 wrap around to 0: here it is clipped to 255.
+        Its augmentation shifts at 64 x 64, before the averaging; here images are shifted at their final size.
+
+    Reference: Ackermann et al., Using transfer learning to detect galaxy mergers, 2018.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: str | None = None,
+        splits: Splits = "house",
+        image_size: int = 32,
+        num_channels: int = 3,
+        prepared_dir: str = "data/prepared",
+        **options: Any,
+    ) -> None:
+        super().__init__(num_channels=num_channels, image_size=image_size, prepared_dir=prepared_dir, **options)
+        if image_size not in (32, 64):
+            raise InputError(f"the galaxies have 32 or 64 pixels: data.image_size cannot be {image_size}")
+        if splits not in get_args(Splits):
+            raise InputError(f"data.splits must be one of {', '.join(get_args(Splits))}, not {splits!r}")
+        self.source, self.splits = None if source is None else Path(source), splits
+        self.selection_note = SELECTED_ON_TEST if splits == "paper" else None
+
+    @property
+    def folder_name(self) -> str:
+        return f"galaxy-{self.image_size}{'' if self.num_channels == 3 else '-grey'}"
+
+    @property
+    def set_name(self) -> str:
+        return f"{super().set_name} ({self.splits} splits)"
+
+    def plan(self, scratch: Path) -> Plan:
+        folder = self._folder()
+        files = {split: list_files(folder / name, [".jpeg", ".jpg"])[0] for split, name in FOLDERS.items()}
+        for split, paths in files.items():
+            if not paths:
+                raise InputError(f"{folder / FOLDERS[split]} holds no .jpeg file: {_wanted()}")
+        return Plan(
+            shape=self.image_shape,
+            splits={split: chunks_of(paths, scale_galaxy, self.image_size) for split, paths in files.items()},
+            source={"name": self.folder_name, "folder": str(folder.resolve())},
+        )
+
+    def assign(self, splits: dict[str, PreparedImages]) -> None:
+        self.train = splits["train"]
+        if self.splits == "paper":
+            self.val = self.test = Concatenation(splits["val"], splits["test"])
+        else:
+            self.val, self.test = splits["val"], splits["test"]
+
+    def _folder(self) -> Path:
+        if self.source is None:
+            raise InputError(f"the galaxies are not downloaded for you: {_wanted()}")
+        for folder in (self.source, self.source / "noninteracting", self.source / "galaxy_mergers" / "noninteracting"):
+            if all((folder / name).is_dir() for name in FOLDERS.values()):
+                return folder
+        raise InputError(f"{self.source} has another layout: {_wanted()}")
+
+
+def _wanted() -> str:
+    return (
+        "get the data of Ackermann et al. 2018 (github.com/SpaceML/merger_transfer_learning) and give the folder with "
+        "galaxy_mergers/noninteracting/{training,validation,test}/*.jpeg as data.source=FOLDER"
+    )
+
+
+def scale_galaxy(picture: Image.Image, size: int) -> tuple[NDArray[np.uint8], Counter[str]]:
+    """Resize to 64 x 64 pixels and average down to ``size``: uint8 ``(3, size, size)``; counts ``enlarged`` ones."""
+    counts = Counter(enlarged=int(min(picture.size) < FULL_SIZE))
+    resized = resize(np.asarray(picture), (FULL_SIZE, FULL_SIZE), mode="constant", anti_aliasing=True)
+    full = np.clip(np.floor(resized * 256), 0, 255)
+    factor = FULL_SIZE // size
+    pooled = full.reshape(size, factor, size, factor, 3).mean((1, 3))
+    return np.floor(pooled).astype(np.uint8).transpose(2, 0, 1), +counts
