@@ -24,12 +24,14 @@ def held_out(checkpoint: Path) -> ImageDataModule:
     Raises:
         InputError: the checkpoint names a class outside of this project.
     """
-    from datamodules import ImageDataModule  # brings Lightning along, seconds that sampling alone need not wait
+    from datamodules import Augmentation, ImageDataModule  # brings Lightning along, seconds that sampling alone need not wait
 
     config = read_checkpoint(checkpoint)["config"]
     if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
         raise InputError(f"{checkpoint} does not say which data it was trained on: give images=FOLDER")
-    data: ImageDataModule = build_trusted(config["data"], allowed=(ImageDataModule,), packages=("datamodules",))
+    data: ImageDataModule = build_trusted(
+        config["data"], allowed=(ImageDataModule, Augmentation), packages=("datamodules",)
+    )
     data.prepare_data()
     data.setup("test")
     return data

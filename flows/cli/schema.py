@@ -16,6 +16,7 @@ from omegaconf import MISSING
 class TrainSchema:
     """Root of ``train.py``'s configuration."""
 
+    augment: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     mixing: dict[str, Any] = field(default_factory=dict)
     coupling: dict[str, Any] = field(default_factory=dict)
@@ -59,8 +60,19 @@ class EvaluateSchema:
     device: str = "auto"
 
 
+@dataclass
+class PrepareSchema:
+    """Root of ``prepare.py``'s configuration."""
+
+    augment: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    verify: bool = False
+    preview: str | None = None
+    seed: int = 0
+
+
 def register() -> None:
     """Make the schemas known to Hydra under the names that the YAML files' defaults use."""
     store = ConfigStore.instance()
-    for name, schema in (("train", TrainSchema), ("sample", SampleSchema), ("evaluate", EvaluateSchema)):
+    for name, schema in (("train", TrainSchema), ("sample", SampleSchema), ("evaluate", EvaluateSchema), ("prepare", PrepareSchema)):
         store.store(name=f"{name}_schema", node=schema)
