@@ -199,7 +199,7 @@ class CIFAR10(PreparedDataModule):
                 )
                 return Path(path)
             except requests.exceptions.RequestException as error:
-                reasons.append(f"{url}: {_short(error)}")
+                reasons.append(f"{url}: {_reason(error)}")
             except ValueError:  # pooch's word for a checksum that differs; it has removed what came
                 reasons.append(f"{url}: what came is not the archive, but cut short or a proxy's page (wrong checksum)")
             except OSError as error:
@@ -274,5 +274,13 @@ def _has_tqdm() -> bool:
     return False
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+def _reason(error: requests.exceptions.RequestException) -> str:
+    if error.response is not None:
+        return f"the server answers {error.response.status_code} {error.response.reason}"
+    kinds = {
+        requests.exceptions.ProxyError: "the proxy does not let it through",
+        requests.exceptions.SSLError: "the connection is not secure",
+        requests.exceptions.Timeout: "no answer in time",
+        requests.exceptions.ConnectionError: "no connection",
+    }
+    return next((reason for kind, reason in kinds.items() if isinstance(error, kind)), type(error).__name__)

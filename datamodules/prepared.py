@@ -227,20 +227,11 @@ def prepare(data: PreparedDataModule) -> None:
         InputError: the source cannot be used.
         StorageError: the disk is full or refuses; nothing is left behind.
     """
-    folder, work = data.folder, data.folder.with_name(data.folder.name + WORK)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"waiting for the process that prepares {folder}", file=sys.stderr, flush=True)
-            lock.acquire()
-    except OSError as error:
-        raise StorageError(f"cannot write to {folder.parent}: {error.strerror or error}; see data.prepared_dir") from error
-    with lock:
+    folder = data.folder
+    with _locked(folder):
         if (folder / MANIFEST).exists():
             return
+        work = folder.with_name(folder.name + WORK)
         try:
             work.mkdir(exist_ok=True)
             plan = data.plan(work / "scratch")
@@ -255,6 +246,25 @@ def prepare(data: PreparedDataModule) -> None:
         except OSError as error:
             shutil.rmtree(work, ignore_errors=True)
             raise StorageError(f"cannot prepare {folder}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a prepared set; the system lets go of it when the holder ends, however it ends."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"waiting for the process that prepares {folder}", file=sys.stderr, flush=True)
+            lock.acquire()
+    except OSError as error:
+        raise StorageError(f"cannot write to {folder.parent}: {error.strerror or error}; see data.prepared_dir") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _convert(data: PreparedDataModule, plan: Plan, work: Path) -> None:

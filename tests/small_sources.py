@@ -1,0 +1,169 @@
+"""Small sources in the true formats of the data sets, with the images that they hold."""
+
+import io
+import struct
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from datamodules.archives import file_digest
+from datamodules.prepared import Plan, PreparedDataModule, PreparedImages
+
+CIFAR_TRAIN_FILES = [f"data_batch_{number}" for number in range(1, 6)]
+
+
+def random_images(count: int, size: int = 32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
+
+
+def cifar_files(release: str, images_per_file: int = 4) -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
+    """The files of a release, its training and its test images."""
+    images = random_images(6 * images_per_file)
+    labels = np.arange(6 * images_per_file) % 10
+    files = {}
+    for number, name in enumerate([*CIFAR_TRAIN_FILES, "test_batch"]):
+        part = slice(number * images_per_file, (number + 1) * images_per_file)
+        if release == "binary":
+            records = np.concatenate([labels[part, None].astype(np.uint8), images[part].reshape(-1, 3072)], 1)
+            files[f"{name}.bin"] = records.tobytes()
+        else:
+            files[name] = python2_pickle(images[part].reshape(-1, 3072), labels[part].tolist())
+    return files, images[:-images_per_file], images[-images_per_file:]
+
+
+def python2_pickle(data: np.ndarray, labels: list[int], descr: bytes = b"u1") -> bytes:
+    """A batch as Python 2 pickled it: byte-string keys and the names of an old numpy."""
+
+    def text(value: bytes) -> bytes:
+        return b"U" + bytes([len(value)]) + value
+
+    def number(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
+
+    dtype = b"cnumpy\ndtype\n" + text(descr) + b"K\x00K\x01\x87R(K\x03" + text(b"|") + b"NNN" + 2 * number(-1) + b"K\x00tb"
+    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
+    raw = data.tobytes()
+    shape = b"".join(number(size) for size in data.shape) + b"\x86"
+    array = empty + b"(K\x01" + shape + dtype + b"\x89T" + struct.pack("<i", len(raw)) + raw + b"tb"
+    items = text(b"batch_label") + text(b"training batch") + text(b"labels") + b"](" + b"".join(map(number, labels)) + b"e"
+    return b"\x80\x02}(" + items + text(b"data") + array + b"u."
+
+
+def cifar_archive(folder: Path, release: str, images_per_file: int = 4) -> tuple[Path, np.ndarray, np.ndarray]:
+    files, train, test = cifar_files(release, images_per_file)
+    inside = {"binary": "cifar-10-batches-bin", "python": "cifar-10-batches-py"}[release]
+    archive = folder / f"cifar-10-{release}.tar.gz"
+    write_tar(archive, {f"{inside}/readme.html": b"<html>", **{f"{inside}/{k}": v for k, v in files.items()}}, "w:gz")
+    return archive, train, test
+
+
+def md5_of(archive: Path) -> str:
+    return f"md5:{file_digest(archive, 'md5')}"
+
+
+def write_tar(path: Path, files: dict[str, bytes], mode: str = "w", extra: Callable[[tarfile.TarFile], Any] | None = None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        if extra is not None:
+            extra(tar)
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def picture(image: np.ndarray, file_format: str = "png", **options: Any) -> bytes:
+    """``(3, H, W)`` as a file."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, format=file_format, **options)
+    return file.getvalue()
+
+
+def oord_files(train: np.ndarray, valid: np.ndarray) -> dict[str, bytes]:
+    """The PNG files of van den Oord's release, in the order of their names."""
+    size = train.shape[-1]
+    return {
+        f"{name}_{size}x{size}/{number:07d}.png": picture(image)
+        for name, images in (("train", train), ("valid", valid))
+        for number, image in enumerate(images, 1)
+    }
+
+
+def oord_archives(folder: Path, train: np.ndarray, valid: np.ndarray) -> None:
+    size, files = train.shape[-1], oord_files(train, valid)
+    for name in ("train", "valid"):
+        own = {key: value for key, value in reversed(files.items()) if key.startswith(name)}  # a tar is not sorted
+        write_tar(folder / f"{name}_{size}x{size}.tar", own)
+
+
+def npz_files(folder: Path, train: np.ndarray, valid: np.ndarray, compressed: bool = False) -> None:
+    """The files of Chrabaszcz's release: ten training batches and one of validation images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save = np.savez_compressed if compressed else np.savez
+    for number, images in enumerate(np.array_split(train, 10), 1):
+        flat, labels = images.reshape(len(images), -1), np.arange(len(images)) % 1000 + 1
+        save(folder / f"train_data_batch_{number}.npz", data=flat, labels=labels, mean=flat.mean(0))
+    save(folder / "val_data.npz", data=valid.reshape(len(valid), -1), labels=np.full(len(valid), 1000))
+
+
+def galaxy_tree(folder: Path, counts: dict[str, int], side: int = 100) -> None:
+    for name, count in counts.items():
+        images = random_images(count, side, seed=len(name))
+        write_files(
+            folder / "galaxy_mergers" / "noninteracting" / name,
+            {f"galaxy_{number}.jpeg": picture(image, "jpeg") for number, image in enumerate(images)},
+        )
+
+
+@dataclass(frozen=True)
+class SlowChunk:
+    """A few images, all of one value; waits before each reading and leaves a note of it."""
+
+    value: int
+    count: int
+    note: Path
+    seconds: float = 0.0
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, Counter[str]]]:
+        time.sleep(self.seconds)
+        with open(self.note, "a") as file:
+            file.write(f"{self.value}\n")
+        yield np.full((self.count, 3, 2, 2), self.value, np.uint8), Counter(seen=self.count)
+
+
+class SlowSet(PreparedDataModule):
+    """100 chunks of 3 training images, 2 of test images."""
+
+    def __init__(self, prepared_dir: str, seconds: float = 0.0, num_converters: int = 1) -> None:
+        super().__init__(prepared_dir=prepared_dir, num_converters=num_converters, num_channels=3, image_size=2)
+        self.seconds = seconds
+
+    @property
+    def folder_name(self) -> str:
+        return "slow"
+
+    @property
+    def notes(self) -> Path:
+        return self.prepared_dir / "notes.txt"
+
+    def plan(self, scratch: Path) -> Plan:
+        def chunks(number: int) -> list[SlowChunk]:
+            return [SlowChunk(value, 3, self.notes, self.seconds) for value in range(number)]
+
+        return Plan((3, 2, 2), {"train": chunks(100), "test": chunks(2)}, {"name": "slow"})
+
+    def assign(self, splits: dict[str, PreparedImages]) -> None:
+        self.train, self.val, self.test = splits["train"], splits["test"], splits["test"]

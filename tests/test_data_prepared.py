@@ -1,0 +1,215 @@
+"""Prepared sets are whole or not there: killed, full disks, several processes, damage afterwards."""
+
+import errno
+import json
+import os
+import pickle
+import resource
+import time
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+import torch
+from small_sources import SlowSet
+
+from datamodules import prepared
+from datamodules.prepared import PreparedImages, open_splits, verify
+from flows.errors import InputError, StorageError
+
+EXPECTED = np.repeat(np.arange(100, dtype=np.uint8), 3)
+
+def start(folder, seconds, processes):
+    """Another process that prepares the slow set."""
+
+    def run():
+        prepared.SECONDS_BETWEEN_JOURNALS = 0.0
+        SlowSet(str(folder), seconds, processes).prepare_data()
+
+    process = get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def pixels(folder):
+    return open_splits(folder)["train"].gather(range(300))[:, 0, 0, 0].numpy()
+
+
+def test_a_prepared_set_is_an_array_a_split_and_a_manifest(tmp_path):
+    data = SlowSet(str(tmp_path))
+    data.prepare_data()
+    data.setup()
+    assert sorted(path.name for path in (tmp_path / "slow").iterdir()) == ["manifest.json", "test.npy", "train.npy"]
+    array = np.load(tmp_path / "slow" / "train.npy", allow_pickle=False)
+    assert array.shape == (300, 3, 2, 2) and array.dtype == np.uint8
+    assert np.array_equal(array[:, 0, 0, 0], EXPECTED)
+    manifest = json.loads((tmp_path / "slow" / "manifest.json").read_text())
+    assert manifest["name"] == "slow" and manifest["converted"] == {"seen": 306}
+    assert manifest["splits"]["train"]["shape"] == [300, 3, 2, 2]
+    assert verify(tmp_path / "slow") == {"train": 300, "test": 6}
+    assert data.description == "slow: 300 training, 6 validation, 6 test images of 3 x 2 x 2"
+
+
+def test_several_processes_convert_to_the_same_bytes(tmp_path):
+    SlowSet(str(tmp_path / "one")).prepare_data()
+    SlowSet(str(tmp_path / "two"), num_converters=2).prepare_data()
+    for name in ("train.npy", "test.npy", "manifest.json"):
+        assert (tmp_path / "one/slow" / name).read_bytes() == (tmp_path / "two/slow" / name).read_bytes()
+
+
+def test_what_is_prepared_is_not_prepared_again(tmp_path):
+    for _ in range(2):
+        SlowSet(str(tmp_path)).prepare_data()
+    assert len((tmp_path / "notes.txt").read_text().split()) == 102
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_conversion_is_taken_up_again(tmp_path, capsys, processes):
+    process = start(tmp_path, 0.02, processes)
+    journal = tmp_path / "slow.preparing" / "journal.json"
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and len(json.loads(journal.read_text())["done"]) >= 10):
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert not (tmp_path / "slow").exists()
+    with pytest.raises(InputError, match="not prepared"):
+        SlowSet(str(tmp_path)).setup()
+    done = len(json.loads(journal.read_text())["done"])
+    before = len((tmp_path / "notes.txt").read_text().split())
+    SlowSet(str(tmp_path)).prepare_data()  # waits for the lock until the killed one's helpers have gone
+    again = len((tmp_path / "notes.txt").read_text().split()) - before
+    assert again <= 102 - done + 8 and done >= 10
+    assert np.array_equal(pixels(tmp_path / "slow"), EXPECTED)
+    assert verify(tmp_path / "slow")
+    assert "taking up again" in capsys.readouterr().err
+    assert json.loads((tmp_path / "slow" / "manifest.json").read_text())["converted"] == {"seen": 306}
+
+
+def test_processes_that_start_together_prepare_once(tmp_path):
+    processes = [start(tmp_path, 0.002, 1) for _ in range(2)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len((tmp_path / "notes.txt").read_text().split()) == 102
+    assert np.array_equal(pixels(tmp_path / "slow"), EXPECTED)
+
+
+def test_a_journal_of_something_else_is_not_believed(tmp_path):
+    work = tmp_path / "slow.preparing"
+    work.mkdir()
+    (work / "journal.json").write_text(json.dumps({"fingerprint": "?", "done": ["train:0"], "converted": {}}))
+    SlowSet(str(tmp_path)).prepare_data()
+    assert np.array_equal(pixels(tmp_path / "slow"), EXPECTED)
+
+
+def test_a_disk_that_fills_half_way_leaves_nothing(tmp_path, monkeypatch):
+    written = []
+
+    def pwrite(target, content, place):
+        written.append(place)
+        if len(written) > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite_before(target, content, place)
+
+    pwrite_before = os.pwrite
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(StorageError, match=r"train\.npy: No space left"):
+        SlowSet(str(tmp_path)).prepare_data()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".slow.lock", "notes.txt"]
+
+
+def test_a_file_size_limit_is_one_line_and_leaves_nothing(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+    try:
+        with pytest.raises(StorageError, match="File too large"):
+            SlowSet(str(tmp_path)).prepare_data()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "slow").exists() and not (tmp_path / "slow.preparing").exists()
+
+
+def test_too_little_room_is_said_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared.shutil, "disk_usage", lambda path: prepared.shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(StorageError, match=r"0 MiB free.*prepared_dir"):
+        SlowSet(str(tmp_path)).prepare_data()
+    assert not (tmp_path / "notes.txt").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="prepared_dir"):
+        SlowSet(str(tmp_path / "file")).prepare_data()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    SlowSet(str(tmp_path)).prepare_data()
+    return tmp_path / "slow"
+
+
+def damage(path, change):
+    content = bytearray(path.read_bytes())
+    change(content)
+    path.write_bytes(content)
+
+
+def flip(content):
+    content[-1] ^= 1
+
+
+def cut(content):
+    del content[-1]
+
+
+def change_header(content):
+    content[20] ^= 1
+
+
+def test_a_flipped_bit_is_found_by_verification(folder):
+    damage(folder / "train.npy", flip)
+    with pytest.raises(InputError, match=r"train\.npy has changed"):
+        verify(folder)
+
+
+@pytest.mark.parametrize("change", [cut, change_header, bytearray.clear])
+def test_damage_to_an_array_is_found_when_it_is_opened(folder, change):
+    damage(folder / "train.npy", change)
+    with pytest.raises(InputError, match=r"train\.npy is damaged.*prepare it again"):
+        open_splits(folder)
+
+
+def test_a_missing_array_is_named(folder):
+    (folder / "train.npy").unlink()
+    with pytest.raises(InputError, match=r"train\.npy.*prepare it again"):
+        open_splits(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 99, "splits": {}}'])
+def test_a_damaged_manifest_is_one_line(folder, content):
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(InputError, match="manifest"):
+        open_splits(folder)
+
+
+def test_a_manifest_cannot_lead_elsewhere(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["splits"]["train"]["file"] = "../notes.txt"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError):
+        open_splits(folder)
+
+
+def test_images_are_copies_and_travel_to_other_processes_by_name(folder, monkeypatch):
+    images = open_splits(folder)["train"]
+    first = images.gather([5, 0, 5])
+    assert first[:, 0, 0, 0].tolist() == [1, 0, 1]
+    first.zero_()
+    assert len(pickle.dumps(images)) < 1000
+    copy = pickle.loads(pickle.dumps(images))
+    assert torch.equal(copy.gather([5]), images.gather([5])) and images.gather([5]).max() == 1
+    monkeypatch.setattr(prepared, "RELEASE_AFTER", 0)  # hand every page back after every batch
+    assert np.array_equal(pixels(folder), EXPECTED)
+    assert isinstance(copy, PreparedImages) and copy.gather([]).shape == (0, 3, 2, 2)
