@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -22,7 +23,8 @@ PREVIEW_ROWS, PREVIEW_COLUMNS = 6, 12
 
 def prepare(cfg: DictConfig) -> None:
     """Prepare one data set and say what it is."""
-    data: ImageDataModule = build(OmegaConf.to_container(cfg, resolve=True)["data"])  # type: ignore[index, call-overload]
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    data: ImageDataModule = build(config["data"])
     started = time.perf_counter()
     data.prepare_data()
     data.setup()
@@ -44,7 +46,8 @@ def prepare(cfg: DictConfig) -> None:
 
 def preview(data: ImageDataModule, seed: int) -> Tensor:
     """Training images row by row, each row followed by the same images augmented: uint8 ``(N, C, H, W)``."""
-    number = min(PREVIEW_ROWS * PREVIEW_COLUMNS, len(data.train) // PREVIEW_COLUMNS * PREVIEW_COLUMNS or len(data.train))
+    number = min(PREVIEW_ROWS * PREVIEW_COLUMNS, len(data.train))
+    number -= number % PREVIEW_COLUMNS if number > PREVIEW_COLUMNS else 0  # full rows, or one
     spread = [index * len(data.train) // number for index in range(number)]
     images = data.train.gather(spread)
     augmented = data.augmentation(images, draw_bits(number, Stream.PREVIEW, seed))

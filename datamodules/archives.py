@@ -42,7 +42,7 @@ def members(archive: Path, max_bytes: int) -> Iterator[tuple[tarfile.TarInfo, ta
             name with ``..``, a link, a device, too many members or too many bytes.
     """
     with _explained(archive):
-        opened = tarfile.open(archive, "r:gz" if _is_gzip(archive) else "r:")
+        opened = tarfile.open(archive, "r:gz" if _is_gzip(archive) else "r:")  # noqa: SIM115 - closed by the next line
     with opened as tar:
         total = 0
         for number in range(MAX_MEMBERS + 1):
@@ -51,7 +51,7 @@ def members(archive: Path, max_bytes: int) -> Iterator[tuple[tarfile.TarInfo, ta
             if member is None:
                 _require_sound_end(archive, tar, max_bytes)
                 return
-            tar.members.clear()  # tarfile keeps every header it has seen
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
             _require_harmless(archive, member)
             total += member.size
             if number == MAX_MEMBERS or total > max_bytes:
@@ -189,4 +189,3 @@ def _is_html(path: Path) -> bool:
     except OSError:
         return False
     return start.startswith((b"<!doctype html", b"<html"))
-

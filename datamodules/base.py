@@ -149,7 +149,7 @@ class EpochSampler(Sampler[int]):
         return iter(self.order().tolist())
 
     def order(self) -> Tensor:
-        """This rank's indices in this epoch, int64 ``(len(self),)``."""
+        """The rank's indices in this epoch, int64 ``(len(self),)``."""
         generator = generator_for(Stream.TRAINING_ORDER, self.seed, self.epoch)
         if self.num_samples is None:
             order = torch.randperm(self.num_images, generator=generator)

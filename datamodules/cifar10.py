@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -127,7 +127,7 @@ class CIFAR10(PreparedDataModule):
 
     def plan(self, scratch: Path) -> Plan:
         release, train, test, origin = self._files(scratch)
-        chunk = {"binary": RecordFile, "python": PickledFile}[release]
+        chunk: type[RecordFile | PickledFile] = RecordFile if release == "binary" else PickledFile
         for path in (*train, test):
             _require_file(path)
         return Plan(
@@ -164,7 +164,9 @@ class CIFAR10(PreparedDataModule):
                 )
             source = inside[0]
         if not source.is_file():
-            raise InputError(f"there is no {source}: give data.source an archive or a folder of CIFAR10, or leave it out")
+            raise InputError(
+                f"there is no {source}: give data.source an archive or a folder, or leave it out to download"
+            )
         release, checksum = self._identify(source)
         train, test = BATCHES[release]
         paths = extract(source, [*train, test], scratch, MAX_UNPACKED)
@@ -195,7 +197,7 @@ class CIFAR10(PreparedDataModule):
                     self.checksums["binary"],
                     name,
                     self.download_dir,
-                    downloader=pooch.HTTPDownloader(progressbar=_has_tqdm(), timeout=30),
+                    downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30),
                 )
                 return Path(path)
             except requests.exceptions.RequestException as error:
@@ -256,22 +258,13 @@ class PickledFile:
 def _require_labels(path: Path, labels: Any) -> None:
     for label in labels:
         if not (isinstance(label, (int, np.integer)) and 0 <= label < NUM_CLASSES):
-            raise InputError(
-                f"{path} has the label {str(label)[:20]}, but labels are 0 to {NUM_CLASSES - 1}: it is damaged; get it again"
-            )
+            shown = str(label)[:20]
+            raise InputError(f"{path} has the label {shown}, but labels are 0 to {NUM_CLASSES - 1}: get it again")
 
 
 def _require_file(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"{path} is missing: CIFAR10 has five training files and one test file; unpack it again")
-
-
-def _has_tqdm() -> bool:
-    with contextlib.suppress(ImportError):
-        import tqdm  # noqa: F401
-
-        return True
-    return False
 
 
 def _reason(error: requests.exceptions.RequestException) -> str:

@@ -34,7 +34,7 @@ class Digits(ImageDataModule):
     def __init__(self, num_channels: int = 1, image_size: int = 8, **options: Any) -> None:
         super().__init__(num_channels=num_channels, image_size=image_size, **options)
         if image_size % DIGIT_SIZE or not DIGIT_SIZE <= image_size <= LARGEST_SIZE:
-            raise InputError(f"data.image_size must be a multiple of 8 up to {LARGEST_SIZE} for digits, not {image_size}")
+            raise InputError(f"data.image_size must be 8, 16, ... {LARGEST_SIZE} for digits, not {image_size}")
         if num_channels not in (1, 3):
             raise InputError(f"data.num_channels must be 1 or 3, not {num_channels}")
 

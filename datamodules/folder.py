@@ -118,23 +118,25 @@ class ImageFolder(PreparedDataModule):
 
     def _split(self, files: Sequence[Path]) -> dict[str, list[Path]]:
         splits: dict[str, list[Path]] = {split: [] for split in SPLIT_FOLDERS}
-        rest = []
+        rest: list[Path] = []
         for path in files:
             top = path.relative_to(self.root).parts[:-1][:1]
             split = next((split for split, names in SPLIT_FOLDERS.items() if top and top[0].lower() in names), None)
             (rest if split is None else splits[split]).append(path)
         if splits["train"] and rest:
-            raise InputError(f"{rest[0]} lies outside the train, val and test folders of {self.root}: move or remove it")
+            raise InputError(
+                f"{rest[0]} lies outside the split folders of {self.root} (train, val, test): move or remove it"
+            )
         pool = splits["train"] or rest
         splits["train"] = []
         missing = [split for split in ("val", "test") if not splits[split]]
         with progress("reading", len(pool)) as advance:
             for path in pool:
-                splits[self._place(path, missing) if missing else "train"].append(path)
+                splits[self._split_of(path, missing) if missing else "train"].append(path)
                 advance(1)
         return splits
 
-    def _place(self, path: Path, missing: Sequence[str]) -> str:
+    def _split_of(self, path: Path, missing: Sequence[str]) -> str:
         """The split that a file belongs to, from a hash of its content."""
         digest = hashlib.sha256(f"{self.split_seed}:".encode() + read_file(path)).digest()
         position = int.from_bytes(digest[:8], "big") / 2**64

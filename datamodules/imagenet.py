@@ -119,7 +119,8 @@ class DownsampledImageNet(PreparedDataModule):
         """The release in use: the one asked for, else the one that is prepared, else the one at the source."""
         if self.given_release is not None:
             return self.given_release
-        prepared = [each for each in get_args(Release) if (self.prepared_dir / self._folder_of(each) / MANIFEST).exists()]
+        folders = {release: self.prepared_dir / self._folder_of(release) for release in get_args(Release)}
+        prepared = [release for release, folder in folders.items() if (folder / MANIFEST).exists()]
         if len(prepared) == 1:
             return prepared[0]
         if len(prepared) == 2:
@@ -143,7 +144,7 @@ class DownsampledImageNet(PreparedDataModule):
         files = self._oord_files(source) if release == "oord" else self._npz_files(source)
         if not all(files.values()):
             missing = ", ".join(split for split, paths in files.items() if not paths)
-            raise InputError(f"{source} lacks the {missing} images of the {release} release of ImageNet: {self._wanted()}")
+            raise InputError(f"{source} lacks the {missing} images of ImageNet's {release} release: {self._wanted()}")
         size = self.image_size
         make = _picture_chunks if release == "oord" else _npz_chunks
         splits = {split: [chunk for path in paths for chunk in make(path, size)] for split, paths in files.items()}
@@ -226,11 +227,12 @@ class DownsampledImageNet(PreparedDataModule):
         expected = self.expected_counts or COUNTS[release]
         if found == expected:
             return
-        others = [other for other in COUNTS if other != release and any(a == b for a, b in zip(found, COUNTS[other], strict=True))]
-        hint = "; one of these counts is that of the other release, which is never mixed with this one" if others else ""
+        other = next(counts for name, counts in COUNTS.items() if name != release)
+        is_mixed = found[0] == other[0] or found[1] == other[1]
+        hint = "; one of these is a count of the other release, which is never mixed with this one" if is_mixed else ""
         raise InputError(
-            f"{self.source} holds {found[0]:,} training and {found[1]:,} validation images, but {AUTHORS[release]} release "
-            f"has {expected[0]:,} and {expected[1]:,}{hint}: get the missing files"
+            f"{self.source} holds {found[0]:,} training and {found[1]:,} validation images, but {AUTHORS[release]} "
+            f"release has {expected[0]:,} and {expected[1]:,}{hint}: get the missing files"
         )
 
     def _compare_checksums(self, release: str, paths: list[Path]) -> str:
@@ -286,9 +288,7 @@ class FolderPictures:
         yield _decode_all(((read_file(path), str(path)) for path in paths), self.count, self.image_size)
 
 
-def _decode_all(
-    contents: Iterator[tuple[bytes, str]], count: int, size: int
-) -> tuple[NDArray[np.uint8], Counter[str]]:
+def _decode_all(contents: Iterator[tuple[bytes, str]], count: int, size: int) -> tuple[NDArray[np.uint8], Counter[str]]:
     images, converted = np.empty((count, 3, size, size), np.uint8), Counter[str]()
     for image, (content, where) in zip(images, contents, strict=True):
         image[:], counts = decode_exact(content, where, size)
@@ -348,9 +348,8 @@ class NpzBatch:
             labels = np.frombuffer(_read_exactly(file, self.count * dtype.itemsize), dtype)
             file.read(1)  # at the end the checksum is compared
         if self.count and not (labels.min() >= 1 and labels.max() <= NUM_CLASSES):
-            raise InputError(
-                f"{self.path} has labels from {labels.min()} to {labels.max()} instead of 1 to {NUM_CLASSES}: get it again"
-            )
+            found = f"{labels.min()} to {labels.max()}"
+            raise InputError(f"{self.path} has labels from {found} instead of 1 to {NUM_CLASSES}: get it again")
 
 
 def _npz_chunks(path: Path, size: int) -> Iterator[NpzBatch]:
@@ -359,7 +358,7 @@ def _npz_chunks(path: Path, size: int) -> Iterator[NpzBatch]:
             shape, dtype = _array_header(file)
             place = file.tell()
         if dtype != np.uint8 or len(shape) != 2 or shape[1] != 3 * size**2:
-            side = {3 * 32**2: 32, 3 * 64**2: 64, 3 * 16**2: 16, 3 * 8**2: 8}.get(shape[-1] if shape else 0)
+            side = next((side for side in (8, 16, 32, 64) if side != size and shape[1:] == (3 * side**2,)), None)
             found = f"images of {side} x {side}" if side else f"{dtype} data of shape {shape}"
             raise InputError(f"{path} holds {found} instead of uint8 images of {size} x {size}: give that size's files")
         if archive.getinfo("data.npy").file_size != place + shape[0] * shape[1]:
@@ -394,7 +393,7 @@ def _explained(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except KeyError as error:
-        raise InputError(f"{path} lacks {str(error).split(chr(39))[1::2] or error}: it is no batch of ImageNet") from error
+        raise InputError(f"{path} is no batch of ImageNet: {str(error.args[0])[:80]}") from error
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{path} is damaged or no npz file ({error}): get it again from its source") from error
     except OSError as error:

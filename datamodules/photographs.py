@@ -87,9 +87,7 @@ class PhotographCrops(ImageDataModule):
         InputError: an unknown collection or a size above 96.
     """
 
-    def __init__(
-        self, collection: Collection, num_channels: int = 3, image_size: int = 32, **options: Any
-    ) -> None:
+    def __init__(self, collection: Collection, num_channels: int = 3, image_size: int = 32, **options: Any) -> None:
         super().__init__(num_channels=num_channels, image_size=image_size, **options)
         if collection not in get_args(Collection):
             raise InputError(f"collection must be one of {', '.join(get_args(Collection))}, not '{collection}'")

@@ -26,7 +26,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -97,7 +97,8 @@ class Plan:
     @cached_property
     def fingerprint(self) -> str:
         counts = {split: [chunk.count for chunk in chunks] for split, chunks in self.splits.items()}
-        return hashlib.sha256(json.dumps([FORMAT, self.shape, counts, self.source], sort_keys=True).encode()).hexdigest()
+        content = json.dumps([FORMAT, self.shape, counts, self.source], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 class PreparedImages(ImageDataset):
@@ -120,15 +121,16 @@ class PreparedImages(ImageDataset):
         self._open()
 
     def _open(self) -> None:
-        header = _npy_header(self.shape)
+        header, remedy = _npy_header(self.shape), _remedy(self.path.parent)
         try:
             with open(self.path, "rb") as file:
-                whole = file.read(len(header)) == header and os.fstat(file.fileno()).st_size == len(header) + self._bytes
+                size = os.fstat(file.fileno()).st_size
+                whole = file.read(len(header)) == header and size == len(header) + self._bytes
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if whole else None
         except OSError as error:
-            raise InputError(f"cannot read {self.path}: {error.strerror or error}; {_remedy(self.path.parent)}") from error
+            raise InputError(f"cannot read {self.path}: {error.strerror or error}; {remedy}") from error
         if self._map is None:
-            raise InputError(f"{self.path} is damaged: it has the wrong size or header; {_remedy(self.path.parent)}")
+            raise InputError(f"{self.path} is damaged: it has the wrong size or header; {remedy}")
         self._array = np.frombuffer(self._map, np.uint8, self._bytes, len(header)).reshape(self.shape)
         self._read = 0
 
@@ -260,7 +262,8 @@ def _locked(folder: Path) -> Iterator[None]:
             print(f"waiting for the process that prepares {folder}", file=sys.stderr, flush=True)
             lock.acquire()
     except OSError as error:
-        raise StorageError(f"cannot write to {folder.parent}: {error.strerror or error}; see data.prepared_dir") from error
+        reason = error.strerror or error
+        raise StorageError(f"cannot write to {folder.parent}: {reason}; choose another data.prepared_dir") from error
     try:
         yield
     finally:
@@ -320,12 +323,12 @@ Task = tuple[str, int, Chunk, tuple[int, int, int]]
 """Array file, number of the first image in it, what to read, shape of an image."""
 
 
-def _run_here(tasks: Mapping[str, Task]) -> Iterator[tuple[str, Counter[str]]]:
+def _run_here(tasks: Mapping[str, Task]) -> Generator[tuple[str, Counter[str]]]:
     for name, task in tasks.items():
         yield name, _write_chunk(*task)
 
 
-def _run_in_processes(tasks: Mapping[str, Task], processes: int) -> Iterator[tuple[str, Counter[str]]]:
+def _run_in_processes(tasks: Mapping[str, Task], processes: int) -> Generator[tuple[str, Counter[str]]]:
     """Convert in several processes; they write into the arrays themselves, only the counts come back.
 
     They are forked where that is possible, since starting afresh would import torch in each; they run numpy and Pillow
@@ -385,7 +388,7 @@ def _write_chunk(path: str, first: int, chunk: Chunk, shape: tuple[int, int, int
 
 
 def _write_all(path: str, target: int, images: NDArray[np.uint8], place: int) -> None:
-    rest = memoryview(np.ascontiguousarray(images)).cast("B")
+    rest = np.ascontiguousarray(images).data.cast("B")
     try:
         while rest:
             written = os.pwrite(target, rest, place)
@@ -496,8 +499,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         known = manifest["format"] == FORMAT
         for split in manifest["splits"].values():
-            plain = Path(split["file"]).name == split["file"] and split["dtype"] == "uint8" and len(split["sha256"]) == 64
-            known = known and plain and len(split["shape"]) == 4 and all(type(size) is int for size in split["shape"])
+            known = known and Path(split["file"]).name == split["file"]  # never leads out of the folder
+            known = known and split["dtype"] == "uint8" and len(split["sha256"]) == 64
+            known = known and len(split["shape"]) == 4 and all(type(size) is int for size in split["shape"])
     except FileNotFoundError as error:
         raise InputError(f"{folder} is not prepared: run prepare.py with the same data=... first") from error
     except OSError as error:
@@ -511,10 +515,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def open_splits(folder: Path) -> dict[str, PreparedImages]:
     """All splits of a prepared set. Raises ``InputError`` if it is missing or damaged."""
-    manifest = read_manifest(folder)
-    return {
-        name: PreparedImages(folder / split["file"], tuple(split["shape"])) for name, split in manifest["splits"].items()
-    }
+    splits = read_manifest(folder)["splits"]
+    return {name: PreparedImages(folder / split["file"], tuple(split["shape"])) for name, split in splits.items()}
 
 
 def verify(folder: Path) -> dict[str, int]:

@@ -93,6 +93,8 @@ class _Callable:
 
     __slots__ = ("_function",)
 
+    _function: Any
+
     def __init__(self, function: Any) -> None:
         object.__setattr__(self, "_function", function)
 

@@ -47,12 +47,16 @@ def python2_pickle(data: np.ndarray, labels: list[int], descr: bytes = b"u1") ->
     def number(value: int) -> bytes:
         return b"J" + struct.pack("<i", value)
 
-    dtype = b"cnumpy\ndtype\n" + text(descr) + b"K\x00K\x01\x87R(K\x03" + text(b"|") + b"NNN" + 2 * number(-1) + b"K\x00tb"
+    dtype = (
+        b"cnumpy\ndtype\n" + text(descr) + b"K\x00K\x01\x87R(K\x03" + text(b"|") + b"NNN" + 2 * number(-1) + b"K\x00tb"
+    )
     empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
     raw = data.tobytes()
     shape = b"".join(number(size) for size in data.shape) + b"\x86"
     array = empty + b"(K\x01" + shape + dtype + b"\x89T" + struct.pack("<i", len(raw)) + raw + b"tb"
-    items = text(b"batch_label") + text(b"training batch") + text(b"labels") + b"](" + b"".join(map(number, labels)) + b"e"
+    items = (
+        text(b"batch_label") + text(b"training batch") + text(b"labels") + b"](" + b"".join(map(number, labels)) + b"e"
+    )
     return b"\x80\x02}(" + items + text(b"data") + array + b"u."
 
 
@@ -68,7 +72,9 @@ def md5_of(archive: Path) -> str:
     return f"md5:{file_digest(archive, 'md5')}"
 
 
-def write_tar(path: Path, files: dict[str, bytes], mode: str = "w", extra: Callable[[tarfile.TarFile], Any] | None = None):
+def write_tar(
+    path: Path, files: dict[str, bytes], mode: str = "w", extra: Callable[[tarfile.TarFile], Any] | None = None
+):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as tar:
         for name, content in files.items():

@@ -138,7 +138,7 @@ GLOBALS = ["posix\nsystem", "os\nsystem", "builtins\neval", "__builtin__\neval",
 
 @pytest.mark.parametrize("name", GLOBALS)
 def test_no_function_is_ever_found(tmp_path, name):
-    with pytest.raises(InputError, match="batch wants to use .*do not trust this file"):
+    with pytest.raises(InputError, match=r"batch wants to use .*do not trust this file"):
         loaded(tmp_path, f"c{name}\n(U\x04echotR.".encode())
 
 

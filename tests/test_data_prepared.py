@@ -19,6 +19,7 @@ from flows.errors import InputError, StorageError
 
 EXPECTED = np.repeat(np.arange(100, dtype=np.uint8), 3)
 
+
 def start(folder, seconds, processes):
     """Another process that prepares the slow set."""
 

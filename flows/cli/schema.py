@@ -74,5 +74,6 @@ class PrepareSchema:
 def register() -> None:
     """Make the schemas known to Hydra under the names that the YAML files' defaults use."""
     store = ConfigStore.instance()
-    for name, schema in (("train", TrainSchema), ("sample", SampleSchema), ("evaluate", EvaluateSchema), ("prepare", PrepareSchema)):
+    roots = {"train": TrainSchema, "sample": SampleSchema, "evaluate": EvaluateSchema, "prepare": PrepareSchema}
+    for name, schema in roots.items():
         store.store(name=f"{name}_schema", node=schema)

@@ -1,0 +1,293 @@
+"""Folders of pictures: every mode, every layout, every kind of damage."""
+
+import io
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_sources import galaxy_tree, picture, random_images, write_files
+
+from datamodules import Galaxies, ImageFolder
+from datamodules.decoding import decode, fit
+from datamodules.galaxy import scale_galaxy
+from flows.errors import InputError
+
+
+def encoded(image, file_format="png", **options):
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+GREY = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+COLOUR = Image.fromarray(random_images(1, 16)[0].transpose(1, 2, 0))
+
+
+def with_alpha(opacity):
+    image = COLOUR.convert("RGBA")
+    image.putalpha(opacity)
+    return image
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(COLOUR, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected", "counts"),
+    [
+        (encoded(COLOUR), COLOUR, {}),
+        (encoded(COLOUR, "webp", lossless=True), COLOUR, {}),
+        (encoded(GREY), GREY.convert("RGB"), {"greyscale": 1}),
+        (encoded(GREY.convert("1")), GREY.convert("1").convert("RGB"), {"greyscale": 1}),
+        (encoded(COLOUR.quantize(16)), COLOUR.quantize(16).convert("RGB"), {"palette": 1}),
+        (encoded(with_alpha(255)), COLOUR, {"alpha": 1}),
+        (encoded(with_alpha(0)), Image.new("RGB", (16, 16), "white"), {"alpha": 1}),
+        (encoded(GREY.convert("LA")), GREY.convert("RGB"), {"greyscale": 1, "alpha": 1}),
+        (encoded(GREY, transparency=255), GREY.convert("RGB"), {"greyscale": 1, "alpha": 1}),  # white over white
+        (
+            encoded(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)),
+            GREY.convert("RGB"),
+            {"16-bit": 1, "greyscale": 1},
+        ),
+        (turned(), COLOUR.transpose(Image.Transpose.ROTATE_270), {"turned": 1}),
+    ],
+)
+def test_every_mode_becomes_colour_and_is_counted(content, expected, counts):
+    found, converted = decode(content, "here")
+    assert found.mode == "RGB" and np.array_equal(np.asarray(found), np.asarray(expected))
+    assert dict(converted) == counts
+
+
+def test_cmyk_is_converted_and_of_an_animation_the_first_frame_is_taken():
+    found, counts = decode(encoded(COLOUR.convert("CMYK"), "jpeg", quality=100), "here")
+    assert found.mode == "RGB" and counts == {"cmyk": 1}
+    frames = encoded(COLOUR, "png", save_all=True, append_images=[COLOUR.rotate(90)])
+    found, counts = decode(frames, "here")
+    assert counts == {"animated": 1} and np.array_equal(np.asarray(found), np.asarray(COLOUR))
+
+
+def huge_png():
+    """A file of a hundred bytes that claims 30,000 x 30,000 pixels, its checksums in order."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    )
+
+
+def flipped(content, where):
+    return content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :]
+
+
+BROKEN = {
+    "empty": (b"", "not a picture"),
+    "html": (b"<html>", "not a picture"),
+    "gif": (encoded(COLOUR, "gif"), "not a picture"),
+    "tiff": (encoded(COLOUR, "tiff"), "not a picture"),
+    "truncated png": (encoded(COLOUR)[:-30], "damaged"),
+    "truncated jpeg": (encoded(COLOUR.resize((200, 200)), "jpeg")[:2000], "damaged"),
+    "truncated webp": (encoded(COLOUR, "webp")[:60], "damaged|not a picture"),
+    "flipped pixel": (flipped(encoded(COLOUR), 100), "damaged .a checksum"),
+    "flipped header": (flipped(encoded(COLOUR), 20), "damaged|not a picture"),
+    "huge": (huge_png(), "claims|bomb"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_and_huge_pictures_are_named(name):
+    content, message = BROKEN[name]
+    with pytest.raises(InputError, match=f"^here .*({message})") as caught:
+        decode(content, "here")
+    assert "\n" not in str(caught.value)
+
+
+def test_fitting_takes_the_central_square():
+    wide = np.zeros((3, 8, 24), np.uint8)
+    wide[0, :, 8:16] = 200
+    found, counts = fit(Image.fromarray(wide.transpose(1, 2, 0)), 8)
+    assert np.array_equal(found, wide[:, :, 8:16]) and counts == {"cropped": 1}
+    assert fit(COLOUR, 32)[1] == {"enlarged": 1} and fit(COLOUR, 16)[1] == {}
+
+
+def folder(tmp_path, **options):
+    options = {"root": str(tmp_path / "root"), "image_size": 16, "num_converters": 1, **options}
+    return ImageFolder(prepared_dir=str(tmp_path / "prepared"), **options)
+
+
+def ready(data):
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def pictures(prefix, count, seed=0):
+    return {f"{prefix}{number:03d}.png": picture(image) for number, image in enumerate(random_images(count, 16, seed))}
+
+
+def contents(data):
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    return {
+        name: {image.numpy().tobytes() for image in split.gather(range(len(split)))} for name, split in splits.items()
+    }
+
+
+HALF = {"validation_fraction": 0.25, "test_fraction": 0.25}
+
+
+def test_a_flat_or_nested_folder_is_split_by_content(tmp_path):
+    write_files(tmp_path / "root", {**pictures("a/", 30), **pictures("", 30, seed=1), "notes.txt": b"", ".x.png": b""})
+    data = ready(folder(tmp_path, **HALF))
+    splits = contents(data)
+    assert sum(map(len, splits.values())) == 60 == len(set.union(*splits.values()))
+    assert len(splits["train"]) > 15 and len(splits["val"]) > 5 and len(splits["test"]) > 5
+    assert data.manifest["source"]["files_ignored"] == 1
+    # the same pictures under other names fall into the same splits, copies beside their originals
+    for path in list((tmp_path / "root").rglob("*.png")):
+        if not path.name.startswith("."):
+            shutil.copy(path, path.with_name(f"copy_{path.name}"))
+    shutil.move(tmp_path / "root", tmp_path / "moved")
+    again = ready(folder(tmp_path, root=str(tmp_path / "moved"), **HALF))
+    assert contents(again) == splits and len(again.train) == 2 * len(data.train)
+    other = ready(folder(tmp_path, root=str(tmp_path / "moved"), split_seed=1, **HALF))
+    assert contents(other) != splits
+
+
+def test_split_folders_are_used_as_they_are(tmp_path):
+    files = {**pictures("Training/x/", 5), **pictures("validation/", 3, seed=1), **pictures("test/", 2, seed=2)}
+    write_files(tmp_path / "root", files)
+    data = ready(folder(tmp_path))
+    assert [len(split) for split in (data.train, data.val, data.test)] == [5, 3, 2]
+    assert np.array_equal(data.val.gather([0, 1, 2]).numpy(), random_images(3, 16, 1))
+    assert data.set_name == "images-root-16"
+
+
+def test_batches_come_from_a_prepared_folder(tmp_path):
+    write_files(
+        tmp_path / "root", {**pictures("train/", 9), **pictures("val/", 3, seed=1), **pictures("test/", 2, seed=2)}
+    )
+    data = ready(folder(tmp_path, batch_size=4, eval_batch_size=2))
+    assert [len(batch.images) for batch in data.train_dataloader()] == [4, 4]
+    assert [batch.indices.tolist() for batch in data.val_dataloader()] == [[0, 1], [2]]
+
+
+def test_a_missing_split_folder_is_held_out_from_training(tmp_path):
+    write_files(tmp_path / "root", {**pictures("train/", 40), **pictures("test/", 2, seed=2)})
+    data = ready(folder(tmp_path, **HALF))
+    assert len(data.test) == 2 and len(data.val) > 4 and len(data.train) + len(data.val) == 40
+
+
+def test_conversions_are_counted_and_one_channel_works(tmp_path):
+    write_files(
+        tmp_path / "root/train", {"grey.PNG": encoded(GREY), "wide.jpg": encoded(COLOUR.resize((32, 16)), "jpeg")}
+    )
+    write_files(tmp_path / "root/val", {"alpha.png": encoded(with_alpha(255))})
+    write_files(tmp_path / "root/test", {"small.webp": encoded(COLOUR.resize((8, 8)), "webp")})
+    data = ready(folder(tmp_path))
+    assert data.manifest["converted"] == {"alpha": 1, "cropped": 1, "enlarged": 1, "greyscale": 1}
+    grey = ready(folder(tmp_path, num_channels=1))
+    assert torch.equal(grey.train.gather([0])[0, 0], torch.from_numpy(np.asarray(GREY).copy()))
+    assert torch.equal(grey.val.gather([0])[0, 0], torch.from_numpy(np.array(COLOUR.convert("L"))))
+
+
+def refused(data, message):
+    with pytest.raises(InputError, match=message) as caught:
+        ready(data)
+    assert "\n" not in str(caught.value)
+    assert not data.prepared_dir.exists() or all(path.suffix == ".lock" for path in data.prepared_dir.iterdir())
+
+
+def test_unusable_folders_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"data\.root=FOLDER"):
+        folder(tmp_path, root=None)
+    refused(folder(tmp_path), "is not a folder")
+    (tmp_path / "root").mkdir()
+    refused(folder(tmp_path), "no PNG, JPEG or WebP file")
+    write_files(tmp_path / "root", pictures("", 2))
+    refused(folder(tmp_path), "holds 2 pictures, and none of them would be for")
+    write_files(tmp_path / "root", pictures("train/", 2))
+    refused(folder(tmp_path), r"000\.png lies outside the split folders")
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_in_a_folder_is_named_and_kept(tmp_path, name):
+    write_files(tmp_path / "root", {**pictures("train/", 2), **pictures("val/", 2), **pictures("test/", 2)})
+    (tmp_path / "root/val/odd.png").write_bytes(BROKEN[name][0])
+    refused(folder(tmp_path), r"val/odd\.png")
+    assert (tmp_path / "root/val/odd.png").exists()
+
+
+def test_a_folder_that_changed_is_not_silently_used(tmp_path):
+    write_files(tmp_path / "root", {**pictures("train/", 2), **pictures("val/", 2), **pictures("test/", 2)})
+    ready(folder(tmp_path))
+    ready(folder(tmp_path))
+    write_files(tmp_path / "root", pictures("train/more_", 1))
+    with pytest.raises(InputError, match="has changed since it was prepared"):
+        ready(folder(tmp_path))
+    shutil.rmtree(tmp_path / "root")
+    assert len(ready(folder(tmp_path)).train) == 2  # the source is not needed
+
+
+@pytest.mark.parametrize("options", [{"image_size": 0}, {"validation_fraction": 0.0}, {"test_fraction": 0.96}])
+def test_wrong_arguments_are_one_line(tmp_path, options):
+    with pytest.raises(InputError, match=r"data\."):
+        folder(tmp_path, **options)
+
+
+GALAXY_COUNTS = {"training": 6, "validation": 2, "test": 3}
+
+
+def galaxies(tmp_path, source="", **options):
+    source = str(tmp_path / "source" / source)
+    return Galaxies(source=source, prepared_dir=str(tmp_path / "prepared"), num_converters=1, **options)
+
+
+@pytest.mark.parametrize("source", ["", "galaxy_mergers", "galaxy_mergers/noninteracting"])
+@pytest.mark.parametrize("size", [32, 64])
+def test_galaxies_are_found_resized_and_pooled(tmp_path, source, size):
+    galaxy_tree(tmp_path / "source", GALAXY_COUNTS)
+    data = ready(galaxies(tmp_path, source, image_size=size))
+    assert [len(split) for split in (data.train, data.val, data.test)] == [6, 2, 3]
+    first = data.train.gather([0])
+    assert first.shape == (1, 3, size, size) and first.dtype == torch.uint8
+    assert data.set_name == f"galaxy-{size} (house splits)"
+    path = tmp_path / "source/galaxy_mergers/noninteracting/training/galaxy_0.jpeg"
+    assert np.array_equal(first[0].numpy(), scale_galaxy(Image.open(path), size)[0])
+
+
+def test_galaxies_in_the_papers_splits_select_on_the_test_images(tmp_path):
+    galaxy_tree(tmp_path / "source", GALAXY_COUNTS)
+    data = ready(galaxies(tmp_path, splits="paper"))
+    assert [len(split) for split in (data.train, data.val, data.test)] == [6, 5, 5]
+    assert data.test.gather(range(5)).shape == (5, 3, 32, 32) and "selected on the test set" in data.description
+
+
+def test_white_stays_white_and_pooling_averages():
+    white = Image.new("RGB", (70, 70), "white")
+    assert (scale_galaxy(white, 64)[0] == 255).all() and (scale_galaxy(white, 32)[0] == 255).all()
+    small = Image.fromarray(random_images(1, 64)[0].transpose(1, 2, 0))
+    full, pooled = scale_galaxy(small, 64)[0], scale_galaxy(small, 32)[0]
+    expected = full.reshape(3, 32, 2, 32, 2).astype(int).sum((2, 4)) // 4
+    assert np.array_equal(pooled, expected)
+    assert scale_galaxy(small.resize((40, 80)), 32)[1] == {"enlarged": 1}
+
+
+def test_missing_galaxies_say_what_to_put_where(tmp_path):
+    for source in (str(tmp_path), None):
+        data = Galaxies(source=source, prepared_dir=str(tmp_path / "prepared"))
+        refused(data, r"galaxy_mergers/noninteracting/.*data\.source=FOLDER")
+    galaxy_tree(tmp_path / "source", {**GALAXY_COUNTS, "test": 0})
+    (tmp_path / "source/galaxy_mergers/noninteracting/test").mkdir()
+    refused(galaxies(tmp_path), r"test holds no \.jpeg")
+    with pytest.raises(InputError, match="32 or 64"):
+        galaxies(tmp_path, image_size=48)
