@@ -1,0 +1,178 @@
+"""How fast data sets are prepared and read: ``python benchmarks/data.py``; ``--help`` lists the options.
+
+Makes sources of the true formats from photographs in a temporary folder, prepares and reads them, and prints images/s
+and peak memory beside the bars that the project sets itself on two processor cores. Each figure is the best of several
+repetitions, in processes of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import multiprocessing
+import resource
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datamodules import CIFAR10, Augmentation, DownsampledImageNet, ImageDataModule, PhotographCrops
+from flows.cli import report
+
+BARS = {"prepare from npz": 50_000, "prepare from PNG": 8_000, "training batches": 50_000}
+"""Images of 32 x 32 a second."""
+
+AUGMENTATION = {"horizontal_flip": True, "shift": 0.1}
+
+
+def main() -> None:
+    """Measure everything, and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--npz", type=int, default=400_000, help="images in the npz files")
+    parser.add_argument("--png", type=int, default=100_000, help="images in the PNG archive and folder")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pool = photographs(8192)
+        for share in (4, 1):
+            make_npz(folder / "npz", pool, arguments.npz // share)
+            make_png(folder / "png", pool, arguments.png // share)
+            cases = [
+                ("prepare from npz", "npz", arguments.npz // share, "npz"),
+                ("prepare from PNG", "tar", arguments.png // share, "png/tar"),
+                ("prepare from PNG", "folder", arguments.png // share, "png/folder"),
+            ]
+            for what, form, count, source in cases:
+                seconds, peak = best(arguments.repeats, convert, folder, source, count, arguments.processes)
+                rows.append(row(f"{what} ({form})", count, count / seconds, BARS[what], peak))
+        for count in (50_000, 400_000):
+            make_cifar(folder / "cifar", pool, count)
+            for augmented in (False, True):
+                rate, peak = best(arguments.repeats, read, folder, count, augmented, pick=max)
+                what = f"training batches of 256{', augmented' if augmented else ''}"
+                rows.append(row(what, count, rate, BARS["training batches"], peak))
+    report.show_table("Images of 32 x 32 a second (bar), peak resident MiB: anonymous + mapped files", rows)
+
+
+def row(what: str, count: int, rate: float, bar: int, peak: tuple[float, float]) -> tuple[str, str]:
+    """One line of the table."""
+    verdict = "met" if rate >= bar else "MISSED"
+    return f"{what}, {count:,} images", f"{rate:,.0f} ({bar:,} {verdict}), {peak[0]:.0f} + {peak[1]:.0f} MiB"
+
+
+def best(repeats: int, measured: Callable[..., Any], *arguments: Any, pick: Callable = min) -> tuple[float, Any]:
+    """The best of several runs, each in a fresh process, and the memory of the last."""
+    results = []
+    for _ in range(repeats):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            results.append(pool.apply(in_fresh_process, (measured, *arguments)))
+    return pick(result for result, _ in results), results[-1][1]
+
+
+def in_fresh_process(measured: Callable[..., float], *arguments: Any) -> tuple[float, tuple[float, float]]:
+    """What was measured, and the peak memory of this process (or of the largest child) in MiB."""
+    torch.set_num_threads(1)
+    multiprocessing.current_process().daemon = False  # may have children
+    result = measured(*arguments)
+    return result, memory()
+
+
+def memory() -> tuple[float, float]:
+    """Anonymous memory of this process or its largest child, and mapped files of this process, in MiB."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    anonymous, mapped = (int(status[key].split()[0]) / 1024 for key in ("RssAnon", "RssFile"))
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return max(anonymous, children), mapped
+
+
+def convert(folder: Path, source: str, count: int, processes: int) -> float:
+    """Seconds to prepare a set."""
+    with tempfile.TemporaryDirectory(dir=folder) as prepared:
+        data = DownsampledImageNet(
+            image_size=32,
+            source=str(folder / source),
+            expected_counts=[count, 100],
+            prepared_dir=prepared,
+            num_converters=processes,
+        )
+        started = time.perf_counter()
+        data.prepare_data()
+        return time.perf_counter() - started
+
+
+def read(folder: Path, count: int, augmented: bool) -> float:
+    """Images/s of a whole epoch of the training loader, without workers."""
+    data: ImageDataModule = CIFAR10(
+        source=str(folder / "cifar"),
+        images_per_file=count // 5,
+        splits="paper",
+        batch_size=256,
+        prepared_dir=str(folder / "prepared"),
+        num_converters=1,
+        augmentation=Augmentation(**AUGMENTATION) if augmented else None,  # type: ignore[arg-type]
+    )
+    data.prepare_data()
+    data.setup()
+    loader = data.train_dataloader()
+    number, started = 0, time.perf_counter()
+    for batch in loader:
+        number += len(batch.images)
+    return number / (time.perf_counter() - started)
+
+
+def photographs(number: int) -> np.ndarray:
+    """Crops of real photographs, ``(number, 3, 32, 32)``: PNG files of a realistic size."""
+    data = PhotographCrops("photos")
+    data.setup()
+    return data.train.gather(range(0, len(data.train), len(data.train) // number)).numpy()[:number]
+
+
+def make_npz(folder: Path, pool: np.ndarray, count: int) -> None:
+    """Ten training batches and a small validation batch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, indices in enumerate(np.array_split(np.arange(count) % len(pool), 10), 1):
+        flat = pool[indices].reshape(-1, 3072)
+        np.savez(folder / f"train_data_batch_{number}.npz", data=flat, labels=np.ones(len(flat), np.int64))
+    np.savez(folder / "val_data.npz", data=pool[:100].reshape(-1, 3072), labels=np.ones(100, np.int64))
+
+
+def make_png(folder: Path, pool: np.ndarray, count: int) -> None:
+    """The same images as archives and as folders of PNG files."""
+    contents = []
+    for image in pool:
+        file = io.BytesIO()
+        Image.fromarray(image.transpose(1, 2, 0)).save(file, "png")
+        contents.append(file.getvalue())
+    (folder / "tar").mkdir(parents=True, exist_ok=True)
+    for name, number in (("train_32x32", count), ("valid_32x32", 100)):
+        (folder / "folder" / name).mkdir(parents=True, exist_ok=True)
+        with tarfile.open(folder / "tar" / f"{name}.tar", "w") as tar:
+            for index in range(number):
+                content = contents[index % len(contents)]
+                member = tarfile.TarInfo(f"{name}/{index:07d}.png")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+                (folder / "folder" / name / f"{index:07d}.png").write_bytes(content)
+
+
+def make_cifar(folder: Path, pool: np.ndarray, count: int) -> None:
+    """The binary release with ``count`` training images and as many test images as a training file has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = pool[np.arange(count // 5) % len(pool)].reshape(-1, 3072)
+    records = np.concatenate([np.zeros((len(flat), 1), np.uint8), flat], axis=1)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        records.tofile(folder / f"{name}.bin")
+
+
+if __name__ == "__main__":
+    main()
