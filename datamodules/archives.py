@@ -27,6 +27,11 @@ MAX_MEMBERS = 3_000_000
 
 READ_AT_ONCE = 1 << 20
 
+BLOCK = 512
+"""Tar files consist of blocks of so many bytes."""
+
+EMPTY_BLOCK = bytes(BLOCK)
+
 
 def members(archive: Path, max_bytes: int) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
     """The regular files of a ``.tar`` or ``.tar.gz``, in their order, each with the open archive to read it from.
@@ -109,12 +114,15 @@ def index_pictures(archive: Path, suffix: str, max_bytes: int) -> tuple[NDArray,
     if archive.is_file() and _is_gzip(archive):
         raise InputError(f"{archive} is compressed: unpack it once (gunzip) and give the .tar")
     names, offsets, sizes = [], [], []
-    for member, _ in members(archive, max_bytes):
-        name = PurePosixPath(member.name).name
-        if name.endswith(suffix) and not name.startswith("."):
-            names.append(name.encode())
-            offsets.append(member.offset_data)
-            sizes.append(member.size)
+    places = _plain_places(archive, max_bytes)
+    if places is None:  # with headers of a newer kind: the slow way
+        places = [(member.name.encode(), member.offset_data, member.size) for member, _ in members(archive, max_bytes)]
+    for path, offset, size in places:
+        name = path.rpartition(b"/")[2]
+        if name.endswith(suffix.encode()) and not name.startswith(b"."):
+            names.append(name)
+            offsets.append(offset)
+            sizes.append(size)
     if offsets and max(start + size for start, size in zip(offsets, sizes, strict=True)) > archive.stat().st_size:
         raise InputError(f"{archive} is cut short: get it again from its source")
     sorted_names = np.array(names, dtype=bytes)
@@ -133,6 +141,36 @@ def file_digest(path: Path, algorithm: str) -> str:
             return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _plain_places(archive: Path, max_bytes: int) -> list[tuple[bytes, int, int]] | None:
+    """Name, offset and size of every file of an uncompressed tar with headers of the oldest kind only, else ``None``.
+
+    Ten times as fast as ``tarfile``, which matters for a million members; anything but plain files and folders with
+    harmless names (links, long names, sparse files, damage) is left to :func:`members` to read or to refuse.
+    """
+    places: list[tuple[bytes, int, int]] = []
+    with _explained(archive), open(archive, "rb") as file:
+        length, place, total = archive.stat().st_size, 0, 0
+        while len(header := file.read(BLOCK)) == BLOCK:
+            if header == EMPTY_BLOCK:
+                return places
+            name, kind, prefix = header[:100].rstrip(b"\0"), header[156:157], header[345:500].rstrip(b"\0")
+            octal, checksum = header[124:135], header[148:156].rstrip(b" \0")
+            is_plain = kind in b"0\x005" and octal.isdigit() and checksum.strip().isdigit() and b"\0" not in name
+            if not is_plain or sum(header) - sum(header[148:156]) + 8 * ord(" ") != int(checksum, 8):
+                return None
+            if prefix or name.startswith(b"/") or b".." in name or b"\\" in name or name[1:2] == b":":
+                return None
+            size, place = int(octal, 8), place + BLOCK
+            total += size
+            if total > max_bytes or len(places) >= MAX_MEMBERS or place + size > length:
+                return None
+            if kind != b"5" and not name.endswith(b"/"):
+                places.append((name, place, size))
+            place += -(-size // BLOCK) * BLOCK
+            file.seek(place)
+    return None
 
 
 def _require_harmless(archive: Path, member: tarfile.TarInfo) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -31,18 +32,19 @@ EIGHT_BIT_MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA")
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I")
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path | str) -> bytes:
     """The bytes of a picture's file. Raises ``InputError`` if it cannot be read or is absurdly large."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f"{path} has more than {MAX_FILE_BYTES / 2**20:.0f} MiB: remove it")
-        return path.read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise InputError(f"{path} has more than {MAX_FILE_BYTES / 2**20:.0f} MiB: remove it")
+            return file.readall()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def decode_exact(content: bytes, where: str, size: int) -> tuple[NDArray[np.uint8], Counter[str]]:
-    """A PNG of exactly ``size`` x ``size`` pixels as uint8 ``(3, size, size)``, and what had to be converted.
+    """A PNG of exactly ``size`` x ``size`` pixels as uint8 ``(size, size, 3)``, and what had to be converted.
 
     Raises:
         InputError: another format or size, a wrong checksum, or anything that cannot be decoded; with ``where``.
@@ -53,9 +55,9 @@ def decode_exact(content: bytes, where: str, size: int) -> tuple[NDArray[np.uint
             raise InputError(f"{where} has {found} pixels instead of {size} x {size}: it belongs to another data set")
         _require_png_checksums(content)
         if picture.mode == "RGB" and "transparency" not in picture.info:
-            return np.asarray(picture).transpose(2, 0, 1), Counter()
+            return np.asarray(picture), Counter()
         colour, counts = _to_colour(picture, where)
-        return np.asarray(colour).transpose(2, 0, 1), counts
+        return np.asarray(colour), counts
 
 
 def decode(content: bytes, where: str) -> tuple[Image.Image, Counter[str]]:

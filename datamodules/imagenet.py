@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections import Counter
@@ -284,17 +285,17 @@ class FolderPictures:
         return len(self.names)
 
     def blocks(self) -> Iterator[tuple[NDArray[np.uint8], Counter[str]]]:
-        paths = (self.folder / name.decode() for name in self.names)
-        yield _decode_all(((read_file(path), str(path)) for path in paths), self.count, self.image_size)
+        paths = (f"{self.folder}/{name.decode()}" for name in self.names)
+        yield _decode_all(((read_file(path), path) for path in paths), self.count, self.image_size)
 
 
 def _decode_all(contents: Iterator[tuple[bytes, str]], count: int, size: int) -> tuple[NDArray[np.uint8], Counter[str]]:
-    images, converted = np.empty((count, 3, size, size), np.uint8), Counter[str]()
+    images, converted = np.empty((count, size, size, 3), np.uint8), Counter[str]()
     for image, (content, where) in zip(images, contents, strict=True):
         image[:], counts = decode_exact(content, where, size)
         if counts:
             converted.update(counts)
-    return images, converted
+    return images.transpose(0, 3, 1, 2), converted
 
 
 def _picture_chunks(path: Path, size: int) -> Iterator[Chunk]:
@@ -313,7 +314,9 @@ def _picture_chunks(path: Path, size: int) -> Iterator[Chunk]:
 
 def _listing(folder: Path) -> Iterator[str]:
     try:
-        yield from (path.name for path in folder.iterdir() if path.suffix == ".png" and not path.name.startswith("."))
+        with os.scandir(folder) as entries:
+            names = (entry.name for entry in entries)
+            yield from (name for name in names if name.endswith(".png") and not name.startswith("."))
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror or error}") from error
 

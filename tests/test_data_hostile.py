@@ -198,3 +198,38 @@ def test_large_and_missing_pickles_are_named(tmp_path, monkeypatch):
         loaded(tmp_path, bytes(11))
     with pytest.raises(InputError, match="No such file"):
         load_plain(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("long", [False, True])
+def test_the_quick_and_the_thorough_index_agree(tmp_path, tar_format, long):
+    names = [f"{'folder/' * (20 if long else 1)}{number:04d}.png" for number in range(50)]
+    with tarfile.open(tmp_path / "a.tar", "w", format=tar_format) as tar:
+        add("folder", tarfile.DIRTYPE)(tar)
+        for number, name in enumerate(names):
+            add(name, size=number * 40)(tar)
+    thorough = [(m.name, m.offset_data, m.size) for m, _ in members(tmp_path / "a.tar", LIMIT)]
+    quick = archives._plain_places(tmp_path / "a.tar", LIMIT)
+    assert long == (quick is None)
+    assert long or [(name.decode(), *rest) for name, *rest in quick] == thorough
+    assert index_pictures(tmp_path / "a.tar", ".png", LIMIT)[0].tolist() == [f"{n:04d}.png".encode() for n in range(50)]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [add("../0.png"), add("/0.png"), add("0.png", tarfile.SYMTYPE, "x"), add("0.png", tarfile.LNKTYPE, "x"),
+     add("0.png", tarfile.CHRTYPE), add("C:0.png"), add("a\\..\\0.png")],
+)  # fmt: skip
+def test_the_quick_index_lets_nothing_through(tmp_path, extra):
+    write_tar(tmp_path / "a.tar", {"1.png": b"1"}, "w", extra)
+    with pytest.raises(InputError, match="do not trust it"):
+        index_pictures(tmp_path / "a.tar", ".png", LIMIT)
+
+
+def test_the_quick_index_refuses_a_wrong_checksum(tmp_path):
+    write_tar(tmp_path / "a.tar", {"1.png": b"1"})
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    content[130] ^= 1
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        index_pictures(tmp_path / "a.tar", ".png", LIMIT)
