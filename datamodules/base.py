@@ -305,6 +305,10 @@ class ImageDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.test)
 
+    def evaluation_batches(self, dataset: ImageDataset) -> DataLoader:
+        """A whole split in order, every image once, for a process that evaluates alone, whatever trains beside it."""
+        return self._loader(dataset, sampler=ShardSampler(len(dataset)), batch_size=self.eval_batch_size)
+
     def _evaluation_loader(self, dataset: ImageDataset) -> DataLoader:
         sampler = ShardSampler(len(dataset), *self._place())
         return self._loader(dataset, sampler=sampler, batch_size=self.eval_batch_size)

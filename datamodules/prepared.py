@@ -233,6 +233,8 @@ def prepare(data: PreparedDataModule) -> None:
     with _locked(folder):
         if (folder / MANIFEST).exists():
             return
+        if folder.exists():
+            raise InputError(f"{folder} is in the way: it holds no {MANIFEST}, so it is no prepared set; move it away")
         work = folder.with_name(folder.name + WORK)
         try:
             work.mkdir(exist_ok=True)

@@ -57,6 +57,12 @@ def test_evaluation_shards_are_disjoint_and_whole(num_ranks):
     assert sorted(indices.tolist()) == list(range(50))
 
 
+def test_a_process_that_evaluates_alone_gets_the_whole_split():
+    data = at(1, 2, eval_batch_size=8)
+    batches = list(data.evaluation_batches(data.test))
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(50))
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_training_shards_are_disjoint_and_whole_but_for_the_remainder(num_ranks):
     shards = [list(EpochSampler(50, None, 0, rank, num_ranks)) for rank in range(num_ranks)]

@@ -97,6 +97,15 @@ def test_processes_that_start_together_prepare_once(tmp_path):
     assert np.array_equal(pixels(tmp_path / "slow"), EXPECTED)
 
 
+def test_a_folder_in_the_way_is_kept(tmp_path):
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "mine.txt").write_text("precious")
+    with pytest.raises(InputError, match="slow is in the way"):
+        SlowSet(str(tmp_path)).prepare_data()
+    assert (tmp_path / "slow" / "mine.txt").read_text() == "precious"
+    assert not (tmp_path / "notes.txt").exists()
+
+
 def test_a_journal_of_something_else_is_not_believed(tmp_path):
     work = tmp_path / "slow.preparing"
     work.mkdir()

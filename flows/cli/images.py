@@ -24,7 +24,8 @@ def held_out(checkpoint: Path) -> ImageDataModule:
     Raises:
         InputError: the checkpoint names a class outside of this project.
     """
-    from datamodules import Augmentation, ImageDataModule  # brings Lightning along, seconds that sampling alone need not wait
+    # Lightning comes along with these: seconds that sampling alone need not wait.
+    from datamodules import Augmentation, ImageDataModule
 
     config = read_checkpoint(checkpoint)["config"]
     if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
