@@ -32,13 +32,15 @@ def evaluate(cfg: DictConfig) -> None:
         data.eval_batch_size = cfg.batch_size
         names = [str(index) for index in range(len(data.test))]
         stream: Iterable[tuple[Tensor, Tensor]] = data.test_dataloader()
-        what = f"test split, {len(names)} images"
+        what = f"{data.set_name}, test split, {len(names):,} images"
+        if data.selection_note:
+            report.console.print(data.selection_note, markup=False)
     else:
         folder = Path(cfg.images)
         paths = find_pictures(folder)
         names = [str(path.relative_to(folder)) for path in paths]
         stream = batches(paths, flow.image_shape, cfg.batch_size)
-        what = f"{folder}, {len(names)} images"
+        what = f"{folder}, {len(names):,} images"
 
     with report.progress("evaluating", len(names)) as advance:
         scores = bits_per_dim(flow, stream, seed=cfg.seed, on_batch=advance)

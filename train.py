@@ -28,6 +28,10 @@ from flows.pictures import grid, save_png
 from flows.randomness import Stream, generator_for
 
 
+MAX_CODEC_IMAGES = 2000
+"""The codecs are slow; of a larger test split so many images, evenly spaced, stand for all."""
+
+
 class DescribeCheckpoint(pl.Callback):
     """Puts into every checkpoint what is needed to read it without anything else."""
 
@@ -71,11 +75,9 @@ def train(cfg: DictConfig) -> float:
     if config["resume"] is None:
         flow.to(trainer.strategy.root_device)
         flow.initialize(data.initialization_images(), generator_for(Stream.INITIALIZATION, config["seed"], 1))
-    report.console.print(
-        f"{count_parameters(flow):,} parameters; images: {len(data.train):,} to train on, {len(data.val):,} to "
-        f"validate, {len(data.test):,} to test; writing to {run_dir}",
-        markup=False,
-    )
+    if trainer.is_global_zero:
+        report.console.print(data.description, markup=False)
+        report.console.print(f"{count_parameters(flow):,} parameters; writing to {run_dir}", markup=False)
     trainer.fit(module, data, ckpt_path=config["resume"], weights_only=True)
 
     if trainer.is_global_zero:
@@ -110,8 +112,14 @@ def _conclude(run_dir: Path, trainer: pl.Trainer, data: ImageDataModule, started
     kept: tuple[Weights, ...] = (
         ("raw", "averaged") if "current_model_state" in read_checkpoint(checkpoint) else ("raw",)
     )
-    test = data.test_dataloader()
-    results: dict[str, Any] = {"checkpoint": str(checkpoint), "split": "test", "num_images": len(data.test)}
+    test = data.evaluation_batches(data.test)
+    results: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        "data": data.set_name,
+        "selection_note": data.selection_note,
+        "split": "test",
+        "num_images": len(data.test),
+    }
     rows: list[tuple[str, Any]] = []
     for weights in kept:
         flow = load_flow(checkpoint, weights, trainer.strategy.root_device)
@@ -120,11 +128,13 @@ def _conclude(run_dir: Path, trainer: pl.Trainer, data: ImageDataModule, started
         name = "test/bits_per_dim" if weights == "raw" else "test/bits_per_dim_averaged"
         results[name], results[f"{name}_standard_error"] = score.mean, score.standard_error
         rows.append((f"test bits/dim, {weights} weights", score))
-    images = data.test.gather(range(len(data.test)))
+    count = min(len(data.test), MAX_CODEC_IMAGES)
+    images = data.test.gather([index * len(data.test) // count for index in range(count)])
+    which = "the same images" if count == len(data.test) else f"{count:,} of these images"
     for codec, title in (("png", "PNG"), ("webp", "lossless WebP")):
         mean = float(codec_bits_per_dim(images, codec).mean())  # type: ignore[arg-type]
         results[f"test/{codec}_bits_per_dim"] = mean
-        rows.append((f"{title} bits/dim on the same images", f"{mean:.3f}"))
+        rows.append((f"{title} bits/dim on {which}", f"{mean:.3f}"))
     seconds = time.perf_counter() - started
     results |= {"num_parameters": count_parameters(flow), "seconds": seconds, "steps": trainer.global_step}
 

@@ -134,7 +134,7 @@ def test_help_says_what_every_group_is_for():
 
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^(?:\./with-env )?python (train|sample|evaluate)\.py ?([^#\n]*)", README, re.MULTILINE)
+COMMANDS = re.findall(r"^(?:\./with-env )?python (train|sample|evaluate|prepare)\.py ?([^#\n]*)", README, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("program", "arguments"), sorted(set(COMMANDS)))
