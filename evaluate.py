@@ -11,9 +11,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from flows import InputError, load_flow
+from flows.checkpoint import find_checkpoint
 from flows.cli import entry, report
 from flows.cli.images import batches, held_out
-from flows.cli.runs import find_checkpoint, pick_device
+from flows.cli.runs import pick_device, require_seed
 from flows.evaluation import Score, bits_per_dim
 from flows.files import atomic_write
 from flows.pictures import find_pictures
@@ -23,8 +24,7 @@ def evaluate(cfg: DictConfig) -> None:
     """Load, score, report; with ``images=FOLDER`` also a CSV file with one line per image."""
     if cfg.batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {cfg.batch_size}")
-    if cfg.seed < 0:
-        raise InputError(f"seed must be at least 0, not {cfg.seed}")
+    require_seed(cfg.seed)
     checkpoint = find_checkpoint(cfg.checkpoint)
     flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device))
     if cfg.images is None:

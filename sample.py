@@ -12,14 +12,18 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from flows import Flow, InputError, load_flow
+from flows.checkpoint import find_checkpoint
 from flows.cli import entry, report
 from flows.cli.images import held_out_images, user_images
-from flows.cli.runs import find_checkpoint, pick_device
+from flows.cli.runs import pick_device, require_seed
 from flows.files import atomic_write
 from flows.interpolation import spherical
 from flows.pictures import grid, save_png
 
 INTERPOLATION_STEPS = 9
+
+COLUMNS = 16
+"""In a picture of reconstructions: eight pairs."""
 
 
 def sample(cfg: DictConfig) -> None:
@@ -30,13 +34,16 @@ def sample(cfg: DictConfig) -> None:
     for name in ("num_samples", "batch_size"):
         if cfg[name] < 1:
             raise InputError(f"{name} must be at least 1, not {cfg[name]}")
+    require_seed(cfg.seed)
+    output = Path(cfg.output)
+    if not output.name:
+        raise InputError(f"output must name a file, without its ending, not {cfg.output!r}")
     checkpoint = find_checkpoint(cfg.checkpoint)
     flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device))
     started = time.perf_counter()
     images, num_columns = mode(flow, checkpoint, cfg)
     seconds = time.perf_counter() - started
 
-    output = Path(cfg.output)
     png, npz = output.with_name(output.name + ".png"), output.with_name(output.name + ".npz")
     save_png(grid(images, num_columns), png)
     with atomic_write(npz) as file:
@@ -50,40 +57,42 @@ def sample(cfg: DictConfig) -> None:
 
 def draw_samples(flow: Flow, checkpoint: Path, cfg: DictConfig) -> tuple[Tensor, int]:
     """``num_samples`` samples; the pictures depend on the seed, not on the batch size or the device."""
+    if cfg.images is not None:
+        raise InputError("images= belongs to mode=interpolate and mode=reconstruct")
     generator = torch.Generator().manual_seed(cfg.seed)
-    latents = [flow.sample_latents(1, cfg.temperature, generator) for _ in range(cfg.num_samples)]
     batches = []
-    with report.progress("sampling", cfg.num_samples) as advance, torch.no_grad():
+    with report.progress("sampling", cfg.num_samples) as advance:
         for start in range(0, cfg.num_samples, cfg.batch_size):
-            batch = latents[start : start + cfg.batch_size]
-            batches.append(flow.decode([torch.cat(level) for level in zip(*batch, strict=True)]).cpu())
-            advance(len(batch))
+            count = min(cfg.batch_size, cfg.num_samples - start)
+            batches.append(flow.sample(count, cfg.temperature, generator).cpu())
+            advance(count)
     return torch.cat(batches), max(1, round(cfg.num_samples**0.5))
 
 
 @torch.no_grad()
 def interpolate(flow: Flow, checkpoint: Path, cfg: DictConfig) -> tuple[Tensor, int]:
-    """Rows of images on the great circle between the latents of two images; the ends are the images themselves."""
+    """Rows of images on the great circle between the latents of two images; the ends are the two images."""
     images = _given_images(flow, checkpoint, cfg)
-    if len(images) < 2:
-        raise InputError("mode=interpolate needs at least two images")
-    latents = flow.encode(images)
+    if len(images) < 2 or len(images) % 2:
+        raise InputError(f"mode=interpolate needs pairs of images (or an even num_samples), not {len(images)} of them")
     rows = []
-    for first in range(0, len(images) - 1, 2):
-        pair = [(level[first : first + 1], level[first + 1 : first + 2]) for level in latents]
-        steps = torch.linspace(0.0, 1.0, INTERPOLATION_STEPS)
-        rows.append(flow.decode(spherical(pair, steps)).cpu())
+    for two in images.split(2):
+        pair = [(level[:1], level[1:]) for level in flow.encode(two)]
+        rows.append(flow.decode(spherical(pair, torch.linspace(0.0, 1.0, INTERPOLATION_STEPS))).cpu())
     return torch.cat(rows), INTERPOLATION_STEPS
 
 
 @torch.no_grad()
 def reconstruct(flow: Flow, checkpoint: Path, cfg: DictConfig) -> tuple[Tensor, int]:
-    """Images above ``decode(encode(image))``; says how many pixels differ."""
+    """Each image beside its ``decode(encode(image))``; says how many values differ."""
     images = _given_images(flow, checkpoint, cfg)
+    images = flow.dequantizer.reduce(images)  # the bits that the flow models
     restored = torch.cat([flow.decode(flow.encode(batch)).cpu() for batch in images.split(cfg.batch_size)])
-    wrong = int((restored != flow.dequantizer.reduce(images)).sum())
-    report.console.print(f"{wrong} of {images.numel():,} values differ after encoding and decoding")
-    return torch.cat([images, restored]), len(images)
+    report.console.print(
+        f"{int((restored != images).sum())} of {images.numel():,} values differ after encoding and decoding"
+    )
+    # Pairs side by side fill rows of any number of images without gaps.
+    return torch.stack([images, restored], dim=1).flatten(0, 1), COLUMNS
 
 
 def _given_images(flow: Flow, checkpoint: Path, cfg: DictConfig) -> Tensor:

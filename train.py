@@ -12,10 +12,11 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from datamodules import ImageDataModule
 from flows import InputError, load_flow
-from flows.checkpoint import FORMAT, Weights, read_checkpoint
+from flows.checkpoint import FORMAT, Weights, find_checkpoint, read_checkpoint
 from flows.checkpoint_io import AtomicCheckpointIO
 from flows.cli import entry, report, runs
 from flows.diagnostics import count_parameters
@@ -26,7 +27,6 @@ from flows.lightning_module import FlowModule
 from flows.numerics import set_matmul_precision
 from flows.pictures import grid, save_png
 from flows.randomness import Stream, generator_for
-
 
 MAX_CODEC_IMAGES = 2000
 """The codecs are slow; of a larger test split so many images, evenly spaced, stand for all."""
@@ -53,7 +53,8 @@ def train(cfg: DictConfig) -> float:
 
     try:
         set_matmul_precision(config["precision"])
-        seed_everything(config["seed"])
+        runs.require_seed(config["seed"])
+        pl.seed_everything(config["seed"], workers=True, verbose=False)
         data: ImageDataModule = build(config["data"])
         data.prepare_data()
         data.setup()
@@ -62,10 +63,12 @@ def train(cfg: DictConfig) -> float:
         make_optimizer(flow.parameters())  # a wrong value stops here, before the run has left anything behind
         module = FlowModule(flow, make_optimizer, config["seed"])
         trainer = _trainer(config, overrides)
-        if config["resume"] is not None:
-            runs.require_same_model(Path(config["resume"]), config)
-        elif trainer.is_global_zero:
-            runs.claim(run_dir, config, overrides)
+        resumed = None if config["resume"] is None else Path(config["resume"])
+        if resumed is not None:
+            runs.require_same_model(resumed, config)
+        if trainer.is_global_zero:
+            continues = resumed is not None and runs.run_folder_of(resumed) == run_dir.resolve()
+            (runs.describe if continues else runs.claim)(run_dir, config, overrides)
     except Exception:
         runs.release_if_unclaimed(run_dir)
         raise
@@ -86,29 +89,26 @@ def train(cfg: DictConfig) -> float:
     return float(best.best_model_score) if best is not None and best.best_model_score is not None else float("nan")  # type: ignore[attr-defined]
 
 
-def seed_everything(seed: int) -> None:
-    """Seed what draws from global generators: the initial weights, above all."""
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed must be at least 0 and below 2^32, not {seed}")
-    pl.seed_everything(seed, workers=True, verbose=False)
-
-
 def _trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
     callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
     loggers = [build(node) for node in config["logger"].values() if isinstance(node, dict)]
-    return build(
+    trainer: pl.Trainer = build(
         {
             **config["trainer"],
             "callbacks": [*callbacks, DescribeCheckpoint(config, overrides)],
             "logger": loggers,
             "plugins": [AtomicCheckpointIO()],
-        }
+        },
+        mistakes=(ValueError, MisconfigurationException),
     )
+    if trainer.max_epochs == 0 or trainer.max_steps == 0:
+        raise InputError("trainer.max_epochs and trainer.max_steps must not be 0: there would be nothing to report")
+    return trainer
 
 
 def _conclude(run_dir: Path, trainer: pl.Trainer, data: ImageDataModule, started: float) -> None:
     """Score the best checkpoint on the test split, draw samples from it, and report."""
-    checkpoint = runs.find_checkpoint(str(run_dir))
+    checkpoint = find_checkpoint(run_dir)
     kept: tuple[Weights, ...] = (
         ("raw", "averaged") if "current_model_state" in read_checkpoint(checkpoint) else ("raw",)
     )
@@ -130,6 +130,7 @@ def _conclude(run_dir: Path, trainer: pl.Trainer, data: ImageDataModule, started
         rows.append((f"test bits/dim, {weights} weights", score))
     count = min(len(data.test), MAX_CODEC_IMAGES)
     images = data.test.gather([index * len(data.test) // count for index in range(count)])
+    images = flow.dequantizer.reduce(images)  # the bits that the flow models, no more
     which = "the same images" if count == len(data.test) else f"{count:,} of these images"
     for codec, title in (("png", "PNG"), ("webp", "lossless WebP")):
         mean = float(codec_bits_per_dim(images, codec).mean())  # type: ignore[arg-type]

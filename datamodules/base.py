@@ -254,7 +254,9 @@ class ImageDataModule(pl.LightningDataModule):
         super().__init__()
         for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
             if value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
+                raise InputError(f"data.{name} must be at least 1, not {value}")
+        if num_workers < 0:
+            raise InputError(f"data.num_workers must be at least 0, not {num_workers}")
         if images_per_epoch is not None and images_per_epoch < batch_size:
             raise InputError(f"images_per_epoch ({images_per_epoch}) must be at least one batch ({batch_size})")
         self.num_channels, self.image_size = num_channels, image_size

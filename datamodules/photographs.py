@@ -69,7 +69,8 @@ class PhotographCrops(ImageDataModule):
     Each photograph is cut into blocks of 96 x 96 pixels (what is left over at the right and bottom is not used). Of
     every seven blocks in reading order the first is for testing and the fifth for validation. A training image is any
     window that lies inside training blocks, so no held-out pixel is ever seen in training. The validation and test
-    images are the disjoint windows that tile their blocks: fixed, every pixel counted once.
+    images are disjoint windows, side by side in their blocks: fixed, and where ``image_size`` divides 96 every pixel of
+    the blocks is counted once.
 
     Collections (all 8-bit colour, no labels):
 

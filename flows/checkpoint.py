@@ -7,6 +7,7 @@ configuration only this project's own classes are built.
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from flows.errors import InputError
+from flows.errors import InputError, first_line
 from flows.instantiation import build_trusted
 from flows.layers import Layer
 from flows.model import Flow
@@ -28,25 +29,58 @@ Weights = Literal["raw", "averaged"]
 FLOW_PREFIX = "flow."
 """Where the Lightning module keeps the flow."""
 
+RUNS, CHECKPOINTS, NAMED = Path("runs"), "checkpoints", ("best", "last")
+"""Where programs keep their runs, where a run keeps its checkpoints, and what these are called."""
+
+
+def find_checkpoint(given: str | Path, prefer: str = "best") -> Path:
+    """The checkpoint file that a user means.
+
+    Args:
+        given: a checkpoint file; a run's folder; or ``best`` or ``last``, those of the newest run below ``runs/``.
+        prefer: which one of a run's folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(given)
+    if str(given) in NAMED and not path.exists():
+        found = sorted(RUNS.glob(f"**/{CHECKPOINTS}/{given}.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise InputError(f"checkpoint={given} means the newest run below {RUNS}/, but no run there has one")
+        return found[-1]
+    if path.is_dir():
+        for name in (prefer, *(name for name in NAMED if name != prefer)):
+            if (path / CHECKPOINTS / f"{name}.ckpt").is_file():
+                return path / CHECKPOINTS / f"{name}.ckpt"
+        raise InputError(f"{path} is not a run's folder: it has no {CHECKPOINTS}/{prefer}.ckpt")
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}: give a .ckpt file, a run's folder, or best or last")
+    return path
+
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file, tensors on the CPU.
 
     Raises:
-        InputError: no such file; one that is truncated, or no checkpoint; one of another program.
+        InputError: a file that is missing, truncated, or no checkpoint of this project.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read as a checkpoint: it is truncated, damaged or something else altogether "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
-    if not isinstance(content, dict) or "state_dict" not in content or content.get("format") != FORMAT:
-        raise InputError(f"{path} is not a checkpoint of this project: it has no configuration of the model inside")
+    expected = {"format": int, "config": dict, "overrides": list, "state_dict": dict}
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), kind) for k, kind in expected.items()):
+        raise InputError(f"{path} is not a checkpoint of this project: it does not say what model it belongs to")
+    if content["format"] != FORMAT:
+        raise InputError(f"{path} has the format {content['format']}, but this version reads format {FORMAT}")
+    try:
+        content["config"] = json.loads(json.dumps(content["config"]))  # plain data, whatever it was
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the configuration in {path} is not plain data ({first_line(error)})") from error
     return content
 
 
@@ -59,7 +93,8 @@ def load_flow(
     """Load a trained flow from a checkpoint file alone.
 
     Args:
-        checkpoint: a ``.ckpt`` file that ``train.py`` wrote.
+        checkpoint: a ``.ckpt`` file that ``train.py`` wrote; a run's folder; or ``"best"`` or ``"last"``, those of the
+            newest run below ``runs/``.
         weights: ``"raw"``, or ``"averaged"`` for their exponential moving average, if the training kept one.
         device: where to put it.
         packages: top-level packages whose layers the stored configuration may build. Add your own here if your
@@ -72,22 +107,19 @@ def load_flow(
         InputError: the file is missing, broken, of another program, or names a class outside of ``packages``; it holds
             no averaged weights; its weights do not fit its configuration.
     """
-    path = Path(checkpoint)
+    path = find_checkpoint(checkpoint)
     content = read_checkpoint(path)
     flow = build_flow(content["config"], packages)
-    state = _flow_state(path, content, weights)
     try:
-        flow.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(
-            f"the weights in {path} do not fit the model that it describes: {_first_line(error)}"
-        ) from error
+        flow.load_state_dict(_flow_state(path, content, weights))
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise InputError(f"the weights in {path} do not fit the model that it describes") from error
     return flow.to(device).eval()
 
 
 def build_flow(config: dict[str, Any], packages: Sequence[str] = ("flows",)) -> Flow:
     """The untrained flow that a stored configuration describes; see :func:`load_flow`."""
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+    if not isinstance(config.get("model"), dict):
         raise InputError("the stored configuration has no model")
     flow = build_trusted(config["model"], allowed=(Flow, Layer), packages=packages)
     if not isinstance(flow, Flow):
@@ -102,9 +134,5 @@ def _flow_state(path: Path, content: dict[str, Any], weights: Weights) -> dict[s
     if weights not in ("raw", "averaged"):
         raise InputError(f"weights must be 'raw' or 'averaged', not '{weights}'")
     # With an average, Lightning's callback keeps it as the state_dict and the raw weights beside it.
-    state = content["current_model_state" if has_average and weights == "raw" else "state_dict"]
+    state = dict(content["current_model_state" if has_average and weights == "raw" else "state_dict"])
     return {name.removeprefix(FLOW_PREFIX): value for name, value in state.items() if name.startswith(FLOW_PREFIX)}
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -23,6 +23,9 @@ from flows.errors import InputError, NonFiniteError
 
 PIXEL_BITS = 8
 
+LARGEST_NOISE = 1.0 - 2.0**-16
+"""Noise is cut off here: in float32, 255 plus anything larger would round up into the next bin."""
+
 
 class UniformDequantizer:
     """Turns uint8 images into reals and back, and a log-density of the reals into bits/dim of the images.
@@ -53,6 +56,7 @@ class UniformDequantizer:
 
     def dequantize(self, images: Tensor, noise: Tensor | float, dtype: torch.dtype = torch.float32) -> Tensor:
         """``v`` in [-1/2, 1/2) for uint8 images and noise in [0, 1), which broadcasts; 1/2 is the centre of a bin."""
+        noise = torch.as_tensor(noise, dtype=dtype, device=images.device).clamp(max=LARGEST_NOISE)
         return (self.levels(images).to(dtype) + noise) / self.num_levels - 0.5
 
     def quantize(self, v: Tensor) -> Tensor:

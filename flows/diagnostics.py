@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from flows.errors import InputError
 from flows.layers import Layer
 from flows.model import Flow
 
@@ -64,7 +67,7 @@ def inverse_gain(layer: Layer, shape: tuple[int, int, int]) -> float:
 
     An impulse in every channel is sent from the two opposite corners, which autoregressive inverses propagate
     furthest, and from the middle. About 1 for an orthogonal layer; above ``1e5`` float32 cannot invert exactly.
-    For a layer that is not linear this is its gain around zero.
+    For a layer that is not linear this is its gain around zero; for one that cannot be inverted at all, infinity.
 
     Args:
         layer: any layer that keeps the shape.
@@ -77,8 +80,11 @@ def inverse_gain(layer: Layer, shape: tuple[int, int, int]) -> float:
     index = torch.arange(channels)
     for batch, (row, column) in zip(impulses, sorted(places), strict=True):
         batch[index, index, row, column] = 1.0
-    at_rest = layer.inverse(torch.zeros_like(impulses[0, :1]))
-    return float((layer.inverse(impulses.flatten(0, 1)) - at_rest).abs().max())
+    try:
+        at_rest = layer.inverse(torch.zeros_like(impulses[0, :1]))
+        return float((layer.inverse(impulses.flatten(0, 1)) - at_rest).abs().max())
+    except (torch.linalg.LinAlgError, InputError):  # a singular matrix; a zero on a filter's diagonal
+        return math.inf
 
 
 def mixing_gains(flow: Flow) -> dict[str, float]:

@@ -15,3 +15,9 @@ class NonFiniteError(FloatingPointError):
 
 class StorageError(OSError):
     """A file could not be written. What stood in its place before is untouched; nothing half-written is left."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, or its type's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

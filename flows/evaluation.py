@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from flows.model import Flow
+from flows.pictures import to_array
 from flows.randomness import evaluation_noise
 
 Codec = Literal["png", "webp"]
@@ -36,7 +37,8 @@ class Score:
     def of(cls, bits_per_dim: Tensor) -> Score:
         """Summarise the bits/dim of single images, ``(N,)``, N at least 1; the error of a single image is NaN."""
         values = bits_per_dim.double()
-        return cls(float(values.mean()), float(values.std() / math.sqrt(len(values))), len(values))
+        error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+        return cls(float(values.mean()), error, len(values))
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} +- {self.standard_error:.3f}" if self.num_images > 1 else f"{self.mean:.3f}"
@@ -72,6 +74,6 @@ def codec_bits_per_dim(images: Tensor, codec: Codec) -> Tensor:
     sizes = []
     for image in images:
         file = io.BytesIO()
-        Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(file, format=codec, **options)
+        Image.fromarray(to_array(image)).save(file, format=codec, **options)
         sizes.append(8 * file.getbuffer().nbytes / image.numel())
     return torch.tensor(sizes, dtype=torch.float64)

@@ -12,11 +12,6 @@ from torch import Tensor, nn
 from flows.layers.actnorm import ActNorm
 
 
-def is_initialized(model: nn.Module) -> bool:
-    """Whether every actnorm in ``model`` has seen its first batch."""
-    return all(bool(module.initialized) for module in model.modules() if isinstance(module, ActNorm))
-
-
 @torch.no_grad()
 def initialize_from_data(model: nn.Module, x: Tensor) -> None:
     """Initialise every :class:`ActNorm` inside ``model`` from the activations that ``x`` causes there.

@@ -12,7 +12,7 @@ import difflib
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal
 
@@ -20,28 +20,35 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from pydantic import TypeAdapter, ValidationError
 
-from flows.errors import InputError, NonFiniteError, StorageError
+from flows.errors import InputError, NonFiniteError, StorageError, first_line
 
 Config = Mapping[str, Any]
 
 SPECIAL_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
-def build(config: Config) -> Any:
+def build(config: Config, mistakes: tuple[type[Exception], ...] = (ValueError,)) -> Any:
     """Build the object that a plain, resolved configuration describes; every container in it is a plain one.
+
+    Args:
+        config: with ``_target_`` nodes, as Hydra knows them.
+        mistakes: what constructors of other libraries raise when a value is wrong, rather than the code.
 
     Raises:
         InputError, NonFiniteError, StorageError: raised by what is built; without Hydra's wrapping.
+        InputError: in place of ``mistakes``.
     """
     try:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, (InputError, NonFiniteError, StorageError)):
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, (InputError, NonFiniteError, StorageError)):
             cause = cause.__cause__
-        if cause is None:
-            raise
-        raise cause from error
+        if isinstance(cause, (InputError, NonFiniteError, StorageError)):
+            raise cause from error
+        if isinstance(cause, mistakes):
+            raise InputError(f"{config['_target_']}: {first_line(cause)}") from error
+        raise
 
 
 def build_trusted(config: Any, allowed: Iterable[type], packages: Sequence[str] = ("flows", "datamodules")) -> Any:
@@ -56,12 +63,21 @@ def build_trusted(config: Any, allowed: Iterable[type], packages: Sequence[str] 
         InputError: anything else is named, or the configuration contains an interpolation.
     """
     allowed = tuple(allowed)
+    check_targets(config, allowed, packages)
+    check(config)
+    try:
+        return build(config)
+    except (InstantiationException, TypeError, AttributeError) as error:
+        raise InputError(f"the stored configuration cannot be built: {first_line(error)}") from error
+
+
+def check_targets(config: Any, allowed: tuple[type, ...], packages: Sequence[str]) -> None:
+    """Refuse a configuration from outside that names anything but allowed classes; see :func:`build_trusted`."""
     for path, node in _nodes(config):
         if isinstance(node, str) and "${" in node:
             raise InputError(f"the stored configuration contains an interpolation at {path}, which is never resolved")
         if isinstance(node, Mapping) and "_target_" in node:
             _require_allowed(path, node["_target_"], allowed, packages)
-    return build(config)
 
 
 def _require_allowed(path: str, target: Any, allowed: tuple[type, ...], packages: Sequence[str]) -> None:
@@ -82,6 +98,17 @@ def _require_allowed(path: str, target: Any, allowed: tuple[type, ...], packages
         raise refusal
 
 
+def require_targets(config: Any, known: Collection[str]) -> None:
+    """Refuse a configuration that wants to build something else than what is known.
+
+    Raises:
+        InputError: naming it.
+    """
+    for path, node in _nodes(config):
+        if isinstance(node, Mapping) and node.get("_target_", None) not in {None, *known}:
+            raise InputError(f"{path} would build {node['_target_']!r}, which conf/ does not name: add it there first")
+
+
 def check(config: Any) -> None:
     """Compare every node of a resolved configuration with the signature of what its ``_target_`` names.
 
@@ -99,7 +126,7 @@ def _check_node(path: str, node: Config) -> None:
     try:
         called: Callable[..., Any] = get_object(target)
     except Exception as error:  # Hydra raises plain Exceptions of several kinds here
-        raise InputError(f"{path}._target_ names {target}, which cannot be imported: {_first_line(error)}") from error
+        raise InputError(f"{path}._target_ names {target}, which cannot be imported: {first_line(error)}") from error
     parameters = inspect.signature(called).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     hints = _type_hints(called)
@@ -172,7 +199,3 @@ def _describe(hint: Any) -> str:
         return f"a list of {_describe(arguments[0])}"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
     return names.get(hint, str(hint))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
 
 from flows.model import Flow
 from flows.randomness import Stream, evaluation_noise, generator_for
@@ -37,27 +38,38 @@ class FlowModule(pl.LightningModule):
         self.flow = flow
         self.make_optimizer = optimizer
         self.seed = seed
+        # Lightning's own mean over ranks rounds their numbers of images; torchmetrics sums values and counts.
+        self.validation_scores = nn.ModuleDict({"raw": MeanMetric(), "averaged": MeanMetric()})
 
     def configure_optimizers(self) -> Any:
         optimizer, scheduler = self.make_optimizer(self.flow.parameters())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        generator = generator_for(
-            Stream.TRAINING_NOISE, self.seed, self.current_epoch, batch_idx, self.global_rank, device=self.device
-        )
         images, _ = batch
-        loss = self.flow.bits_per_dim(images, generator=generator).mean()
+        loss = self.flow.bits_per_dim(images, self.training_noise(images, batch_idx)).mean()
         self.log("train/bits_per_dim", loss, prog_bar=True, batch_size=len(images))
         return loss
+
+    def training_noise(self, images: Tensor, batch_idx: int) -> Tensor:
+        """The dequantisation noise of a training batch: the same whenever it is asked for."""
+        generator = generator_for(
+            Stream.TRAINING_NOISE, self.seed, self.current_epoch, batch_idx, self.global_rank, device=images.device
+        )
+        return torch.rand(images.shape, generator=generator, device=images.device, dtype=self.flow.dtype)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        scores = self.bits_per_dim(batch)
-        self.log("val/bits_per_dim", scores.mean(), prog_bar=True, batch_size=len(scores), sync_dist=True)
+        self.score("val/bits_per_dim", "raw", batch)
+
+    def score(self, name: str, weights: Literal["raw", "averaged"], batch: Batch) -> None:
+        """Log the mean bits/dim of the present weights over a validation, as ``name``."""
+        mean = cast(MeanMetric, self.validation_scores[weights])
+        mean.update(self.bits_per_dim(batch))
+        self.log(name, mean, prog_bar=weights == "raw", batch_size=len(batch[0]), on_step=False, on_epoch=True)
 
     def bits_per_dim(self, batch: Batch) -> Tensor:
         """Bits/dim of the images of an evaluation batch, with each image's own noise."""

@@ -200,15 +200,18 @@ class Flow(nn.Module):
     def sample_latents(
         self, num_samples: int, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Latents:
-        """Standard normal latents times ``temperature``, drawn on the CPU."""
+        """Standard normal latents times ``temperature``, drawn on the CPU.
+
+        They are drawn image by image, so that n and then m of them are the first n + m.
+        """
         if num_samples < 1:
             raise InputError(f"num_samples must be at least 1, not {num_samples}")
         if not 0.0 <= temperature < math.inf:
-            raise InputError(f"temperature must be at least 0, not {temperature}")
-        return [
-            temperature * torch.randn(num_samples, *shape, generator=generator).to(self.device, self.dtype)
-            for shape in self.latent_shapes
-        ]
+            raise InputError(f"temperature must be a number of at least 0, not {temperature}")
+        noise = torch.randn(num_samples, self.num_dims, generator=generator).to(self.device, self.dtype)
+        sizes = [math.prod(shape) for shape in self.latent_shapes]
+        levels = zip((temperature * noise).split(sizes, dim=1), self.latent_shapes, strict=True)
+        return [level.reshape(num_samples, *shape) for level, shape in levels]
 
     # -- preparation and inspection ------------------------------------------------------------------------------------
 

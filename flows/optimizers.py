@@ -23,7 +23,8 @@ def adamax(
     """Adamax whose learning rate grows linearly from ``lr / (warmup_steps + 1)`` to ``lr`` over ``warmup_steps`` steps.
 
     Raises:
-        InputError: ``lr`` not positive, a beta outside of [0, 1), or a negative number of steps.
+        InputError: ``lr`` not positive, a beta outside of [0, 1), ``eps`` not positive, or a negative weight decay or
+            number of steps.
 
     Reference: Kingma & Ba, *Adam*, section 7.1; section 5 of the paper.
 
@@ -37,5 +38,7 @@ def adamax(
         raise InputError(f"beta1 and beta2 must be in [0, 1), not {beta1} and {beta2}")
     if warmup_steps < 0:
         raise InputError(f"warmup_steps must be at least 0, not {warmup_steps}")
+    if not (eps > 0 and weight_decay >= 0):
+        raise InputError(f"eps must be positive and weight_decay at least 0, not {eps} and {weight_decay}")
     optimizer = Adamax(parameters, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
     return optimizer, LinearLR(optimizer, start_factor=1 / (warmup_steps + 1), total_iters=warmup_steps)

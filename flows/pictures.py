@@ -58,14 +58,20 @@ def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
         InputError: the file is no picture, is broken, or has another mode, depth or size; names the remedy.
     """
     channels, height, width = shape
-    wanted = {1: "L", 3: "RGB"}[channels]
+    if channels not in _MODES:
+        raise InputError(f"the model has images of {channels} channels, which no PNG or JPEG file holds")
+    wanted, described = _MODES[channels]
     try:
+        if _png_bit_depth(path) == 16:
+            raise InputError(f"{path} has 16 bits a channel, but the model wants {described}: convert it")
         with Image.open(path, formats=["PNG", "JPEG"]) as picture:
             if picture.mode != wanted:
                 raise InputError(
-                    f"{path} has the mode {picture.mode}, but the model wants {_MODES[wanted]}: convert it, "
+                    f"{path} has the mode {picture.mode}, but the model wants {described}: convert it, "
                     f"for instance with Pillow's Image.convert({wanted!r})"
                 )
+            if "transparency" in picture.info:
+                raise InputError(f"{path} has a transparent colour, but the model wants {described}: convert it")
             if picture.size != (width, height):
                 found = " x ".join(map(str, picture.size))
                 raise InputError(
@@ -74,8 +80,21 @@ def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
             return torch.from_numpy(np.array(picture)).view(height, width, channels).permute(2, 0, 1).contiguous()
     except UnidentifiedImageError as error:
         raise InputError(f"{path} is not a PNG or JPEG image, whatever its name says: remove it") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read ({error}): replace or remove it") from error
 
 
-_MODES = {"L": "8-bit greyscale (L)", "RGB": "8-bit colour without alpha (RGB)"}
+_MODES = {1: ("L", "8-bit greyscale (L)"), 3: ("RGB", "8-bit colour without alpha (RGB)")}
+"""Pillow's mode for each number of channels, and in words."""
+
+
+def _png_bit_depth(path: Path) -> int | None:
+    """Bits per channel that a PNG file declares, which Pillow would reduce to 8 without a word; ``None`` if it is none.
+
+    They are the 25th byte: behind the signature (8), the first chunk's length and name (8), width and height (8).
+    """
+    with open(path, "rb") as file:
+        head = file.read(25)
+    return head[24] if head.startswith(b"\x89PNG\r\n\x1a\n") and len(head) == 25 else None

@@ -11,12 +11,17 @@ import torch
 from programs import ROOT
 
 import flows
+import flows.layers
 from flows import InputError, StorageError, load_flow
-from flows.checkpoint import FORMAT
+from flows.checkpoint import FORMAT, find_checkpoint
 from flows.checkpoint_io import AtomicCheckpointIO
-from flows.cli.runs import claim, find_checkpoint, release_if_unclaimed, require_same_model
+from flows.cli import schema
+from flows.cli.command_line import check_command_line
+from flows.cli.runs import claim, release_if_unclaimed, replay_when_resuming, require_same_model
 from flows.files import atomic_write
 from flows.instantiation import build, build_trusted
+
+schema.register()
 
 MODEL = {
     "_target_": "flows.Flow",
@@ -75,9 +80,34 @@ def test_missing_truncated_and_foreign_files_are_refused(saved, tmp_path):
     (tmp_path / "text.ckpt").write_text("hello")
     with pytest.raises(InputError, match="truncated"):
         load_flow(tmp_path / "text.ckpt")
+    torch.save(content() | {"format": FORMAT + 1}, tmp_path / "newer.ckpt")
+    with pytest.raises(InputError, match=f"format {FORMAT + 1}"):
+        load_flow(tmp_path / "newer.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(InputError, match="not a checkpoint of this project"):
         load_flow(tmp_path / "foreign.ckpt")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"config": {"model": MODEL | {"bogus": 1}}},
+        {"config": {"model": MODEL | {"hidden_channels": "eight"}}},
+        {"config": {"model": {key: value for key, value in MODEL.items() if key != "mixing"}}},
+        {"config": {"model": MODEL | {"mixing": {"_target_": "flows.layers.Shuffle", "num_channels": 4}}}},
+        {"config": {"model": MODEL | {"mixing": {"_target_": "flows.layers.Shuffle", "_partial_": "yes"}}}},
+        {"config": {}},
+        {"config": [1]},
+        {"state_dict": [1, 2]},
+        {"state_dict": {1: 2}},
+        {"overrides": None},
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
+    torch.save(content() | damage, tmp_path / "damaged.ckpt")
+    with pytest.raises(InputError) as caught:
+        load_flow(tmp_path / "damaged.ckpt")
+    assert "\n" not in str(caught.value)
 
 
 class _Harmful:
@@ -129,6 +159,22 @@ def test_weights_of_another_model_are_refused(tmp_path):
     torch.save(content(MODEL | {"num_steps": 3}), tmp_path / "some.ckpt")
     with pytest.raises(InputError, match="do not fit"):
         load_flow(tmp_path / "some.ckpt")
+
+
+def test_foreign_modules_are_not_even_imported(monkeypatch, tmp_path):
+    (tmp_path / "eager.py").write_text("import builtins\nbuiltins.imported_eager = True\nclass Layer: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save(content(MODEL | {"mixing": {"_target_": "eager.Layer"}}), tmp_path / "some.ckpt")
+    with pytest.raises(InputError, match="stored configuration"):
+        load_flow(tmp_path / "some.ckpt")
+    assert "eager" not in sys.modules
+
+
+def test_foreign_layers_under_a_name_of_ours_are_refused(monkeypatch):
+    foreign = type("Foreign", (flows.layers.Reverse,), {"__module__": "elsewhere"})
+    monkeypatch.setattr(flows.layers, "Foreign", foreign, raising=False)
+    with pytest.raises(InputError, match="only classes of"):
+        build_trusted({"_target_": "flows.layers.Foreign", "num_channels": 2}, allowed=(flows.Layer,))
 
 
 def test_own_packages_can_be_trusted_by_name(monkeypatch, tmp_path):
@@ -203,6 +249,8 @@ def test_checkpoints_are_found_by_file_folder_and_name(tmp_path, monkeypatch):
             os.utime(path, (number, number))
     assert find_checkpoint("best").parts[-3:] == ("newer", "checkpoints", "best.ckpt")
     assert find_checkpoint("last").name == "last.ckpt"
+    with pytest.raises(InputError, match="truncated"):
+        load_flow("runs/older")  # it is found, but empty
     assert find_checkpoint("runs/older").parts[-3:] == ("older", "checkpoints", "best.ckpt")
     assert find_checkpoint("runs/older", prefer="last").name == "last.ckpt"
     assert find_checkpoint("runs/older/checkpoints/last.ckpt").name == "last.ckpt"
@@ -230,9 +278,41 @@ def test_only_empty_unclaimed_folders_are_removed(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["full"]
 
 
+@pytest.mark.parametrize(
+    "harmful",
+    [
+        "+callbacks.evil._target_=torch.load",
+        "+callbacks.evil={_target_:torch.load,f:payload}",
+        "callbacks.samples.folder=${oc.env:HOME}",
+        "experiment=../../../tmp/evil",
+        "hydra.run.dir=/tmp/elsewhere",
+        "hydra/launcher=evil",
+        "hydra.searchpath=[file:///tmp]",
+    ],
+)
+def test_resuming_takes_nothing_harmful_from_the_file(tmp_path, harmful):
+    torch.save(content() | {"overrides": ["seed=3", harmful]}, tmp_path / "evil.ckpt")
+    with pytest.raises(InputError, match="not taken from a file"):
+        replay_when_resuming([f"resume={tmp_path}/evil.ckpt"])
+
+
+def test_resuming_builds_only_what_the_configuration_files_name(tmp_path):
+    arguments = ["+callbacks.mine._target_=torch.load"]
+    with pytest.raises(InputError, match=r"callbacks\.mine would build 'torch\.load'"):
+        check_command_line(ROOT / "conf", "train", arguments, is_replayed=True)
+
+
+def test_resuming_replays_and_what_is_given_now_counts_more(tmp_path):
+    torch.save(content() | {"overrides": ["mixing=periodic", "seed=3", "run_dir=old"]}, tmp_path / "some.ckpt")
+    replayed = replay_when_resuming(["--cfg", "job", f"resume={tmp_path}/some.ckpt", "seed=4"])
+    assert replayed == ["--cfg", "job", "mixing=periodic", "seed=4", f"resume='{tmp_path}/some.ckpt'"]
+
+
 def test_resuming_with_another_model_names_what_differs(tmp_path):
     stored = content() | {"config": {"model": MODEL, "data": {"seed": 0}}}
     torch.save(stored, tmp_path / "last.ckpt")
     require_same_model(tmp_path / "last.ckpt", stored["config"])
+    moved = {"model": MODEL, "data": {"seed": 0, "prepared_dir": "/elsewhere", "num_workers": 4}}
+    require_same_model(tmp_path / "last.ckpt", moved)
     with pytest.raises(InputError, match=r"model\.num_steps would change"):
         require_same_model(tmp_path / "last.ckpt", {"model": MODEL | {"num_steps": 5}, "data": {"seed": 0}})

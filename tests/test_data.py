@@ -1,5 +1,8 @@
 """Photographs: disjoint splits, fixed crops, seeded order; and pictures from a user's folder."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from datamodules import ImageBatch, PhotographCrops
 from datamodules.base import EpochSampler, ShardSampler
 from datamodules.photographs import BLOCK_SIZE
 from flows import InputError
+from flows.cli.images import batches
 from flows.evaluation import Score, codec_bits_per_dim
 from flows.pictures import find_pictures, grid, read_picture, save_png
 
@@ -129,12 +133,26 @@ def test_a_folder_s_pictures_are_found_and_read(tmp_path):
     assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(Image.open(paths[0])))
 
 
+def sixteen_bit_png():
+    """8 x 8 pixels of 16-bit colour, which Pillow can read but not write."""
+
+    def chunk(name, content):
+        checksum = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(8 * (1 + 8 * 6)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
 @pytest.mark.parametrize(
     ("name", "make", "words"),
     [
         ("grey.png", lambda path: save(path, "L"), "mode L.*RGB"),
         ("alpha.png", lambda path: save(path, "RGBA"), "mode RGBA.*without alpha"),
-        ("deep.png", lambda path: Image.new("I;16", (8, 8)).save(path), "mode I;16"),
+        ("deep.png", lambda path: Image.new("I;16", (8, 8)).save(path), "16 bits"),
+        ("deep_colour.png", lambda path: path.write_bytes(sixteen_bit_png()), "16 bits"),
+        ("see_through.png", lambda path: Image.new("RGB", (8, 8)).save(path, transparency=(0, 0, 0)), "transparent"),
         ("palette.png", lambda path: save(path, "P"), "mode P"),
         ("large.png", lambda path: save(path, size=(9, 8)), "9 x 8 pixels.*8 x 8"),
         ("text.png", lambda path: path.write_text("not a picture"), "not a PNG or JPEG"),
@@ -180,3 +198,15 @@ def test_score_has_its_standard_error():
     assert score.mean == 2.0
     assert score.standard_error == pytest.approx(1 / 3**0.5)
     assert str(score) == "2.000 +- 0.577"
+    assert str(Score.of(torch.tensor([1.5]))) == "1.500"
+
+
+def test_the_score_of_a_picture_does_not_depend_on_what_lies_beside_it(tmp_path):
+    for name in "abc":
+        save(tmp_path / f"{name}.png", size=(8, 8))
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    numbers = torch.cat([numbers for _, numbers in batches(find_pictures(tmp_path), (3, 8, 8), 2)])
+    alone = next(batches([tmp_path / "b.png"], (3, 8, 8), 2))[1]
+    assert numbers[1] == alone[0]
+    assert numbers[0] == numbers[2] != numbers[1]
+    assert numbers.min() >= 0

@@ -9,7 +9,7 @@ from torch.nn.functional import conv2d
 
 from flows import InputError
 from flows.diagnostics import count_parameters
-from flows.initialization import initialize_from_data, is_initialized
+from flows.initialization import initialize_from_data
 from flows.layers import (
     ActNorm,
     AffineCoupling,
@@ -96,7 +96,7 @@ def test_initialisation_reaches_nested_actnorms_with_normalised_activations():
     model = Sequential(ActNorm(4), Conv1x1(4), AffineCoupling(4, 5), ActNorm(4))
     x = 7 + 2 * torch.randn(64, 4, 4, 4)
     initialize_from_data(model, x)
-    assert is_initialized(model)
+    assert all(module.initialized for module in model.modules() if isinstance(module, ActNorm))
     torch.testing.assert_close(model(x)[0].mean(dim=(0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-4)
 
 

@@ -168,7 +168,7 @@ def test_uniform_density_costs_exactly_num_bits(num_bits):
 def test_every_pixel_survives_any_noise(num_bits):
     dequantizer = UniformDequantizer(num_bits)
     images = torch.arange(256, dtype=torch.uint8)
-    for noise in (0.0, 0.5, 1 - 2**-10):
+    for noise in (0.0, 0.5, 1 - 2**-10, 1 - 2**-24):  # the last is the largest that torch.rand gives
         v = dequantizer.dequantize(images, noise)
         assert v.min() >= -0.5
         assert v.max() < 0.5
@@ -261,6 +261,25 @@ def test_same_seed_same_samples_and_temperature_scales_the_latents():
     cold = flow.sample_latents(2, 0.5, torch.Generator().manual_seed(1))
     assert all(torch.equal(0.5 * a, b) for a, b in zip(warm, cold, strict=True))
     assert len(flow.sample(3, 0.0).unique(dim=0)) == 1
+
+
+def test_samples_do_not_depend_on_how_they_are_batched():
+    flow, generator = tiny(), torch.Generator().manual_seed(0)
+    whole = flow.sample_latents(5, 0.7, torch.Generator().manual_seed(0))
+    parts = [flow.sample_latents(count, 0.7, generator) for count in (2, 3)]
+    for level, *halves in zip(whole, *parts, strict=True):
+        assert torch.equal(level, torch.cat(halves))
+
+
+def test_a_layer_that_cannot_be_inverted_has_an_infinite_gain():
+    layer = Conv1x1(3)
+    with torch.no_grad():
+        layer.weight.weight.zero_()
+    assert inverse_gain(layer, (3, 2, 2)) == math.inf
+    autoregressive = EmergingConv2d(3)
+    with torch.no_grad():
+        autoregressive.lower.weight.zero_()
+    assert inverse_gain(autoregressive, (3, 4, 4)) == math.inf
 
 
 def test_sampling_that_overflows_raises():

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_reconstruction_is_exact_and_interpolation_ends_at_the_images(trained):
     assert done.stdout.startswith("0 of ")
     pictures = folder / "pictures"
     pictures.mkdir()
-    images = np.load(folder / "again.npz")["images"][:2]
+    images = np.load(folder / "again.npz")["images"][::2][:2]
     for number, image in enumerate(images):
         Image.fromarray(image.transpose(1, 2, 0)).save(pictures / f"{number}.png")
     run("sample.py", "checkpoint=runs/first", "mode=interpolate", "images=pictures", "output=between", cwd=folder)
@@ -189,6 +190,10 @@ def test_every_experiment_runs_one_batch(experiment, tmp_path, monkeypatch):
         (["optimizer.lr=-1"], "must be positive"),
         (["precision=double"], "precision must be"),
         (["seed=-1"], "seed must be"),
+        (["data.num_workers=-1"], "data.num_workers must be at least 0"),
+        (["trainer.max_epochs=0"], "nothing to report"),
+        (["trainer=gpu"], "gpu"),
+        (["callbacks.samples.temperatures=[]"], "callbacks.samples.temperatures"),
     ],
 )
 def test_wrong_settings_stop_before_any_work(arguments, words, tmp_path):
@@ -207,6 +212,28 @@ def test_a_run_folder_is_not_used_twice(trained):
 
 def _contents(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_from_elsewhere_does_not_continue_in_another_run_s_folder(trained, tmp_path):
+    folder, _ = trained
+    shutil.copy(folder / "runs/first/checkpoints/last.ckpt", tmp_path / "bare.ckpt")
+    before = _contents(folder / "runs/first")
+    resume = [f"resume={tmp_path}/bare.ckpt", "trainer.max_epochs=3"]
+    line = error_line(run("train.py", *resume, "run_dir=runs/first", cwd=folder, code=2))
+    assert "holds a run already" in line
+    assert _contents(folder / "runs/first") == before
+    run("train.py", *resume, "run_dir=runs/new", cwd=folder)
+    assert yaml.safe_load((folder / "runs/new/config.yaml").read_text())["trainer"]["max_epochs"] == 3
+
+
+def test_two_processes_train_together(tmp_path):
+    together = ["trainer.devices=2", "+trainer.strategy=ddp", "data.batch_size=4"]
+    done = run("train.py", *TINY, "run_dir=run", *together, cwd=tmp_path)
+    assert done.stdout.count("test bits/dim, raw weights") == 1
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["num_images"] == 243
+    assert results["steps"] == 4
+    assert len(list(tmp_path.glob("*"))) == 1
 
 
 def test_another_model_is_not_resumed(trained):
@@ -243,7 +270,12 @@ def test_wrong_checkpoints_are_named(program, arguments, words, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["temperature=-1"], "temperature must be at least 0"),
+        (["temperature=-1"], "temperature must be a number of at least 0"),
+        (["temperature=.inf"], "temperature must be a number"),
+        (["seed=99999999999999999999"], "seed must be"),
+        (["output=."], "output must name a file"),
+        (["images=pictures"], "images= belongs to"),
+        (["mode=interpolate", "num_samples=1"], "even num_samples"),
         (["num_samples=0"], "num_samples must be at least 1"),
         (["mode=dream"], "mode must be sample or interpolate or reconstruct"),
         (["weights=best"], "weights must be 'raw' or 'averaged'"),

@@ -108,6 +108,15 @@ def test_validation_score_does_not_depend_on_the_batch_size(tmp_path):
     assert max(scores) - min(scores) < 1e-5
 
 
+def test_validation_score_is_the_mean_over_images(tmp_path):
+    trainer, module = fit(tmp_path, max_epochs=1)
+    data = StripesModule()
+    data.setup()
+    with torch.no_grad():
+        scores = module.bits_per_dim((data.val.gather(range(10)), torch.arange(10)))
+    assert float(trainer.callback_metrics["val/bits_per_dim"]) == pytest.approx(float(scores.mean()), abs=1e-5)
+
+
 def test_two_trainings_with_one_seed_are_the_same(tmp_path):
     first, second = (parameters(fit(tmp_path)[1]) for _ in range(2))
     assert torch.equal(first, second)

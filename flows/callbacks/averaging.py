@@ -53,8 +53,7 @@ class AveragedWeights(EMAWeightAveraging):
         if self._average_model is None or self._latest_update_step == 0:
             return
         with self._swapped(pl_module):
-            scores = pl_module.bits_per_dim(batch)
-        pl_module.log("val/bits_per_dim_averaged", scores.mean(), batch_size=len(scores), sync_dist=True)
+            pl_module.score("val/bits_per_dim_averaged", "averaged", batch)
 
     @contextmanager
     def _swapped(self, pl_module: pl.LightningModule) -> Iterator[None]:

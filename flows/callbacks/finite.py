@@ -24,21 +24,25 @@ class StopOnNonFinite(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._images: Tensor | None = None
+        self._batch: tuple[Tensor, int] | None = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self._images, _ = batch
+        images, _ = batch
+        self._batch = (images, batch_idx)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
         if not torch.isfinite(loss):
-            assert self._images is not None
-            flow = pl_module.flow
-            where = first_non_finite(flow, flow.dequantizer.dequantize(self._images, 0.5, flow.dtype))
+            assert self._batch is not None
+            images, batch_idx = self._batch
+            flow, noise = pl_module.flow, pl_module.training_noise(images, batch_idx)
+            where = first_non_finite(flow, flow.dequantizer.dequantize(images, noise, flow.dtype))
             raise NonFiniteError(self._message(trainer, f"the loss is {loss.item()}", where))
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return  # half precision's loss scaler finds its scale by overflowing, and skips those steps itself
         named = [(name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None]
         if not torch.isfinite(torch.nn.utils.get_total_norm([gradient for _, gradient in named])):
             where = next(name for name, gradient in named if not torch.isfinite(gradient).all())

@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from flows.diagnostics import mixing_gains, round_trip_error
+from flows.errors import InputError
 
 
 class InversionMonitor(pl.Callback):
@@ -20,6 +21,8 @@ class InversionMonitor(pl.Callback):
     """
 
     def __init__(self, num_images: int = 8) -> None:
+        if num_images < 1:
+            raise InputError(f"callbacks.inversion.num_images must be at least 1, not {num_images}")
         self.num_images = num_images
 
     def on_validation_batch_start(

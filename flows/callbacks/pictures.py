@@ -42,6 +42,8 @@ class SamplePictures(pl.Callback):
     ) -> None:
         if every_n_validations < 1 or num_columns < 1:
             raise InputError("callbacks.samples: every_n_validations and num_columns must be at least 1")
+        if not temperatures or min(temperatures) < 0:
+            raise InputError("callbacks.samples.temperatures must be a list of numbers, each at least 0")
         self.folder, self.temperatures, self.num_columns = Path(folder), list(temperatures), num_columns
         self.every_n_validations, self.seed = every_n_validations, seed
         self._num_validations = 0
@@ -65,6 +67,12 @@ class SamplePictures(pl.Callback):
                 logger.log_image("samples", [to_array(picture)], step=step, caption=[caption])
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("samples", picture, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_validations": self._num_validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._num_validations = state_dict["num_validations"]
 
     def draw(self, flow: Any) -> Tensor:
         """The samples of one picture, row by row; every row starts from the same latents."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
+from hydra._internal.utils import get_args_parser  # Hydra's own command line; pinned below 1.4
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
@@ -18,15 +18,21 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flows.errors import InputError
-from flows.instantiation import check, did_you_mean
+from flows.errors import InputError, first_line
+from flows.instantiation import check, did_you_mean, require_targets
 
 MAX_CHOICES_CHECKED = 64
 """Of a sweep, so many single choices are composed beforehand; the rest are checked as they come up."""
 
 
-def check_command_line(config_dir: Path, config_name: str, argv: list[str]) -> None:
+def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, is_replayed: bool = False) -> None:
     """Compose the configuration that ``argv`` asks for, and every choice of a sweep on its own, and check each.
+
+    Args:
+        config_dir: where the YAML files are.
+        config_name: the program's root configuration.
+        argv: the command line without the program's name.
+        is_replayed: part of it comes out of a checkpoint; then nothing may be built that the YAML files do not name.
 
     Raises:
         InputError: a group, option, key or value that does not exist or has the wrong type.
@@ -49,7 +55,10 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str]) -> N
                         f"{override.input_line!r} is a sweep of several values: add -m to run each of them"
                     )
         for lines in _single_runs(overrides):
-            check(compose_resolved(config_name, lines))
+            config = compose_resolved(config_name, lines)
+            if is_replayed:
+                require_targets(config, _shipped_targets(config_dir))
+            check(config)
 
 
 def compose_resolved(config_name: str, overrides: list[str]) -> dict[str, Any]:
@@ -64,6 +73,12 @@ def compose_resolved(config_name: str, overrides: list[str]) -> dict[str, Any]:
         return OmegaConf.to_container(own, resolve=True)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_explain(error, config_name, OverridesParser.create().parse_overrides(overrides))) from error
+
+
+def _shipped_targets(config_dir: Path) -> set[str]:
+    """Everything that the configuration files themselves name as a target."""
+    lines = (line.strip() for path in config_dir.rglob("*.yaml") for line in path.read_text().splitlines())
+    return {line.removeprefix("_target_:").strip() for line in lines if line.startswith("_target_:")}
 
 
 def _single_runs(overrides: list[Override]) -> Iterator[list[str]]:
@@ -119,7 +134,7 @@ def _explain(error: Exception, config_name: str, overrides: list[Override]) -> s
             return f"there is no configuration key {key!r}{near}; --help lists what there is"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     where = f"{cause.full_key}: " if isinstance(cause, OmegaConfBaseException) and cause.full_key else ""
-    return f"{where}{_first_line(cause)}"
+    return f"{where}{first_line(cause)}"
 
 
 def _same_leaf(key: str, keys: list[str]) -> str:
@@ -166,8 +181,3 @@ def _options(group: str) -> list[str]:
     options = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
     nested = [f"{child}/{name}" for child in loader.list_groups(group) for name in _options(f"{group}/{child}")]
     return [*options, *nested]
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

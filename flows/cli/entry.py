@@ -32,8 +32,9 @@ def run(task: Callable[[DictConfig], Any], config_name: str, config_dir: Path) -
     schema.register()
     _quieten_lightning()
     with _mendable_failures_in_one_line():
-        sys.argv[1:] = replay_when_resuming(sys.argv[1:])
-        check_command_line(config_dir, config_name, sys.argv[1:])
+        given = sys.argv[1:]
+        sys.argv[1:] = replay_when_resuming(given)
+        check_command_line(config_dir, config_name, sys.argv[1:], is_replayed=sys.argv[1:] != given)
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(_as_job(task))()
 
 

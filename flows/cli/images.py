@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +53,15 @@ def user_images(folder: Path, shape: tuple[int, int, int]) -> tuple[list[Path], 
 
 
 def batches(paths: list[Path], shape: tuple[int, int, int], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same, a batch at a time with the images' numbers, for folders that do not fit into memory."""
+    """The same, a batch at a time, for folders that do not fit into memory; each image with a number of its own.
+
+    The number is a hash of the pixels, so that an image's noise, and its score, do not depend on what lies beside it.
+    """
     for start in range(0, len(paths), batch_size):
-        some = paths[start : start + batch_size]
-        yield torch.stack([read_picture(path, shape) for path in some]), torch.arange(start, start + len(some))
+        images = torch.stack([read_picture(path, shape) for path in paths[start : start + batch_size]])
+        yield images, torch.tensor([_fingerprint(image) for image in images])
+
+
+def _fingerprint(image: Tensor) -> int:
+    digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # 63 bits: int64 without a sign

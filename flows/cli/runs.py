@@ -1,7 +1,7 @@
 """Run folders: what is where, which checkpoint is meant, and how a run is taken up again.
 
 A run folder holds ``config.yaml`` (resolved), ``overrides.yaml`` (the command line), ``metrics/`` (CSV),
-``checkpoints/`` (``best.ckpt``, ``last.ckpt``), ``samples/`` (PNG), ``results.json`` and ``train.log``.
+``checkpoints/`` (``best.ckpt``, ``last.ckpt``), ``samples/`` (PNG) and ``results.json``.
 """
 
 from __future__ import annotations
@@ -12,44 +12,27 @@ from typing import Any
 
 import torch
 import yaml
+from hydra._internal.utils import get_args_parser  # Hydra's own command line; pinned below 1.4
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
-from flows.checkpoint import read_checkpoint
-from flows.errors import InputError
+from flows.checkpoint import CHECKPOINTS, find_checkpoint, read_checkpoint
+from flows.errors import InputError, StorageError
 from flows.files import atomic_write
 
-RUNS = Path("runs")
-CONFIG, OVERRIDES, RESULTS = "config.yaml", "overrides.yaml", "results.json"
-CHECKPOINTS, SAMPLES = "checkpoints", "samples"
-NAMED = ("best", "last")
+CONFIG, OVERRIDES, RESULTS, SAMPLES = "config.yaml", "overrides.yaml", "results.json", "samples"
 
-
-def find_checkpoint(given: str, prefer: str = "best") -> Path:
-    """The checkpoint file that a user means.
-
-    Args:
-        given: a checkpoint file; a run's folder; or ``best`` or ``last``, those of the newest run below ``runs/``.
-        prefer: which one of a run's folder.
-
-    Raises:
-        InputError: there is none.
-    """
-    if given in NAMED and not Path(given).exists():
-        found = sorted(RUNS.glob(f"**/{CHECKPOINTS}/{given}.ckpt"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise InputError(f"checkpoint={given} means the newest run below {RUNS}/, but no run there has one")
-        return found[-1]
-    path = Path(given)
-    if path.is_dir():
-        order = (prefer, *(name for name in NAMED if name != prefer))
-        for name in order:
-            if (path / CHECKPOINTS / f"{name}.ckpt").is_file():
-                return path / CHECKPOINTS / f"{name}.ckpt"
-        raise InputError(f"{path} is not a run's folder: it has no {CHECKPOINTS}/{prefer}.ckpt")
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}: give a .ckpt file, a run's folder, or best or last")
-    return path
+MOVABLE = (
+    "source",
+    "root",
+    "prepared_dir",
+    "download_dir",
+    "mirrors",
+    "num_converters",
+    "num_workers",
+    "eval_batch_size",
+)
+"""Settings of the data that say where they are or how they are read, not what they are."""
 
 
 def run_folder_of(checkpoint: Path) -> Path | None:
@@ -59,16 +42,26 @@ def run_folder_of(checkpoint: Path) -> Path | None:
 
 
 def claim(run_dir: Path, config: dict[str, Any], overrides: list[str]) -> None:
-    """Make a run folder ours by writing its configuration.
+    """Make a run folder ours; of several processes that try, one succeeds.
 
     Raises:
         InputError: another run has it.
         StorageError: it cannot be written.
     """
-    if (run_dir / CONFIG).exists():
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / CONFIG).touch(exist_ok=False)
+    except FileExistsError as error:
         raise InputError(
             f"{run_dir} holds a run already: choose another run_dir, or continue that one with resume={run_dir}"
-        )
+        ) from error
+    except OSError as error:
+        raise StorageError(f"cannot write to {run_dir}: {error.strerror or error}") from error
+    describe(run_dir, config, overrides)
+
+
+def describe(run_dir: Path, config: dict[str, Any], overrides: list[str]) -> None:
+    """Write down the configuration that a run folder's run has, from its start or from when it was resumed."""
     for name, content in ((OVERRIDES, overrides), (CONFIG, config)):
         with atomic_write(run_dir / name) as file:
             file.write(yaml.safe_dump(content, sort_keys=False).encode())
@@ -82,24 +75,45 @@ def release_if_unclaimed(run_dir: Path) -> None:
 
 
 def replay_when_resuming(argv: list[str]) -> list[str]:
-    """With ``resume=X`` on the command line: the overrides that led to X, then those given now, in X's run folder."""
+    """With ``resume=X`` on the command line: the overrides that led to X, then those given now, in X's run folder.
+
+    Raises:
+        InputError: X is no checkpoint, or stores overrides that are not replayed from a file.
+    """
+    given_words = get_args_parser().parse_args(argv).overrides
     try:
-        overrides = OverridesParser.create().parse_overrides([word for word in argv if not word.startswith("-")])
+        given = OverridesParser.create().parse_overrides(given_words)
     except OverrideParseException:
         return argv  # explained by whoever checks the command line
-    given = {override.key_or_group: override.value() for override in overrides}
-    if not given.get("resume"):
+    resumed = [override.value() for override in given if override.key_or_group == "resume"]
+    if not resumed or not resumed[-1]:
         return argv
-    checkpoint = find_checkpoint(str(given["resume"]), prefer="last")
+    checkpoint = find_checkpoint(str(resumed[-1]), prefer="last")
     folder = run_folder_of(checkpoint)
-    replayed = list(read_checkpoint(checkpoint)["overrides"])
-    replayed += [] if folder is None else [f"run_dir={_quoted(folder)}"]
-    now = [str(override.input_line) for override in overrides if override.key_or_group != "resume"]
+    replayed = _harmless(checkpoint, read_checkpoint(checkpoint)["overrides"])
+    own_folder = [] if folder is None else [f"run_dir={_quoted(folder)}"]
     latest: dict[str, str] = {}  # of several overrides of one key the last counts
-    for override in OverridesParser.create().parse_overrides([*replayed, *now]):
+    for override in OverridesParser.create().parse_overrides([*replayed, *own_folder, *given_words]):
         latest[override.key_or_group] = str(override.input_line)
-    flags = [word for word in argv if word.startswith("-")]
-    return [*flags, *latest.values(), f"resume={_quoted(checkpoint)}"]
+    latest["resume"] = f"resume={_quoted(checkpoint)}"
+    flags = [word for word in argv if word not in given_words]
+    return [*flags, *latest.values()]
+
+
+def _harmless(checkpoint: Path, stored: list[Any]) -> list[str]:
+    """The overrides that a checkpoint stores, refused where they could choose what code is run, or where."""
+    lines = [line for line in stored if isinstance(line, str) and not line.startswith(("run_dir=", "resume="))]
+    try:
+        overrides = OverridesParser.create().parse_overrides(lines)
+    except OverrideParseException as error:
+        raise InputError(f"{checkpoint} stores the override {error.override!r}, which cannot be read") from error
+    for override in overrides:
+        line, key = str(override.input_line), override.key_or_group
+        if any(part in line for part in ("_target_", "${", "..")) or key.split(".")[0].split("/")[0] == "hydra":
+            raise InputError(
+                f"{checkpoint} stores the override {line!r}, which is not taken from a file: give it yourself"
+            )
+    return lines
 
 
 def _quoted(path: Path) -> str:
@@ -114,8 +128,8 @@ def require_same_model(checkpoint: Path, config: dict[str, Any]) -> None:
         InputError: naming the keys that differ.
     """
     stored = read_checkpoint(checkpoint)["config"]
-    differing = [key for part in ("model", "data") for key in _differences(part, stored[part], config[part])]
-    differing = [key for key in differing if key not in ("data.num_workers", "data.eval_batch_size")]
+    differing = [key for part in ("model", "data") for key in _differences(part, stored.get(part), config[part])]
+    differing = [key for key in differing if key not in [f"data.{name}" for name in MOVABLE]]
     if differing:
         raise InputError(
             f"cannot resume {checkpoint}: {', '.join(differing)} would change; another model or data is a new run"
@@ -127,6 +141,12 @@ def _differences(path: str, old: Any, new: Any) -> list[str]:
         keys = [*old, *(key for key in new if key not in old)]
         return [line for key in keys for line in _differences(f"{path}.{key}", old.get(key), new.get(key))]
     return [] if old == new else [path]
+
+
+def require_seed(seed: int) -> None:
+    """Refuse a seed that some generator does not take."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be at least 0 and below 2^32, not {seed}")
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
 """The root of each program's configuration: every key that may stand there, with its type.
 
-The groups' own contents are checked against the signatures of what they build (:mod:`flows.instantiation`).
+Defaults stand in the YAML files alone. The groups' own contents are checked against the signatures of what they
+build (:mod:`flows.instantiation`).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class TrainSchema:
     trainer: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    precision: str = "exact"
+    seed: int = MISSING
+    precision: str = MISSING
     run_dir: str = MISSING
     resume: str | None = None
 
@@ -36,15 +37,15 @@ class SampleSchema:
     """Root of ``sample.py``'s configuration."""
 
     checkpoint: str = MISSING
-    weights: str = "raw"
-    mode: str = "sample"
-    num_samples: int = 64
-    temperature: float = 1.0
-    seed: int = 0
-    batch_size: int = 64
+    weights: str = MISSING
+    mode: str = MISSING
+    num_samples: int = MISSING
+    temperature: float = MISSING
+    seed: int = MISSING
+    batch_size: int = MISSING
     images: str | None = None
-    output: str = "samples"
-    device: str = "auto"
+    output: str = MISSING
+    device: str = MISSING
 
 
 @dataclass
@@ -52,12 +53,12 @@ class EvaluateSchema:
     """Root of ``evaluate.py``'s configuration."""
 
     checkpoint: str = MISSING
-    weights: str = "raw"
+    weights: str = MISSING
     images: str | None = None
-    batch_size: int = 256
-    seed: int = 0
+    batch_size: int = MISSING
+    seed: int = MISSING
     output: str | None = None
-    device: str = "auto"
+    device: str = MISSING
 
 
 @dataclass
@@ -68,7 +69,7 @@ class PrepareSchema:
     data: dict[str, Any] = field(default_factory=dict)
     verify: bool = False
     preview: str | None = None
-    seed: int = 0
+    seed: int = MISSING
 
 
 def register() -> None:

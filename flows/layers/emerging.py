@@ -25,6 +25,7 @@ class EmergingConv2d(Layer):
         dilation: distance between taps in pixels, at least 1.
         mask: ``"square"``, or ``"raster"`` for the wider receptive field of figure 5's top row.
         parametrization: of the 1x1, see :class:`Conv1x1`.
+        num_reflections: of the 1x1 in ``qr`` form, see :class:`Conv1x1`.
         solver: name of the backend for the inverse (see :mod:`flows.solvers`); ``None`` chooses by device and shape.
 
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``, any H and W.
@@ -50,10 +51,11 @@ class EmergingConv2d(Layer):
         *,
         mask: MaskShape = "square",
         parametrization: Parametrization = "plain",
+        num_reflections: int | None = None,
         solver: str | None = None,
     ) -> None:
         super().__init__()
-        self.conv1x1 = Conv1x1(num_channels, parametrization)
+        self.conv1x1 = Conv1x1(num_channels, parametrization, num_reflections)
         self.lower = AutoregressiveConv2d(
             num_channels, kernel_size, dilation, direction="lower", mask=mask, bias=False, solver=solver
         )
