@@ -6,6 +6,7 @@ from flows.layers.base import Layer
 from flows.layers.conv1x1 import Conv1x1
 from flows.layers.coupling import AdditiveCoupling, AffineCoupling
 from flows.layers.emerging import EmergingConv2d
+from flows.layers.maf import MaskedAutoregressiveFlow, MaskedAutoregressiveTransform
 from flows.layers.periodic import PeriodicConv2d
 from flows.layers.permutation import Reverse, Shuffle
 from flows.layers.sequential import Sequential
@@ -19,6 +20,8 @@ __all__ = [
     "Conv1x1",
     "EmergingConv2d",
     "Layer",
+    "MaskedAutoregressiveFlow",
+    "MaskedAutoregressiveTransform",
     "PeriodicConv2d",
     "Reverse",
     "Sequential",

@@ -1,0 +1,202 @@
+"""Inverses of masked autoregressive networks: substitution over pixels and channels, in torch or compiled.
+
+A number ``x_c`` of a pixel follows from ``z_c`` once all before it are known::
+
+    x_c = (z_c - mu_c) (1 + exp(-(h_c + offset)))
+
+Each hidden unit is computed once, by passing on what becomes known. At a new pixel the sums of all units and outputs
+start from the biases and from the pixels before, which are finished. Then, channel by channel: the units of this
+degree are complete; they are passed on to the units of the second layer, complete thereby, these to the outputs; now
+``mu_c`` and ``h_c`` are complete, and ``x_c`` is passed on to the units of higher degree.
+
+A pixel reads its left neighbour and the three above, each with its hidden units, so the pixels with the same
+``2 i + j`` are independent of one another and solved together.
+
+Shapes in this file: B batch, C channels, U hidden units, K = 4 neighbours read, S pixels solved together.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from flows.errors import InputError
+from flows.solvers.backends import choose_backend
+from flows.solvers.checks import check_finite, check_latent
+from flows.solvers.row_blocks import exact_products
+
+NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1))
+"""(row, column) of the pixels that are read besides the own one, in the order of substitution."""
+
+
+@dataclass(frozen=True)
+class MaskedNetwork:
+    """The weights of a masked 3x3 -> 1x1 -> 3x3 network in the order of substitution, each matrix (in, out).
+
+    In this order pixels run in reading order and channels ascend; for a network of the reverse order
+    (``reverse=True``) everything is turned round, and so must be the images. Outputs are ``mu_0, h_0, mu_1, ...``.
+
+    Attributes:
+        first_before, first_own, first_bias: (K C, U), (C, U), (U,).
+        second, second_bias: (U, U), (U,).
+        last_before, last_own, last_bias: (K U, 2 C), (U, 2 C), (2 C,).
+        first_units: for each channel the first hidden unit of its degree, then U; ascending, C + 1 numbers.
+        offset: added to ``h``.
+    """
+
+    first_before: Tensor
+    first_own: Tensor
+    first_bias: Tensor
+    second: Tensor
+    second_bias: Tensor
+    last_before: Tensor
+    last_own: Tensor
+    last_bias: Tensor
+    first_units: tuple[int, ...]
+    offset: float
+    reverse: bool
+
+    @classmethod
+    def from_filters(
+        cls, layers: Sequence[tuple[Tensor, Tensor]], degrees: Sequence[int], offset: float, *, reverse: bool
+    ) -> MaskedNetwork:
+        """Sort masked filters and biases in torch's layout; ``degrees`` of the hidden units must ascend."""
+        (first, first_bias), (second, second_bias), (last, last_bias) = layers
+        num_channels = first.shape[1]
+        if reverse:
+            first, last = first.flip(1, 2, 3), last.flip(2, 3)
+            # The channels turn round, but mu and h of one channel keep their places.
+            last = last.unflatten(0, (num_channels, 2)).flip(0).flatten(0, 1)
+            last_bias = last_bias.view(num_channels, 2).flip(0).flatten()
+
+        def before(weight_OI33: Tensor) -> Tensor:
+            return torch.cat([weight_OI33[:, :, 1 + i, 1 + j] for i, j in NEIGHBOURS], dim=1).T.contiguous()
+
+        return cls(
+            first_before=before(first),
+            first_own=first[:, :, 1, 1].T.contiguous(),
+            first_bias=first_bias,
+            second=second[:, :, 0, 0].T.contiguous(),
+            second_bias=second_bias,
+            last_before=before(last),
+            last_own=last[:, :, 1, 1].T.contiguous(),
+            last_bias=last_bias,
+            first_units=tuple(sum(degree < c for degree in degrees) for c in range(num_channels + 1)),
+            offset=offset,
+            reverse=reverse,
+        )
+
+    @property
+    def num_channels(self) -> int:
+        return len(self.first_own)
+
+
+class MaskedSolver(ABC):
+    """The inverse of ``z = x * sigmoid(h(x) + offset) + mu(x)``, prepared for one masked network and image size.
+
+    ``solver(z)`` maps (B, C, H, W) to the (B, C, H, W) that the layer maps to ``z``. It keeps the weights that it was
+    made from; whoever holds it for longer than one call holds it in a :class:`flows.caching.WeightCache`.
+
+    Raises:
+        InputError: the backend cannot be used on this device; (call) ``z`` has another shape, type or device.
+        NonFiniteError: (call) ``z`` holds NaN or infinity.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, network: MaskedNetwork, image_size: tuple[int, int]) -> None:
+        self.network, self.image_size = network, image_size
+
+    @final
+    def __call__(self, z: Tensor) -> Tensor:
+        like = self.network.first_bias
+        check_latent(z, self.network.num_channels, self.image_size, like.dtype, like.device)
+        return self._solve(z) if len(z) else torch.empty_like(z)
+
+    @abstractmethod
+    def _solve(self, z: Tensor) -> Tensor:
+        """Invert a batch of at least one image whose shape, type and device have been checked."""
+
+
+@final
+class TorchMaskedSolver(MaskedSolver):
+    """Substitution in plain torch: any device, differentiable in ``z`` and in the weights.
+
+    Cost: ``(W + 2 H - 2) C`` steps one after the other, of some ten small operations each.
+    """
+
+    name = "torch"
+
+    def _solve(self, z: Tensor) -> Tensor:
+        check_finite(z)
+        with exact_products(z.device):
+            if self.network.reverse:
+                return self._substitute(z.flip(1, 2, 3)).flip(1, 2, 3)
+            return self._substitute(z)
+
+    def _substitute(self, z: Tensor) -> Tensor:
+        height, width = self.image_size
+        no_x, no_hidden = z.new_zeros(len(z), z.shape[1]), z.new_zeros(len(z), len(self.network.second))
+        x: dict[tuple[int, int], Tensor] = {}
+        hidden: dict[tuple[int, int], Tensor] = {}
+        for pixels in independent_pixels(height, width):
+            around = [[(i + rows, j + columns) for rows, columns in NEIGHBOURS] for i, j in pixels]
+            x_before = torch.cat([torch.cat([x.get(pixel, no_x) for pixel in four], dim=1) for four in around])
+            hidden_before = torch.cat(
+                [torch.cat([hidden.get(pixel, no_hidden) for pixel in four], dim=1) for four in around]
+            )
+            x_own, hidden_own = self._solve_pixels(
+                torch.cat([z[:, :, i, j] for i, j in pixels]), x_before, hidden_before
+            )
+            x.update(zip(pixels, x_own.split(len(z)), strict=True))
+            hidden.update(zip(pixels, hidden_own.split(len(z)), strict=True))
+        return torch.stack([x[divmod(pixel, width)] for pixel in range(height * width)], dim=2).view(z.shape)
+
+    def _solve_pixels(self, z_SC: Tensor, x_before: Tensor, hidden_before: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` and the second layer's hidden units of independent pixels, (S B, C) and (S B, U)."""
+        net = self.network
+        first = net.first_bias + x_before @ net.first_before
+        second: Tensor = net.second_bias.expand_as(first)
+        out = net.last_bias + hidden_before @ net.last_before
+        x, hidden = [], []
+        for c in range(net.num_channels):
+            units = slice(net.first_units[c], net.first_units[c + 1])
+            second = second + torch.relu(first[:, units]) @ net.second[units]
+            hidden.append(torch.relu(second[:, units]))
+            out = out + hidden[c] @ net.last_own[units]
+            mu, h = out[:, 2 * c], out[:, 2 * c + 1]
+            x.append((z_SC[:, c] - mu) / torch.sigmoid(h + net.offset))
+            first = first + x[c][:, None] * net.first_own[c]
+        return torch.stack(x, dim=1), torch.cat(hidden, dim=1)
+
+
+def independent_pixels(height: int, width: int) -> Iterator[list[tuple[int, int]]]:
+    """The pixels in an order of substitution, those together that have the same ``2 i + j``."""
+    for front in range(width + 2 * height - 2):
+        pixels = [(i, front - 2 * i) for i in range(height)]
+        yield [(i, j) for i, j in pixels if 0 <= j < width]
+
+
+BACKENDS: dict[str, type[MaskedSolver]] = {solver.name: solver for solver in (TorchMaskedSolver,)}
+
+
+def choose_masked_backend(*tensors: Tensor) -> str:
+    """``"compiled"`` where :func:`flows.solvers.choose_backend` says so of these tensors, else ``"torch"``."""
+    name = choose_backend(*tensors)
+    return name if name in BACKENDS else TorchMaskedSolver.name
+
+
+def find_masked_backend(name: str) -> type[MaskedSolver]:
+    """The class of the backend of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"unknown solver backend {name!r} for masked networks: there are {', '.join(BACKENDS)}")
+    return BACKENDS[name]
