@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -36,11 +36,15 @@ class WeightCache(Generic[T]):
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return compute()
         snapshot, values = self._entry
-        if not _same(snapshot, tensors):
-            snapshot, values = tuple(tensor.detach().clone() for tensor in tensors), {}
+        # What is kept must serve later calls in any autograd mode, so it must not consist of inference tensors.
+        recording = torch.is_grad_enabled()
+        if not same_contents(snapshot, tensors):
+            with torch.inference_mode(False):
+                snapshot, values = tuple(tensor.detach().clone() for tensor in tensors), {}
             self._entry = (snapshot, values)
         if key not in values:
-            values[key] = compute()
+            with torch.inference_mode(False), torch.set_grad_enabled(recording):
+                values[key] = compute()
         return values[key]
 
     def __deepcopy__(self, memo: dict) -> WeightCache[T]:
@@ -53,7 +57,28 @@ class WeightCache(Generic[T]):
         self._entry = ((), {})
 
 
-def _same(old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> bool:
-    return len(old) == len(new) and all(
-        a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in zip(old, new, strict=True)
-    )
+def same_contents(old: Sequence[Tensor], new: Sequence[Tensor]) -> bool:
+    """Whether two lists of tensors are equal: types, shapes, devices and every number. NaN equals nothing.
+
+    Cost: on a CPU, one pass over the numbers, up to the first tensor that differs; otherwise one wait for the device
+    in all, not one for each tensor.
+    """
+    if len(old) != len(new) or any(
+        a.dtype != b.dtype or a.shape != b.shape or a.device != b.device for a, b in zip(old, new, strict=True)
+    ):
+        return False
+    if all(tensor.device.type == "cpu" for tensor in new):
+        return all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+    return _same_on_device(old, new)
+
+
+@torch.no_grad()
+def _same_on_device(old: Sequence[Tensor], new: Sequence[Tensor]) -> bool:
+    differs: list[Tensor] = []
+    fractions = [(a, b) for a, b in zip(old, new, strict=True) if b.is_floating_point() and b.numel()]
+    if fractions:
+        # A few launches for all tensors. That of equal numbers, and of nothing else, the difference is 0.
+        differences = torch._foreach_sub(*(list(side) for side in zip(*fractions, strict=True)))
+        differs += torch._foreach_norm(differences, float("inf"))
+    differs += [(a != b).any() for a, b in zip(old, new, strict=True) if not b.is_floating_point()]
+    return not differs or not torch.stack([difference.double() for difference in differs]).any().item()

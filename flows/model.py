@@ -12,8 +12,9 @@ from flows.dequantization import UniformDequantizer
 from flows.errors import InputError
 from flows.initialization import initialize_from_data
 from flows.layers import ActNorm, Layer, Sequential, Squeeze
-from flows.numerics import at_least_float32, per_image_sum
+from flows.numerics import at_least_float32, full_precision, per_image_sum
 from flows.priors import FactorOut, LearnedGaussian, StandardGaussian, Standardize
+from flows.sampling import InvertLayer, PreparedInverse
 
 Latents = list[Tensor]
 
@@ -45,6 +46,9 @@ class FlowStep(Layer):
 
     def inverse(self, z: Tensor) -> Tensor:
         return self.actnorm.inverse(self.mixing.inverse(self.coupling.inverse(z)))
+
+    def inverse_parts(self) -> Sequence[Layer]:
+        return self.coupling, self.mixing, self.actnorm
 
 
 class Flow(nn.Module):
@@ -103,6 +107,7 @@ class Flow(nn.Module):
                 self.factor_outs.append(FactorOut(num_channels, learn_prior))
                 num_channels //= 2
             self.latent_shapes.append((num_channels, height, width))
+        self._prepared_inverse = PreparedInverse()
         self.top = Standardize(LearnedGaussian(num_channels) if learn_prior else StandardGaussian())
 
     @property
@@ -137,9 +142,12 @@ class Flow(nn.Module):
     def inverse(self, latents: Latents) -> Tensor:
         """``latents -> v (B, C, H, W)``."""
         self._check_latents(latents)
-        h = self.top.inverse(latents[-1])
+        return self._invert(latents, lambda layer, z: layer.inverse(z))
+
+    def _invert(self, latents: Latents, invert_layer: InvertLayer) -> Tensor:
+        h = invert_layer(self.top, latents[-1])
         for (level, factor_out), z in reversed(list(zip(self._stages(), latents, strict=True))):
-            h = level.inverse(h if factor_out is None else factor_out.inverse(h, z))
+            h = invert_layer(level, h if factor_out is None else factor_out.inverse(h, z))
         return h
 
     def _stages(self) -> list[tuple[Sequential, FactorOut | None]]:
@@ -171,18 +179,25 @@ class Flow(nn.Module):
 
     def encode(self, images: Tensor, noise: Tensor | float = 0.5) -> Latents:
         """Latents of uint8 images. Without ``noise`` each pixel stands at the centre of its bin: deterministic."""
-        latents, _ = self(self.dequantizer.dequantize(self._check_images(images), noise, self.dtype))
+        v = self.dequantizer.dequantize(self._check_images(images), noise, self.dtype)
+        with full_precision(self.device):
+            latents, _ = self(v)
         return latents
 
     def decode(self, latents: Latents) -> Tensor:
         """The uint8 images of some latents. ``decode(encode(images))`` is ``images``, at ``num_bits`` bits.
 
+        The inverse runs prepared (:mod:`flows.sampling`), without autograd, TF32 or autocast.
+
         Raises:
             NonFiniteError: a pixel comes out as NaN or infinite.
         """
-        return self.dequantizer.quantize(self.inverse(latents))
+        self._check_latents(latents)
+        with torch.inference_mode(), full_precision(self.device):
+            v = self._prepared_inverse(self, [*self.levels, self.top], self._invert, latents)
+            images = self.dequantizer.quantize(v)
+        return images.clone()  # an ordinary tensor, which may be written to
 
-    @torch.no_grad()
     def sample(self, num_samples: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Draw uint8 images ``(num_samples, C, H, W)``.
 

@@ -9,10 +9,14 @@
 * **No TF32 unless asked for.** A forward pass in TF32 (10 bits of mantissa) followed by an exact inverse does not
   return to the image it started from. ``set_matmul_precision`` switches matrix products and convolutions together,
   for both directions.
+* **Encoding and decoding are exact whatever is on.** They run under ``full_precision``: neither TF32 nor autocast, so
+  that ``decode(encode(x))`` is ``x``, pixel for pixel. Training and scoring follow the user's choice.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
@@ -33,6 +37,22 @@ def set_matmul_precision(precision: MatmulPrecision) -> None:
         raise InputError(f"precision must be {' or '.join(get_args(MatmulPrecision))}, not '{precision}'")
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Multiply and convolve in the tensors' own type: neither autocast nor TF32, whatever the user has turned on."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    switches = [torch.backends.cuda.matmul, convolutions] if device.type == "cuda" else []
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -92,6 +92,10 @@ class Standardize(Layer):
     def inverse(self, z: Tensor) -> Tensor:
         return _unstandardize(z, *self.gaussian.mean_and_log_deviation(z))
 
+    @property
+    def inverse_is_capturable(self) -> bool:
+        return True
+
 
 class FactorOut(nn.Module):
     """Splits off the second half of the channels as a latent, standardised given the first half.

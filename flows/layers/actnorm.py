@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flows.layers.base import Layer, require_channels
+from flows.layers.pixel_map import PixelMap
 from flows.numerics import at_least_float32, same_for_every_image
 
 LOG_SCALE_FACTOR = 3.0
@@ -60,3 +61,11 @@ class ActNorm(Layer):
 
     def inverse(self, z: Tensor) -> Tensor:
         return z * torch.exp(-LOG_SCALE_FACTOR * self.log_scale) - self.bias
+
+    def prepare_inverse(self, image_size: tuple[int, int]) -> PixelMap:
+        scale = torch.exp(-LOG_SCALE_FACTOR * self.log_scale.double())
+        return PixelMap(scale.flatten().diag(), -self.bias.double().flatten())
+
+    @property
+    def inverse_is_capturable(self) -> bool:
+        return True

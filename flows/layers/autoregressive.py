@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
@@ -100,10 +102,22 @@ class AutoregressiveConv2d(Layer):
         image_size = (z.shape[2], z.shape[3])
         backend = self.solver or choose_backend(z, self.weight)
         solver = self._prepared.get(
-            lambda: find_backend(backend)(
-                self.filter(), direction=self.direction, image_size=image_size, dilation=self.dilation
-            ),
-            self.weight,
-            key=(image_size, backend),
+            lambda: self._make_solver(backend, image_size), self.weight, key=(image_size, backend)
         )
         return solver(z)
+
+    def prepare_inverse(self, image_size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+        solver = self._make_solver(self.solver or choose_backend(self.weight), image_size)
+        if self.bias is None:
+            return solver
+        bias = self.bias[:, None, None].clone()
+        return lambda z: solver(z - bias)
+
+    @property
+    def inverse_is_capturable(self) -> bool:
+        return (self.solver or choose_backend(self.weight)) == "cuda"
+
+    def _make_solver(self, backend: str, image_size: tuple[int, int]) -> AutoregressiveConvSolver:
+        return find_backend(backend)(
+            self.filter(), direction=self.direction, image_size=image_size, dilation=self.dilation
+        )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from flows.errors import InputError
+from flows.layers.pixel_map import PixelMap
 
 
 class Layer(nn.Module, ABC):
@@ -21,6 +23,9 @@ class Layer(nn.Module, ABC):
     * fixed tensors are buffers; train and eval mode compute the same.
 
     The table in ``tests/layer_table.py`` holds each layer to this promise.
+
+    The rest is optional: by :meth:`inverse_parts`, :meth:`prepare_inverse` and :attr:`inverse_is_capturable` a layer
+    may say what :mod:`flows.sampling` can use to invert a whole model faster.
     """
 
     @abstractmethod
@@ -30,6 +35,28 @@ class Layer(nn.Module, ABC):
     @abstractmethod
     def inverse(self, z: Tensor) -> Tensor:
         """Map latent to data: ``(B, C', H', W') -> (B, C, H, W)``."""
+
+    def inverse_parts(self) -> Sequence[Layer]:
+        """The layers whose inverses, one after the other in this order, are this layer's; none if it has no parts."""
+        return ()
+
+    def prepare_inverse(self, image_size: tuple[int, int]) -> PixelMap | Callable[[Tensor], Tensor] | None:
+        """The inverse with everything computed that depends on the weights alone, for latents of this size.
+
+        It may depend on the layer's parameters and buffers only, and is used while these keep their contents, without
+        autograd. A :class:`~flows.layers.pixel_map.PixelMap` is merged with those of neighbouring layers. ``None``:
+        there is nothing worth preparing, and :meth:`inverse` itself is called.
+        """
+        return None
+
+    @property
+    def inverse_is_capturable(self) -> bool:
+        """Whether the (prepared) inverse may become part of a CUDA graph.
+
+        Then it never waits for the device, does the same whatever the numbers are, and launches no more than some
+        hundreds of kernels.
+        """
+        return False
 
 
 def require_channels(num_channels: int) -> None:

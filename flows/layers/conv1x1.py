@@ -11,6 +11,7 @@ from flows.caching import WeightCache
 from flows.errors import InputError
 from flows.layers.base import Layer, require_channels
 from flows.layers.matrices import InvertibleMatrix, PlainMatrix, PLUMatrix, QRMatrix
+from flows.layers.pixel_map import PixelMap
 from flows.numerics import same_for_every_image
 
 Parametrization = Literal["plain", "plu", "qr"]
@@ -56,6 +57,13 @@ class Conv1x1(Layer):
     def inverse(self, z: Tensor) -> Tensor:
         inverse_matrix = self._inverse_matrix.get(self.weight.inverse_matrix, *self.weight.tensors())
         return _multiply(inverse_matrix, z)
+
+    def prepare_inverse(self, image_size: tuple[int, int]) -> PixelMap:
+        return PixelMap.linear(self.weight.inverse_matrix())
+
+    @property
+    def inverse_is_capturable(self) -> bool:
+        return True
 
 
 def _multiply(matrix: Tensor, x: Tensor) -> Tensor:

@@ -70,6 +70,10 @@ class AffineCoupling(_Coupling):
         shift, log_scale = self._shift_and_log_scale(z1)
         return torch.cat([z1, z2 * torch.exp(-log_scale) - shift], dim=1)
 
+    @property
+    def inverse_is_capturable(self) -> bool:
+        return True
+
     def _shift_and_log_scale(self, x1: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.network(x1)
         return outputs[:, 0::2], logsigmoid(outputs[:, 1::2] + SCALE_OFFSET)
@@ -105,3 +109,7 @@ class AdditiveCoupling(_Coupling):
     def inverse(self, z: Tensor) -> Tensor:
         z1, z2 = z.chunk(2, dim=1)
         return torch.cat([z1, z2 - self.network(z1)], dim=1)
+
+    @property
+    def inverse_is_capturable(self) -> bool:
+        return True

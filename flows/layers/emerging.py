@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn.functional import conv2d
 
@@ -71,6 +73,9 @@ class EmergingConv2d(Layer):
 
     def inverse(self, z: Tensor) -> Tensor:
         return self.conv1x1.inverse(self.lower.inverse(self.upper.inverse(z)))
+
+    def inverse_parts(self) -> Sequence[Layer]:
+        return self.upper, self.lower, self.conv1x1
 
     def composed_filter(self) -> Tensor:
         """The one filter that does what the layer does away from the border, ``(C, C, 2k-1, 2k-1)``.

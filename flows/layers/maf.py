@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, logsigmoid, pad
@@ -115,7 +117,7 @@ class MaskedAutoregressiveTransform(Layer):
         self.second = MaskedConv2d(within, within, 1, reverse=reverse, deviation=WEIGHT_DEVIATION)
         self.last = MaskedConv2d(within, out, 3, reverse=reverse, deviation=0.0)
         self._degrees = within
-        self._prepared: WeightCache[MaskedSolver] = WeightCache()
+        self._solver: WeightCache[MaskedSolver] = WeightCache()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.last(torch.relu(self.second(torch.relu(self.first(x)))))
@@ -123,19 +125,24 @@ class MaskedAutoregressiveTransform(Layer):
         return x * torch.exp(log_scale) + outputs[:, 0::2], per_image_sum(log_scale)
 
     def inverse(self, z: Tensor) -> Tensor:
-        parameters = list(self.parameters())
-        backend, image_size = self.solver or choose_masked_backend(z, *parameters), (z.shape[2], z.shape[3])
-        return self._prepared.get(
-            lambda: find_masked_backend(backend)(self._network(), image_size), *parameters, key=(image_size, backend)
-        )(z)
+        parameters, image_size = list(self.parameters()), (z.shape[2], z.shape[3])
+        backend = self.solver or choose_masked_backend(z, *parameters)
+        solver = self._solver.get(
+            lambda: self._make_solver(backend, image_size), *parameters, key=(image_size, backend)
+        )
+        return solver(z)
 
-    def _network(self) -> MaskedNetwork:
-        return MaskedNetwork.from_filters(
+    def prepare_inverse(self, image_size: tuple[int, int]) -> MaskedSolver:
+        return self._make_solver(self.solver or choose_masked_backend(*self.parameters()), image_size)
+
+    def _make_solver(self, backend: str, image_size: tuple[int, int]) -> MaskedSolver:
+        network = MaskedNetwork.from_filters(
             [(layer.filter(), layer.bias) for layer in (self.first, self.second, self.last)],
             self._degrees.tolist(),
             SCALE_OFFSET,
             reverse=self.reverse,
         )
+        return find_masked_backend(backend)(network, image_size)
 
 
 class MaskedAutoregressiveFlow(Layer):
@@ -185,3 +192,6 @@ class MaskedAutoregressiveFlow(Layer):
 
     def inverse(self, z: Tensor) -> Tensor:
         return self.conv1x1.inverse(self.ahead.inverse(self.back.inverse(z)))
+
+    def inverse_parts(self) -> Sequence[Layer]:
+        return self.back, self.ahead, self.conv1x1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
@@ -60,18 +62,31 @@ class PeriodicConv2d(Layer):
         return z, same_for_every_image(log_det.to(self.weight.dtype), x)
 
     def inverse(self, z: Tensor) -> Tensor:
-        height, width = z.shape[-2:]
-        z = at_least_float32(z - self.bias[:, None, None])
-        spectrum = torch.fft.rfft2(z)
+        image_size = (z.shape[2], z.shape[3])
         inverse_matrices = self._inverse_matrices.get(
-            lambda: torch.linalg.inv(self.frequency_matrices(height, width)).to(spectrum.dtype),
-            self.weight,
-            key=(height, width, spectrum.dtype),
+            lambda: self._inverted_matrices(image_size), self.weight, key=image_size
         )
+        return self._solve(z, inverse_matrices, self.bias)
+
+    def prepare_inverse(self, image_size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+        inverse_matrices, bias = self._inverted_matrices(image_size), self.bias.clone()
+        return lambda z: self._solve(z, inverse_matrices, bias)
+
+    @property
+    def inverse_is_capturable(self) -> bool:
+        return True
+
+    def _inverted_matrices(self, image_size: tuple[int, int]) -> Tensor:
+        """``W^_uv^-1``, in the complex type that the Fourier transform of an image has."""
+        precision = torch.promote_types(self.weight.dtype, torch.float32).to_complex()
+        return torch.linalg.inv(self.frequency_matrices(*image_size)).to(precision)
+
+    def _solve(self, z: Tensor, inverse_matrices: Tensor, bias: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft2(at_least_float32(z - bias[:, None, None]))
         # (H W', C, C) @ (H W', C, B): one product per frequency, the batch as its columns.
         columns = spectrum.permute(2, 3, 1, 0)
         solved = (inverse_matrices @ columns).permute(3, 2, 0, 1)
-        return torch.fft.irfft2(solved, s=(height, width)).to(self.weight.dtype)
+        return torch.fft.irfft2(solved, s=z.shape[-2:]).to(self.weight.dtype)
 
     def frequency_matrices(self, height: int, width: int) -> Tensor:
         """``W^_uv`` for the non-redundant half of the spectrum, complex128 ``(H, W // 2 + 1, C, C)``.

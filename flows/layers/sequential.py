@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,3 +53,6 @@ class Sequential(Layer):
         for layer in reversed(list(self)):
             z = layer.inverse(z)
         return z
+
+    def inverse_parts(self) -> Sequence[Layer]:
+        return list(reversed(list(self)))

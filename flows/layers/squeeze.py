@@ -39,3 +39,7 @@ class Squeeze(Layer):
 
     def inverse(self, z: Tensor) -> Tensor:
         return pixel_shuffle(z, 2)
+
+    @property
+    def inverse_is_capturable(self) -> bool:
+        return True

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from flows.errors import InputError
+from flows.numerics import full_precision
 from flows.solvers.backends import choose_backend
 from flows.solvers.checks import check_finite, check_latent
-from flows.solvers.row_blocks import exact_products
 
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1))
 """(row, column) of the pixels that are read besides the own one, in the order of substitution."""
@@ -134,7 +134,7 @@ class TorchMaskedSolver(MaskedSolver):
 
     def _solve(self, z: Tensor) -> Tensor:
         check_finite(z)
-        with exact_products(z.device):
+        with full_precision(z.device):
             if self.network.reverse:
                 return self._substitute(z.flip(1, 2, 3)).flip(1, 2, 3)
             return self._substitute(z)

@@ -12,11 +12,10 @@ Shapes in this file: B batch, H rows, W columns, C channels, k kernel size, R = 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
+
+from flows.numerics import full_precision
 
 DENSE_UNKNOWNS = 1024  # up to so many numbers in an image, one dense product beats a walk over the rows
 
@@ -27,21 +26,6 @@ def centre_inverse(weight_CCkk: Tensor, direction: str) -> Tensor:
     centre_CC = weight_CCkk[:, :, middle, middle]
     unit_CC = torch.eye(len(centre_CC), dtype=weight_CCkk.dtype, device=weight_CCkk.device)
     return torch.linalg.solve_triangular(centre_CC, unit_CC, upper=direction == "upper")
-
-
-@contextlib.contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """Multiply matrices in their own type: neither autocast nor TF32, whatever the user has turned on."""
-    tf32 = torch.backends.cuda.matmul
-    before = tf32.fp32_precision
-    if device.type == "cuda" and before != "ieee":
-        tf32.fp32_precision = "ieee"
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        if tf32.fp32_precision != before:
-            tf32.fp32_precision = before
 
 
 class RowBlocks:
@@ -72,7 +56,7 @@ class RowBlocks:
 
     def solve(self, z: Tensor) -> Tensor:
         """Return x, (B, C, H, W), for z, (B, C, H, W)."""
-        with exact_products(z.device):
+        with full_precision(z.device):
             return self._solve(z)
 
     def _solve(self, z: Tensor) -> Tensor:

@@ -1,0 +1,324 @@
+"""The prepared inverse of a whole model: the same images, never from stale weights, exact pixels."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from contract import move_parameters
+
+from flows import Flow, sampling
+from flows.caching import _same_on_device, same_contents
+from flows.layers import (
+    ActNorm,
+    AffineCoupling,
+    Conv1x1,
+    EmergingConv2d,
+    MaskedAutoregressiveFlow,
+    PeriodicConv2d,
+    Reverse,
+    Sequential,
+    Shuffle,
+)
+from flows.layers.pixel_map import PixelMap
+from flows.sampling import PreparedInverse
+
+
+def maf(num_channels):
+    return MaskedAutoregressiveFlow(num_channels, 8)
+
+
+def mixed(num_channels):
+    return Sequential(Shuffle(num_channels), Sequential(), PeriodicConv2d(num_channels), Reverse(num_channels))
+
+
+MIXINGS = {"conv1x1": Conv1x1, "emerging": EmergingConv2d, "periodic": PeriodicConv2d, "maf": maf, "mixed": mixed}
+
+
+def make_flow(mixing=EmergingConv2d, image_shape=(1, 4, 8), num_levels=2, deviation=0.05):
+    flow = Flow(image_shape, mixing, AffineCoupling, num_levels, num_steps=2, hidden_channels=6)
+    move_parameters(flow, deviation)
+    return flow
+
+
+def prepared(flow, latents, inverse=None):
+    inverse = flow._prepared_inverse if inverse is None else inverse
+    with torch.inference_mode():
+        return inverse(flow, [*flow.levels, flow.top], flow._invert, latents).clone()
+
+
+def assert_current(flow, batch=2):
+    """What is prepared inverts like the layers themselves, whose own caches start empty."""
+    latents = flow.sample_latents(batch)
+    with torch.no_grad():
+        expected = copy.deepcopy(flow).inverse(latents)
+    tolerance = 1e-9 if expected.dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(prepared(flow, latents), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+def test_the_prepared_inverse_is_the_inverse(mixing):
+    flow = make_flow(mixing).double()
+    for batch in (3, 1, 3):
+        assert_current(flow, batch)
+
+
+def test_neighbours_that_are_affine_in_each_pixel_are_merged():
+    flow = make_flow(lambda c: Sequential(Conv1x1(c), Shuffle(c), ActNorm(c), Reverse(c)), num_levels=1)
+    prepared(flow, flow.sample_latents(1))
+    steps = flow._prepared_inverse._state._steps
+    # Two steps of flow, a coupling and one map each, and the squeeze; then the top.
+    assert sorted(len(found) for found in steps.values()) == [1, 5]
+    assert sum(isinstance(step, PixelMap) for found in steps.values() for step in found) == 2
+
+
+def test_a_pixel_map_then_another_is_their_composition():
+    first, second = (PixelMap(torch.randn(4, 4).double(), torch.randn(4).double()) for _ in range(2))
+    h = torch.randn(2, 4, 3, 5).double()
+    torch.testing.assert_close(first.then(second)(h), second(first(h)))
+
+
+# -- never stale -------------------------------------------------------------------------------------------------------
+
+
+def _optimiser_step(flow):
+    for parameter in flow.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    torch.optim.Adamax(flow.parameters(), lr=0.01).step()
+
+
+def _load(flow):
+    flow.load_state_dict(make_flow(deviation=0.1).to(flow.dtype).state_dict())
+
+
+def _load_by_assignment(flow):
+    flow.load_state_dict(make_flow(deviation=0.1).to(flow.dtype).state_dict(), assign=True)
+
+
+def _swap_with_an_average(flow):
+    average = make_flow(deviation=0.1).to(flow.dtype)
+    for ours, theirs in zip(flow.parameters(), average.parameters(), strict=True):
+        kept = ours.data.clone()
+        ours.data.copy_(theirs.data)
+        theirs.data.copy_(kept)
+
+
+def _new_storage(flow):
+    for parameter in flow.parameters():
+        parameter.data = parameter.data * 1.05
+
+
+def _one_entry(flow):
+    with torch.no_grad():
+        flow.levels[1][2].mixing.lower.weight[0, 0, 2, 2] += 0.25
+
+
+def _one_entry_through_data(flow):
+    flow.levels[0][1].actnorm.bias.data[0] += 0.25
+
+
+def _coupling_through_data(flow):
+    flow.levels[0][1].coupling.network.last.convolution.bias.data += 0.5
+
+
+def _to_other_type_and_back(flow):
+    flow.float().double()
+
+
+def _replace_a_layer(flow):
+    flow.levels[0][1].mixing = make_flow(deviation=0.1).to(flow.dtype).levels[0][1].mixing
+
+
+def _replace_by_a_layer_of_another_kind(flow):
+    flow.levels[0][2].mixing = Conv1x1(4).to(flow.dtype)
+
+
+CHANGES = [
+    _optimiser_step,
+    _load,
+    _load_by_assignment,
+    _swap_with_an_average,
+    _new_storage,
+    _one_entry,
+    _one_entry_through_data,
+    _coupling_through_data,
+    _to_other_type_and_back,
+    _replace_a_layer,
+    _replace_by_a_layer_of_another_kind,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.strip("_"))
+def test_stale_weights_cannot_be_sampled_from(change):
+    flow = make_flow().double()
+    for _ in range(2):
+        assert_current(flow)
+    change(flow)
+    for _ in range(2):
+        assert_current(flow)
+
+
+def test_copies_and_pickles_start_empty_and_are_right():
+    flow = make_flow()
+    assert_current(flow)
+    twin = copy.deepcopy(flow)
+    _one_entry(twin)
+    assert_current(twin)
+    assert_current(flow)
+    assert isinstance(pickle.loads(pickle.dumps(flow._prepared_inverse)), PreparedInverse)
+
+
+def test_contents_are_compared_number_by_number_on_every_kind_of_device():
+    tensors = [torch.randn(3), torch.randn(2, 2).double(), torch.arange(3), torch.tensor(True), torch.empty(0)]
+    copies = [tensor.clone() for tensor in tensors]
+    for compare in (same_contents, _same_on_device):
+        assert compare(tensors, copies)
+        assert compare([], [])
+        for n in range(4):
+            changed = [tensor.clone() for tensor in tensors]
+            last = changed[n].view(-1)[-1:]
+            last.copy_(~last if last.dtype == torch.bool else 2 * last + 1)
+            assert not compare(tensors, changed)
+        unknown = [torch.tensor([float("nan")])]
+        assert not compare(unknown, [unknown[0].clone()])
+    assert not same_contents(tensors, copies[:-1])
+    assert not same_contents([torch.zeros(2)], [torch.zeros(2, 1)])
+    assert not same_contents([torch.zeros(2)], [torch.zeros(2).double()])
+
+
+# -- layers of other people --------------------------------------------------------------------------------------------
+
+
+class Doubling(Conv1x1):
+    """Replaces the inverse, and inherits what its parent says of the parent's."""
+
+    def forward(self, x):
+        z, log_det = super().forward(x)
+        return 2 * z, log_det
+
+    def inverse(self, z):
+        return super().inverse(z / 2)
+
+
+class DoublingEmerging(EmergingConv2d):
+    def inverse(self, z):
+        return super().inverse(z / 2)
+
+
+@pytest.mark.parametrize("mixing", [Doubling, DoublingEmerging])
+def test_a_replaced_inverse_is_not_bypassed(mixing):
+    assert_current(make_flow(mixing))
+
+
+# -- sampling and exact pixels -----------------------------------------------------------------------------------------
+
+
+def test_samples_are_ordinary_tensors_and_leave_nothing_behind_that_autograd_cannot_use():
+    flow = make_flow().requires_grad_(False)
+    images = flow.sample(2)
+    images[0] = 0  # an inference tensor would refuse
+    latents = [z.requires_grad_() for z in flow.sample_latents(2)]
+    with torch.inference_mode():
+        flow.inverse(latents)
+    flow.inverse(latents).sum().backward()
+    assert all(z.grad is not None for z in latents)
+
+
+@pytest.mark.parametrize("mixing", [EmergingConv2d, maf], ids=["emerging", "maf"])
+def test_a_trained_flow_decodes_what_it_encodes_to_the_very_pixels(mixing):
+    flow = Flow((3, 8, 8), mixing, AffineCoupling, num_levels=2, num_steps=3, hidden_channels=16)
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(num_images):
+        slopes = torch.linspace(0, 200, 8) * torch.rand(num_images, 3, 8, 1, generator=generator)
+        return (slopes + 30 * torch.rand(num_images, 3, 8, 8, generator=generator)).to(torch.uint8)
+
+    images = draw(32)
+    flow.initialize(images)
+    optimizer = torch.optim.Adamax(flow.parameters(), lr=5e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        flow.bits_per_dim(images, generator=generator).mean().backward()
+        optimizer.step()
+    for batch in (images, draw(32)):
+        with torch.no_grad():
+            assert torch.equal(flow.decode(flow.encode(batch)), batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(flow.decode(flow.encode(batch)), batch)
+
+
+# -- CUDA graphs, without a GPU ----------------------------------------------------------------------------------------
+
+
+class OnThisCPU(sampling.CapturedInverse):
+    """Stands for a CUDA graph: the same buffers, but the function runs when the graph would be replayed."""
+
+    captured = 0
+
+    def __init__(self, inverse, latents):
+        type(self).captured += 1
+        self._latents, self._inverse = [z.clone() for z in latents], inverse
+        inverse(self._latents)
+
+    def __call__(self, latents):
+        for kept, z in zip(self._latents, latents, strict=True):
+            kept.copy_(z)
+        return self._inverse(self._latents).clone()
+
+
+@pytest.fixture
+def cuda_on_cpu(monkeypatch):
+    monkeypatch.setattr(sampling, "_may_capture", lambda device: True)
+    monkeypatch.setattr(sampling, "CapturedInverse", OnThisCPU)
+    monkeypatch.setattr(OnThisCPU, "captured", 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: type("Stream", (), {"cuda_stream": 0}))
+
+
+def test_the_second_batch_of_a_size_is_captured_and_few_sizes_are_kept(cuda_on_cpu):
+    flow = make_flow(Conv1x1)
+    for batch in (1, 2, 1, 2, 1, 2):
+        assert_current(flow, batch)
+    assert OnThisCPU.captured == 2
+    for batch in range(3, 8):
+        assert_current(flow, batch)
+    assert len(flow._prepared_inverse._state.graphs._graphs) <= sampling.MAX_GRAPHS
+
+
+def test_a_graph_survives_what_it_sees_and_nothing_else(cuda_on_cpu):
+    flow = make_flow(PeriodicConv2d)
+    for _ in range(3):
+        assert_current(flow)
+    assert OnThisCPU.captured == 1
+    _coupling_through_data(flow)  # where the graph reads
+    assert_current(flow)
+    assert OnThisCPU.captured == 1
+    for change in (_one_entry_through_data, _new_storage, _optimiser_step):
+        captured = OnThisCPU.captured
+        change(flow)
+        for _ in range(3):
+            assert_current(flow)
+        assert OnThisCPU.captured == captured + 1
+    flow.levels[0][1].coupling.network.last.convolution.bias.data = torch.ones(4)  # somewhere else
+    for _ in range(3):
+        assert_current(flow)
+    assert OnThisCPU.captured == captured + 2
+
+
+@pytest.mark.parametrize("mixing", [maf, EmergingConv2d, Doubling], ids=["maf", "emerging on a CPU", "unknown"])
+def test_a_model_is_captured_only_if_all_of_its_layers_agree(cuda_on_cpu, mixing):
+    flow = make_flow(mixing)
+    for _ in range(3):
+        assert_current(flow)
+    assert OnThisCPU.captured == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("mixing", [Conv1x1, EmergingConv2d, PeriodicConv2d, maf])
+def test_on_a_gpu_the_captured_inverse_is_the_inverse(mixing):
+    flow = make_flow(mixing).cuda()
+    for change in (None, _one_entry_through_data, _coupling_through_data, _new_storage):
+        if change is not None:
+            change(flow)
+        for batch in (1, 2, 1, 2, 1, 2):
+            assert_current(flow, batch)
+    assert flow._prepared_inverse._state.is_capturable == (mixing is not maf)
