@@ -38,8 +38,13 @@ setup(
     ext_modules=[
         Extension(
             "flows.solvers._autoregressive",
-            sources=["csrc/_autoregressive.pyx", "csrc/autoregressive.c"],
-            depends=["csrc/autoregressive.h", "csrc/substitution.inc.h"],
+            sources=["csrc/_autoregressive.pyx", "csrc/autoregressive.c", "csrc/masked_autoregressive.c"],
+            depends=[
+                "csrc/autoregressive.h",
+                "csrc/substitution.inc.h",
+                "csrc/masked_autoregressive.h",
+                "csrc/masked_substitution.inc.h",
+            ],
             include_dirs=["csrc"],
             # Fused multiply-add halves the work; vectors as local variables need no ABI, so its warning is moot.
             extra_compile_args=["-O3", "-ffp-contract=fast", "-Wno-psabi"],

@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""The compiled substitution of ``autoregressive.h`` for Python: plans, and solving with them outside the GIL.
+"""The compiled substitutions for Python: plans, and solving with them outside the GIL.
 
-Arrays come as addresses, because ``tensor.data_ptr()`` is several times cheaper than a buffer; the caller,
-:mod:`flows.solvers.compiled`, answers for their sizes, types and lifetimes.
+``Plan`` is the one of ``autoregressive.h``, ``MaskedPlan`` the one of ``masked_autoregressive.h``. Arrays come as
+addresses, because ``tensor.data_ptr()`` is several times cheaper than a buffer; the callers,
+:mod:`flows.solvers.compiled` and :mod:`flows.solvers.masked`, answer for their sizes, types and lifetimes.
 """
 
 from libc.stdlib cimport free, malloc
@@ -23,6 +24,18 @@ cdef extern from "autoregressive.h" nogil:
                             int width, int num_taps, const int *offsets, const void *matrices)
     void ar_plan_free(ar_plan *plan)
     ptrdiff_t ar_solve(const ar_plan *plan, const void *z, void *x, ptrdiff_t num_images, int layout, int num_threads)
+
+
+cdef extern from "masked_autoregressive.h" nogil:
+    ctypedef struct mar_plan:
+        pass
+    enum:
+        MAR_NO_MEMORY
+    mar_plan *mar_plan_create(int instruction_set, size_t real_size, int is_reversed, int num_channels, int num_hidden,
+                              int height, int width, const int *first_units, double offset, const void *first,
+                              const void *second, const void *last)
+    void mar_plan_free(mar_plan *plan)
+    ptrdiff_t mar_solve(const mar_plan *plan, const void *z, void *x, ptrdiff_t num_images, int num_threads)
 
 
 def instruction_sets():
@@ -74,5 +87,46 @@ cdef class Plan:
         with nogil:
             result = ar_solve(self.plan, <const void *>z, <void *>x, num_images, layout, num_threads)
         if result == AR_NO_MEMORY:
+            raise MemoryError
+        return result
+
+
+cdef class MaskedPlan:
+    """One masked network, arranged for one instruction set.
+
+    Args:
+        first, second, last: addresses of the contiguous weights with their biases above, see the header.
+        real_size: bytes of a number: 4 or 8.
+        first_units: for each channel the first hidden unit of its degree, then the number of hidden units.
+        offset: added to ``h``.
+        is_reversed: images are taken in the reverse order.
+        instruction_set: a name in :func:`instruction_sets`.
+    """
+
+    cdef mar_plan *plan
+
+    def __cinit__(self, size_t first, size_t second, size_t last, size_t real_size, tuple first_units, double offset,
+                  bint is_reversed, int height, int width, str instruction_set):
+        cdef int num_channels = len(first_units) - 1, index = instruction_sets().index(instruction_set)
+        cdef int *units = <int *>malloc((num_channels + 1) * sizeof(int))
+        if units is NULL:
+            raise MemoryError
+        for c, unit in enumerate(first_units):
+            units[c] = unit
+        self.plan = mar_plan_create(index, real_size, is_reversed, num_channels, units[num_channels], height, width,
+                                    units, offset, <const void *>first, <const void *>second, <const void *>last)
+        free(units)
+        if self.plan is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        mar_plan_free(self.plan)
+
+    def solve(self, size_t z, size_t x, ptrdiff_t num_images, int num_threads):
+        """Solve the images at address ``z`` into ``x``; return the first that is not finite, or -1."""
+        cdef ptrdiff_t result
+        with nogil:
+            result = mar_solve(self.plan, <const void *>z, <void *>x, num_images, num_threads)
+        if result == MAR_NO_MEMORY:
             raise MemoryError
         return result

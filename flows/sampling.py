@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import chain
 
 import torch
@@ -89,7 +90,7 @@ class _State:
         self._parts, self._snapshot = parts, [tensor.detach().clone() for tensor in tensors]
         self._steps: dict[tuple, list[Callable[[Tensor], Tensor]]] = {}
         self.is_capturable = all(
-            part.inverse_is_capturable and _describes_inverse(part, "inverse_is_capturable")
+            part.inverse_is_capturable and _describes_inverse(type(part), "inverse_is_capturable")
             for part in chain.from_iterable(parts.values())
         )
         self.graphs = _Graphs()
@@ -113,7 +114,7 @@ class _State:
         for part in self._parts[layer]:
             # What is kept must serve later calls in any autograd mode, so it must not consist of inference tensors.
             step = None
-            if _describes_inverse(part, "prepare_inverse"):
+            if _describes_inverse(type(part), "prepare_inverse"):
                 with torch.inference_mode(False), torch.no_grad():
                     step = part.prepare_inverse((z.shape[2], z.shape[3]))
             if isinstance(step, PixelMap):
@@ -186,22 +187,34 @@ def _place(tensor: Tensor) -> tuple:
 
 def _parts(layer: Layer) -> Iterator[Layer]:
     """The layers whose inverses, in this order, make up the inverse of ``layer``, down to those without parts."""
-    parts = layer.inverse_parts() if _describes_inverse(layer, "inverse_parts") else ()
+    parts = layer.inverse_parts() if _describes_inverse(type(layer), "inverse_parts") else ()
     if not parts:
         yield layer
     for part in parts:
         yield from _parts(part)
 
 
-def _describes_inverse(layer: Layer, name: str) -> bool:
+@cache
+def _describes_inverse(kind: type[Layer], name: str) -> bool:
     """Whether the member of this name speaks of the present ``inverse``, not of one that a subclass has replaced."""
-    return next(name in vars(cls) for cls in type(layer).__mro__ if name in vars(cls) or "inverse" in vars(cls))
+    return next(name in vars(cls) for cls in kind.__mro__ if name in vars(cls) or "inverse" in vars(cls))
 
 
 def _prepared_from(layer: Layer) -> Iterator[Tensor]:
-    """All that the layer's ``prepare_inverse`` may read; nothing if it has none of its own."""
-    if _describes_inverse(layer, "prepare_inverse"):
-        for module in layer.modules():
-            for tensor in chain(module._parameters.values(), module._buffers.values()):
-                if tensor is not None:
-                    yield tensor
+    """All that the layer's ``prepare_inverse`` may read and that may change; nothing if it has none of its own."""
+    if _describes_inverse(type(layer), "prepare_inverse"):
+        yield from _contents(layer)
+
+
+def _contents(module: nn.Module) -> Iterator[Tensor]:
+    # Not module.parameters() and so on, which take several times as long as this.
+    for tensor in module._parameters.values():
+        if tensor is not None:
+            yield tensor
+    for name, buffer in module._buffers.items():
+        # The mask of a parameter belongs to what the layer is, as its type does; it is as large as the weights.
+        if buffer is not None and name.removesuffix("_mask") not in module._parameters:
+            yield buffer
+    for child in module._modules.values():
+        if child is not None:
+            yield from _contents(child)

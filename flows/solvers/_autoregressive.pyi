@@ -13,3 +13,19 @@ class Plan:
         instruction_set: str,
     ) -> None: ...
     def solve(self, z: int, x: int, num_images: int, channels_last: bool, num_threads: int) -> int: ...
+
+class MaskedPlan:
+    def __init__(
+        self,
+        first: int,
+        second: int,
+        last: int,
+        real_size: int,
+        first_units: tuple[int, ...],
+        offset: float,
+        is_reversed: bool,
+        height: int,
+        width: int,
+        instruction_set: str,
+    ) -> None: ...
+    def solve(self, z: int, x: int, num_images: int, num_threads: int) -> int: ...

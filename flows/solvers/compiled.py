@@ -31,6 +31,18 @@ class _Process:
         cls.forked = True
 
 
+def num_threads() -> int:
+    """As many threads as torch uses, or one in a forked process."""
+    return 1 if _Process.forked else torch.get_num_threads()
+
+
+def why_not_compiled(device: torch.device) -> str | None:
+    """Why compiled code cannot be used for tensors on ``device``; None if it can."""
+    if device.type != "cpu":
+        return f"it runs on the CPU, and the filter is on {device}"
+    return _why_missing
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_Process.mark_as_forked)
 
@@ -54,9 +66,7 @@ class CompiledSolver(AutoregressiveConvSolver):
 
     @classmethod
     def unavailable(cls, device: torch.device) -> str | None:
-        if device.type != "cpu":
-            return f"it runs on the CPU, and the filter is on {device}"
-        return _why_missing
+        return why_not_compiled(device)
 
     def _prepare(self, weight: Tensor) -> None:
         middle = self.kernel_size // 2
@@ -89,8 +99,7 @@ class CompiledSolver(AutoregressiveConvSolver):
             channels_last = z.is_contiguous(memory_format=torch.channels_last)
             z = z if channels_last else z.contiguous()
         x = torch.empty_like(z)
-        threads = 1 if _Process.forked else torch.get_num_threads()
-        bad = self._plan.solve(z.data_ptr(), x.data_ptr(), z.shape[0], channels_last, threads)
+        bad = self._plan.solve(z.data_ptr(), x.data_ptr(), z.shape[0], channels_last, num_threads())
         if bad >= 0:
             raise non_finite_image(bad)
         return x

@@ -28,7 +28,8 @@ from torch import Tensor
 from flows.errors import InputError
 from flows.numerics import full_precision
 from flows.solvers.backends import choose_backend
-from flows.solvers.checks import check_finite, check_latent
+from flows.solvers.checks import check_finite, check_latent, non_finite_image
+from flows.solvers.compiled import _autoregressive, num_threads, why_not_compiled
 
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1))
 """(row, column) of the pixels that are read besides the own one, in the order of substitution."""
@@ -178,11 +179,60 @@ class TorchMaskedSolver(MaskedSolver):
 def independent_pixels(height: int, width: int) -> Iterator[list[tuple[int, int]]]:
     """The pixels in an order of substitution, those together that have the same ``2 i + j``."""
     for front in range(width + 2 * height - 2):
-        pixels = [(i, front - 2 * i) for i in range(height)]
-        yield [(i, j) for i, j in pixels if 0 <= j < width]
+        pixels = [(i, front - 2 * i) for i in range(height) if 0 <= front - 2 * i < width]
+        if pixels:
+            yield pixels
 
 
-BACKENDS: dict[str, type[MaskedSolver]] = {solver.name: solver for solver in (TorchMaskedSolver,)}
+@final
+class CompiledMaskedSolver(MaskedSolver):
+    """Substitution in a C kernel, vectorised over hidden units, up to four pixels or images at a time.
+
+    Uses as many threads as ``torch.get_num_threads()`` says, each with images of its own (one in a forked process), and
+    releases the GIL. Records no gradients.
+
+    Cost: about ``2 B H W (13.5 C U + U^2 / 2)`` operations. Memory: a map of hidden units for each image in work.
+    """
+
+    name = "compiled"
+
+    def __init__(self, network: MaskedNetwork, image_size: tuple[int, int]) -> None:
+        super().__init__(network, image_size)
+        reason = why_not_compiled(network.first_bias.device)
+        if reason is not None:
+            raise InputError(f"the compiled backend cannot be used: {reason}")
+        layers = [
+            torch.cat([bias[None], *weights]).detach().contiguous()
+            for bias, weights in (
+                (network.first_bias, [network.first_before, network.first_own]),
+                (network.second_bias, [network.second]),
+                (network.last_bias, [network.last_before, network.last_own]),
+            )
+        ]
+        self._plan = _autoregressive.MaskedPlan(
+            layers[0].data_ptr(),
+            layers[1].data_ptr(),
+            layers[2].data_ptr(),
+            layers[0].element_size(),
+            network.first_units,
+            network.offset,
+            network.reverse,
+            *image_size,
+            _autoregressive.instruction_sets()[-1],
+        )
+
+    def _solve(self, z: Tensor) -> Tensor:
+        if z.requires_grad and torch.is_grad_enabled():
+            raise InputError("the compiled backend records no gradient: use backend torch, or torch.no_grad()")
+        z = z.resolve_neg().contiguous()
+        x = torch.empty_like(z)
+        bad = self._plan.solve(z.data_ptr(), x.data_ptr(), len(z), num_threads())
+        if bad >= 0:
+            raise non_finite_image(bad)
+        return x
+
+
+BACKENDS: dict[str, type[MaskedSolver]] = {solver.name: solver for solver in (TorchMaskedSolver, CompiledMaskedSolver)}
 
 
 def choose_masked_backend(*tensors: Tensor) -> str:

@@ -1,0 +1,209 @@
+"""Masked autoregressive layers: what depends on what, and their inverses, compiled and in torch."""
+
+import multiprocessing
+import threading
+from functools import partial
+
+import pytest
+import torch
+from contract import check_inverse_gradients, make
+from test_sampling import assert_current, make_flow
+
+from flows import InputError, NonFiniteError
+from flows.diagnostics import count_parameters
+from flows.layers import MaskedAutoregressiveFlow, MaskedAutoregressiveTransform
+from flows.solvers.compiled import CompiledSolver
+from flows.solvers.masked import independent_pixels
+
+NEEDS_COMPILED = pytest.mark.skipif(
+    CompiledSolver.unavailable(torch.device("cpu")) is not None, reason="the extension is not built"
+)
+SOLVERS = ["torch", pytest.param("compiled", marks=NEEDS_COMPILED)]
+
+
+def transform(num_channels, hidden_channels, solver=None, dtype=torch.float64, deviation=0.1, **options):
+    layer = make(partial(MaskedAutoregressiveTransform, num_channels, hidden_channels, **options), deviation)
+    layer.solver = solver
+    return layer.to(dtype)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("hidden_channels", [3, 12])
+def test_every_number_depends_on_those_before_it_and_on_all_that_the_network_can_see(hidden_channels, reverse):
+    layer = transform(4, hidden_channels, reverse=reverse, deviation=0.5)
+    jacobian = 0
+    for _ in range(5):  # ReLU hides some of what there is
+        x = torch.randn(1, 4, 3, 3).double()
+        found = torch.autograd.functional.jacobian(lambda x: layer(x)[0], x)
+        jacobian = jacobian + found.reshape(4, 9, 4, 9).permute(1, 0, 3, 2).reshape(36, 36).abs()
+    if reverse:
+        jacobian = jacobian.flip(0, 1)
+    assert not jacobian.triu(1).any()
+    assert jacobian.diagonal().all()
+    own_pixel = jacobian[:4, :4]
+    if hidden_channels > 4:
+        assert own_pixel.tril().count_nonzero() == 10
+        assert jacobian[-1, :32].all(), "the last pixel of a 3x3 image sees all others"
+
+
+def test_two_layers_of_opposite_order_let_every_number_see_every_other():
+    layer = make(partial(MaskedAutoregressiveFlow, 3, 12), deviation=0.5)
+    x = torch.randn(4, 3, 2, 3).double()
+    jacobian = torch.autograd.functional.jacobian(lambda x: layer(x)[0].sum(0).flatten(), x)
+    assert jacobian.abs().amax(1).flatten(1).all()
+
+
+def test_a_new_layer_only_scales():
+    layer, x = MaskedAutoregressiveTransform(3), torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(layer(x)[0], x * torch.sigmoid(torch.tensor(2.0)))
+
+
+def test_masked_weights_do_not_count_as_parameters():
+    layer = MaskedAutoregressiveTransform(2, 4)  # degrees 0, 0, 1, 1
+    first, second, last = 4 * (4 * 2) + 2, 4 * 4 - 4, 4 * (4 * 4) + 2 * 2 + 2 * 4
+    assert count_parameters(layer) == first + 4 + second + 4 + last + 4
+
+
+def test_pixels_that_are_solved_together_do_not_read_one_another():
+    solved = set()
+    for pixels in independent_pixels(5, 4):
+        for i, j in pixels:
+            for neighbour in ((i - 1, j - 1), (i - 1, j), (i - 1, j + 1), (i, j - 1)):
+                assert neighbour in solved or neighbour[0] < 0 or neighbour[1] not in range(4)
+        solved.update(pixels)
+    assert len(solved) == 20
+
+
+@NEEDS_COMPILED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("num_channels", "hidden_channels", "image_size"),
+    [
+        (1, 1, (1, 1)),
+        (3, 2, (4, 5)),
+        (4, 96, (3, 1)),
+        (12, 96, (5, 6)),
+        (13, 40, (1, 9)),
+        (7, 33, (9, 2)),
+        (48, 96, (4, 4)),
+    ],
+)
+@torch.no_grad()
+def test_compiled_agrees_with_torch_and_inverts(num_channels, hidden_channels, image_size, reverse, dtype):
+    layer = transform(num_channels, hidden_channels, dtype=dtype, deviation=0.05, reverse=reverse)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+    for batch in (0, 1, 2, 5, 9):
+        x = torch.randn(batch, num_channels, *image_size, dtype=dtype)
+        z = layer(x)[0]
+        if batch == 5:
+            z = z.to(memory_format=torch.channels_last)
+        answers = []
+        for solver in ("compiled", "torch"):
+            layer.solver = solver
+            answers.append(layer.inverse(z))
+            torch.testing.assert_close(answers[-1], x, atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(*answers, atol=tolerance, rtol=tolerance)
+
+
+@NEEDS_COMPILED
+@torch.no_grad()
+def test_an_image_alone_comes_out_as_in_any_batch_with_any_number_of_threads():
+    layer = transform(5, 12, "compiled")
+    z = torch.randn(7, 5, 6, 5).double()
+    together = layer.inverse(z)
+    for batch in (1, 2, 3, 4, 6):
+        torch.testing.assert_close(layer.inverse(z[:batch]), together[:batch], atol=1e-12, rtol=0)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        torch.testing.assert_close(layer.inverse(z), together, atol=1e-12, rtol=0)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@torch.no_grad()
+def test_what_cannot_be_inverted_is_refused(solver):
+    layer, z = transform(3, 6, solver), torch.randn(2, 3, 4, 4).double()
+    for value in (float("nan"), float("inf")):
+        spoilt = z.clone()
+        spoilt[1, 2, 0, 3] = value
+        with pytest.raises(NonFiniteError, match="image 1"):
+            layer.inverse(spoilt)
+    with pytest.raises(InputError, match="shape"):
+        layer.inverse(z[:, :2])
+    with pytest.raises(InputError, match="type"):
+        layer.inverse(z.float())
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(InputError, match="solver"):
+        MaskedAutoregressiveTransform(3, solver="cuda")
+    with pytest.raises(InputError, match="hidden_channels"):
+        MaskedAutoregressiveFlow(3, 0)
+
+
+@NEEDS_COMPILED
+def test_compiled_refuses_to_lose_a_gradient_and_is_not_chosen_where_one_is_recorded():
+    layer = transform(2, 4, "compiled")
+    with pytest.raises(InputError, match="gradient"):
+        layer.inverse(torch.randn(1, 2, 3, 3).double().requires_grad_())
+    layer.solver = None
+    layer.requires_grad_(False)
+    check_inverse_gradients(layer, torch.randn(1, 2, 3, 2).double())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_whole_flow_samples_through_either_solver(solver):
+    flow = make_flow(lambda c: MaskedAutoregressiveFlow(c, 8, solver=solver))
+    assert_current(flow, 3)
+
+
+@NEEDS_COMPILED
+@torch.no_grad()
+def test_several_threads_may_invert_one_layer():
+    layer = transform(6, 24, "compiled")
+    batches = [torch.randn(1 + n, 6, 5, 5).double() for n in range(4)]
+    expected = [layer.inverse(z) for z in batches]
+    wrong = []
+
+    def work(n):
+        with torch.no_grad():
+            for _ in range(20):
+                if not torch.equal(layer.inverse(batches[n]), expected[n]):
+                    wrong.append(n)
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(len(batches))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+        assert not worker.is_alive()
+    assert not wrong
+
+
+def _invert_in_child(layer, z, expected):
+    with torch.no_grad():
+        raise SystemExit(0 if layer.inverse(z).flatten().tolist() == expected else 1)
+
+
+@NEEDS_COMPILED
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@torch.no_grad()
+def test_a_forked_process_can_invert():
+    layer, z = transform(4, 16, "compiled"), torch.randn(12, 4, 5, 5).double()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        expected = layer.inverse(z).flatten().tolist()
+        child = multiprocessing.get_context("fork").Process(target=_invert_in_child, args=(layer, z, expected))
+        child.start()
+        child.join(timeout=60)
+    finally:
+        torch.set_num_threads(threads)
+    alive = child.is_alive()
+    child.kill()
+    assert not alive, "the child hangs"
+    assert child.exitcode == 0
