@@ -17,7 +17,12 @@ import torch
 
 
 def fastest_of_many(
-    candidates: Mapping[str, Callable[[], object]], *, seconds: float, device: torch.device, min_rounds: int = 3
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float,
+    device: torch.device,
+    min_rounds: int = 3,
+    warm_up: bool = True,
 ) -> dict[str, float]:
     """Seconds that each candidate takes at best, in rounds that run every candidate once.
 
@@ -25,11 +30,13 @@ def fastest_of_many(
         candidates: functions without arguments, by name.
         seconds: rounds start until so much time has passed.
         device: a CUDA device is waited for before and after each run.
-        min_rounds: so many rounds run at least, besides one to warm up.
+        min_rounds: so many rounds run at least, besides those to warm up.
+        warm_up: run each once, untimed, before (twice on a CUDA device, where the second call captures graphs).
     """
     best = dict.fromkeys(candidates, float("inf"))
-    for candidate in candidates.values():
-        candidate()
+    if warm_up:
+        for candidate in [*candidates.values()] * (2 if device.type == "cuda" else 1):
+            candidate()
     start, rounds = time.perf_counter(), 0
     while rounds < min_rounds or time.perf_counter() - start < seconds:
         for name, candidate in candidates.items():

@@ -1,0 +1,220 @@
+"""Time sampling from whole models, emerging and MAF against 1x1: the rows of the paper's table 5.
+
+    python -m benchmarks.sampling
+    python -m benchmarks.sampling --models 1x1 emerging --batches 1 16 --num-steps 8 --naive --output sampling.json
+
+The models are the paper's: L 3, D 32 for CIFAR10 and L 4, D 48 for ImageNet64; width 512, and 462 for MAF, which makes
+the numbers of parameters equal. What is timed is ``flow.decode``: from latents to pixels. A row is a model and the
+solver of its mixing layers; behind each time stands its ratio to the first row. ``naive`` is the textbook's
+substitution in torch, one pixel and channel at a time, all images at once; since one such model takes hours, one mixing
+layer of each level is timed, and its time is counted D times, on top of the 1x1 model's (marked ~). Nothing here fails
+on a time: where a bar is set, ``!`` marks a figure beyond it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.inverse import naive_inverse
+from benchmarks.timing import describe_machine, fastest_of_many, format_table, format_time, write_json
+from flows import Flow, InputError
+from flows.layers import (
+    AffineCoupling,
+    AutoregressiveConv2d,
+    Conv1x1,
+    EmergingConv2d,
+    MaskedAutoregressiveFlow,
+    MaskedAutoregressiveTransform,
+)
+from flows.layers.coupling import SCALE_OFFSET
+from flows.solvers import find_backend
+from flows.solvers.compiled import CompiledSolver
+
+
+@dataclass(frozen=True)
+class Data:
+    """An image shape and the paper's depth for it."""
+
+    image_shape: tuple[int, int, int]
+    num_levels: int
+    num_steps: int
+
+
+DATA = {"cifar10": Data((3, 32, 32), 3, 32), "imagenet64": Data((3, 64, 64), 4, 48)}
+MODELS = {"1x1": (Conv1x1, 512), "maf": (MaskedAutoregressiveFlow, 462), "emerging": (EmergingConv2d, 512)}
+# By model and batch size: its time over that of the 1x1 model, at most.
+BARS = {("emerging", 1): 1.10, ("emerging", 16): 1.05, ("maf", 16): 5.0}
+
+
+def naive_convolution(z: Tensor, layer: AutoregressiveConv2d) -> Tensor:
+    """The textbook's inverse of an autoregressive convolution."""
+    if layer.bias is not None:
+        z = z - layer.bias[:, None, None]
+    if layer.direction == "lower":
+        return naive_inverse(z, layer.filter())
+    return naive_inverse(z.flip(1, 2, 3), layer.filter().flip(0, 1, 2, 3)).flip(1, 2, 3)
+
+
+def naive_masked(z: Tensor, layer: MaskedAutoregressiveTransform) -> Tensor:
+    """The textbook's inverse of a masked network, which is evaluated anew, on the rows that matter, for each number."""
+    x = torch.zeros_like(z)
+    _, num_channels, height, width = z.shape
+    numbers = [(i, j, c) for i in range(height) for j in range(width) for c in range(num_channels)]
+    for i, j, c in reversed(numbers) if layer.reverse else numbers:
+        top = max(0, i - 2)
+        outputs = layer.last(layer.second(layer.first(x[:, :, top : i + 3]).relu()).relu())[:, :, i - top, j]
+        x[:, c, i, j] = (z[:, c, i, j] - outputs[:, 2 * c]) / torch.sigmoid(outputs[:, 2 * c + 1] + SCALE_OFFSET)
+    return x
+
+
+def seconds_of_naive_layers(flow: Flow, batch: int, device: torch.device) -> float:
+    """What the mixing layers of a model would take in all, from one layer of each level."""
+    total = 0.0
+    levels = {step.actnorm.bias.shape[0]: (step, shape) for _, step, shape in flow.steps()}
+    for step, shape in levels.values():
+        z = torch.randn(batch, *shape, device=device)
+        if isinstance(step.mixing, EmergingConv2d):
+            upper, lower = step.mixing.upper, step.mixing.lower
+            candidates: dict[str, Callable[[], object]] = {
+                "naive": partial(lambda z, a, b: naive_convolution(naive_convolution(z, a), b), z, upper, lower)
+            }
+        else:
+            back, ahead = step.mixing.back, step.mixing.ahead
+            candidates = {"naive": partial(lambda z, a, b: naive_masked(naive_masked(z, a), b), z, back, ahead)}
+        fastest = fastest_of_many(candidates, seconds=0, device=device, min_rounds=1, warm_up=False)
+        total += fastest["naive"] * sum(s.actnorm.bias.shape == step.actnorm.bias.shape for _, s, _ in flow.steps())
+    return total
+
+
+def with_solver(flow: Flow, solver: str) -> Flow:
+    """The same model, sharing its parameters, with another solver in its mixing layers."""
+    twin = copy.deepcopy(flow, {id(parameter): parameter for parameter in flow.parameters()})
+    for module in twin.modules():
+        if isinstance(module, (AutoregressiveConv2d, MaskedAutoregressiveTransform)):
+            module.solver = solver
+    return twin
+
+
+def make_rows(data: Data, options: argparse.Namespace, device: torch.device) -> dict[tuple[str, str], Flow]:
+    """The models by name and solver."""
+    rows = {}
+    for name in options.models:
+        mixing, width = MODELS[name]
+        num_steps = options.num_steps or data.num_steps
+        flow = Flow(data.image_shape, mixing, AffineCoupling, data.num_levels, num_steps, options.width or width)
+        flow.to(device).eval()
+        solvers = ["-"]
+        if name != "1x1":
+            solvers = ["torch", "compiled"] + (["cuda"] if name == "emerging" else [])
+            solvers = [solver for solver in solvers if find_backend(solver).unavailable(device) is None]
+            solvers = [solver for solver in solvers if options.solvers is None or solver in options.solvers]
+        rows.update({(name, solver): with_solver(flow, solver) for solver in solvers})
+    return rows
+
+
+def measure(
+    rows: dict[tuple[str, str], Flow], batch: int, options: argparse.Namespace, device: torch.device
+) -> list[dict[str, object]]:
+    """All rows of one batch size."""
+    first = next(iter(rows.values()))
+    latents = first.sample_latents(batch, options.temperature, torch.Generator().manual_seed(0))
+    candidates = {f"{name} {solver}": partial(flow.decode, latents) for (name, solver), flow in rows.items()}
+    best = fastest_of_many(candidates, seconds=options.seconds, device=device, min_rounds=options.rounds)
+    reference = next(iter(best.values()))
+    results: list[dict[str, object]] = []
+    for name in options.models:
+        times = {solver: best[f"{name} {solver}"] for row, solver in rows if row == name}
+        if options.naive and name != "1x1":
+            flow = next(flow for (row, _), flow in rows.items() if row == name)
+            times = {"naive": reference + seconds_of_naive_layers(flow, batch, device), **times}
+        for solver, seconds in times.items():
+            results.append(
+                {
+                    "model": name,
+                    "solver": solver,
+                    "batch": batch,
+                    "seconds": seconds,
+                    "ms_per_image": 1000 * seconds / batch,
+                    "ratio": seconds / reference,
+                    "extrapolated": solver == "naive",
+                }
+            )
+    return results
+
+
+def as_row(result: dict, fastest: str) -> list[str]:
+    """One line of the table; ``fastest`` is the solver that the bars are meant for."""
+    bar = BARS.get((result["model"], result["batch"]), float("inf"))
+    missed = result["solver"] == fastest and result["bars_apply"] and result["ratio"] > bar
+    return [
+        result["data"],
+        result["model"],
+        result["solver"],
+        str(result["batch"]),
+        ("~" if result["extrapolated"] else "") + format_time(result["seconds"]),
+        f"{result['ms_per_image']:.3g}",
+        f"{result['ratio']:.3f}x{'!' if missed else ''}",
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="ratios are to the first")
+    parser.add_argument("--solvers", nargs="+", choices=["torch", "compiled", "cuda"], help="default: all that run")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64, 256])
+    parser.add_argument("--num-steps", type=int, help="D; default: the paper's")
+    parser.add_argument("--width", type=int, help="of the coupling networks; default: the paper's")
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument("--seconds", type=float, default=10.0, help="time for each batch size, besides the naive rows")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each row, at least")
+    parser.add_argument("--naive", action="store_true", help="time naive layers, too (minutes for each batch size)")
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    device = torch.device(options.device)
+    fastest = "cuda" if device.type == "cuda" else "compiled"
+    if fastest == "compiled" and CompiledSolver.unavailable(device) is not None:
+        fastest = "torch"
+
+    machine = describe_machine(device)
+    print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", end="\n\n")
+    results = []
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for name in options.data:
+            rows = make_rows(DATA[name], options, device)
+            for batch in options.batches:
+                print(f"\r{name}, batch {batch} ...  ", end="", file=sys.stderr)
+                whole = options.num_steps is None and options.width is None and options.models[0] == "1x1"
+                for result in measure(rows, batch, options, device):
+                    bars_apply = name == "cifar10" and device.type == "cpu" and whole
+                    results.append({"data": name, **result, "bars_apply": bars_apply})
+            rows.clear()
+    print(f"\rmeasured for {time.perf_counter() - started:.0f} s{' ' * 40}", file=sys.stderr)
+    header = ["data", "model", "solver", "batch", "a batch", "ms/image", f"to {options.models[0]}"]
+    print(format_table(header, [as_row(result, fastest) for result in results]))
+    if options.output:
+        write_json(options.output, {"machine": machine, "results": results})
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,150 @@
+"""Time one step of training - forward, backward, Adamax - for every mixing layer, and measure its memory.
+
+    python -m benchmarks.training
+    python -m benchmarks.training --mixing conv1x1 emerging --num-steps 32 --width 512 --batch 64 --output training.json
+
+Behind each time stands its ratio to the first row. The memory is the most that a process of its own held during one
+step beyond what it held before there was a model; on a GPU, the most that was allocated there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.timing import describe_machine, fastest_of_many, format_table, format_time, write_json
+from flows import Flow, InputError
+from flows.layers import (
+    AffineCoupling,
+    Conv1x1,
+    EmergingConv2d,
+    Layer,
+    MaskedAutoregressiveFlow,
+    PeriodicConv2d,
+    Reverse,
+    Shuffle,
+)
+
+MIXINGS: dict[str, Callable[[int], Layer]] = {
+    "conv1x1": Conv1x1,
+    "conv1x1_plu": partial(Conv1x1, parametrization="plu"),
+    "conv1x1_qr": partial(Conv1x1, parametrization="qr"),
+    "emerging": EmergingConv2d,
+    "periodic": PeriodicConv2d,
+    "maf": MaskedAutoregressiveFlow,
+    "reverse": Reverse,
+    "shuffle": Shuffle,
+}
+
+
+def make_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
+    """One step of training with random images."""
+    torch.manual_seed(0)
+    device = torch.device(options.device)
+    shape = (3, options.image_size, options.image_size)
+    flow = Flow(shape, MIXINGS[name], AffineCoupling, options.num_levels, options.num_steps, options.width)
+    flow.to(device)
+    images = torch.randint(0, 256, (options.batch, *shape), device=device).to(torch.uint8)
+    flow.initialize(images)
+    optimizer = torch.optim.Adamax(flow.parameters(), lr=1e-3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        flow.bits_per_dim(images).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def peak_memory(name: str, options: argparse.Namespace) -> int:
+    """Bytes, in a process that did nothing else."""
+    if options.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        make_step(name, options)()
+        return torch.cuda.max_memory_allocated()
+    import resource  # there is none on Windows
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = make_step(name, options)
+    for _ in range(2):  # the second has the optimiser's state besides the gradients
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mixing", nargs="+", choices=MIXINGS, default=list(MIXINGS), help="ratios are to the first")
+    parser.add_argument("--num-levels", type=int, default=3)
+    parser.add_argument("--num-steps", type=int, default=4)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument("--seconds", type=float, default=30.0, help="time for all rows together")
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+
+    machine = describe_machine(device)
+    print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", end="\n\n")
+    started = time.perf_counter()
+    memory = {}
+    for name in options.mixing:
+        print(f"\rmemory of {name} ...      ", end="", file=sys.stderr)
+        with multiprocessing.get_context("spawn").Pool(1) as process:
+            memory[name] = process.apply(peak_memory, (name, options))
+    print("\rtimes of all ...           ", end="", file=sys.stderr)
+    steps = {name: make_step(name, options) for name in options.mixing}
+    best = fastest_of_many(steps, seconds=options.seconds, device=device)
+    print(f"\rmeasured for {time.perf_counter() - started:.0f} s{' ' * 40}", file=sys.stderr)
+
+    results = [
+        {
+            "mixing": name,
+            "seconds": seconds,
+            "images_per_second": options.batch / seconds,
+            "ratio": seconds / best[options.mixing[0]],
+            "peak_bytes": memory[name],
+        }
+        for name, seconds in best.items()
+    ]
+    header = ["mixing", "a step", f"to {options.mixing[0]}", "images/s", "peak memory"]
+    print(
+        format_table(
+            header,
+            [
+                [
+                    result["mixing"],
+                    format_time(result["seconds"]),
+                    f"{result['ratio']:.3f}x",
+                    f"{result['images_per_second']:.3g}",
+                    f"{result['peak_bytes'] / 2**20:.0f} MiB",
+                ]
+                for result in results
+            ],
+        )
+    )
+    if options.output:
+        setting = {key: value for key, value in vars(options).items() if key not in ("output", "mixing")}
+        write_json(options.output, {"machine": machine, "setting": setting, "results": results})
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
