@@ -20,6 +20,7 @@ from flows.layers import (
     Sequential,
     Shuffle,
 )
+from flows.layers.networks import CouplingNetwork
 from flows.layers.pixel_map import PixelMap
 from flows.sampling import PreparedInverse
 
@@ -184,6 +185,16 @@ def test_contents_are_compared_number_by_number_on_every_kind_of_device():
     assert not same_contents(tensors, copies[:-1])
     assert not same_contents([torch.zeros(2)], [torch.zeros(2, 1)])
     assert not same_contents([torch.zeros(2)], [torch.zeros(2).double()])
+
+
+@pytest.mark.parametrize("options", [{}, {"edge_bias": False}, {"actnorm": False}], ids=str)
+def test_the_network_in_place_gives_the_very_same_numbers(options):
+    network = CouplingNetwork(3, 8, 6, **options)
+    move_parameters(network, 0.3)
+    x = torch.randn(2, 3, 4, 5)
+    before = x.clone()
+    assert torch.equal(network.infer(x), network(x))
+    assert torch.equal(x, before)
 
 
 # -- layers of other people --------------------------------------------------------------------------------------------

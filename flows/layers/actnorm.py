@@ -59,6 +59,10 @@ class ActNorm(Layer):
         log_det = x.shape[2] * x.shape[3] * log_scale.sum()
         return (x + self.bias) * torch.exp(log_scale), same_for_every_image(log_det, x)
 
+    def normalize_(self, x: Tensor) -> None:
+        """The map without its log-det, in place."""
+        x.add_(self.bias).mul_(torch.exp(LOG_SCALE_FACTOR * self.log_scale))
+
     def inverse(self, z: Tensor) -> Tensor:
         return z * torch.exp(-LOG_SCALE_FACTOR * self.log_scale) - self.bias
 

@@ -33,6 +33,11 @@ class _Coupling(Layer):
             half, hidden_channels, half * self.outputs_per_channel, edge_bias=edge_bias, actnorm=actnorm
         )
 
+    def _predict(self, z1: Tensor) -> Tensor:
+        """The network's outputs, for the inverse."""
+        # Not for the forward pass: there, hooks look at what every module passes on, without autograd too.
+        return self.network(z1) if torch.is_grad_enabled() else self.network.infer(z1)
+
 
 class AffineCoupling(_Coupling):
     """Scales and shifts the second half of the channels by amounts that a network reads off the first half.
@@ -61,22 +66,18 @@ class AffineCoupling(_Coupling):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x1, x2 = x.chunk(2, dim=1)
-        shift, log_scale = self._shift_and_log_scale(x1)
+        shift, log_scale = _shift_and_log_scale(self.network(x1))
         z = torch.cat([x1, (x2 + shift) * torch.exp(log_scale)], dim=1)
         return z, per_image_sum(log_scale)
 
     def inverse(self, z: Tensor) -> Tensor:
         z1, z2 = z.chunk(2, dim=1)
-        shift, log_scale = self._shift_and_log_scale(z1)
+        shift, log_scale = _shift_and_log_scale(self._predict(z1))
         return torch.cat([z1, z2 * torch.exp(-log_scale) - shift], dim=1)
 
     @property
     def inverse_is_capturable(self) -> bool:
         return True
-
-    def _shift_and_log_scale(self, x1: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self.network(x1)
-        return outputs[:, 0::2], logsigmoid(outputs[:, 1::2] + SCALE_OFFSET)
 
 
 class AdditiveCoupling(_Coupling):
@@ -108,8 +109,12 @@ class AdditiveCoupling(_Coupling):
 
     def inverse(self, z: Tensor) -> Tensor:
         z1, z2 = z.chunk(2, dim=1)
-        return torch.cat([z1, z2 - self.network(z1)], dim=1)
+        return torch.cat([z1, z2 - self._predict(z1)], dim=1)
 
     @property
     def inverse_is_capturable(self) -> bool:
         return True
+
+
+def _shift_and_log_scale(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    return outputs[:, 0::2], logsigmoid(outputs[:, 1::2] + SCALE_OFFSET)

@@ -71,7 +71,7 @@ class PaddedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
-        return z if self.edge_bias is None else z + self.edge_bias(x.shape[2], x.shape[3])
+        return z if self.edge_bias is None else z.add_(self.edge_bias(x.shape[2], x.shape[3]))
 
 
 class ZeroConv2d(nn.Module):
@@ -129,4 +129,17 @@ class CouplingNetwork(nn.Module):
             if norm is not None:
                 x, _ = norm(x)
             x = torch.relu(x)
+        return self.last(x)
+
+    @torch.no_grad()
+    def infer(self, x: Tensor) -> Tensor:
+        """What ``forward`` returns, bit for bit, but without autograd and with each intermediate written in place.
+
+        New memory for each would have to be mapped and brought into the cache first.
+        """
+        for convolution, norm in ((self.first, self.first_norm), (self.second, self.second_norm)):
+            x = convolution(x)
+            if norm is not None:
+                norm.normalize_(x)
+            x.relu_()
         return self.last(x)
