@@ -242,7 +242,8 @@ static void solve_group(const mar_plan *plan, const char *z, char *x, int num_im
                 }
             }
         }
-        plan->solve(plan, &at);
+        if (at.count > 0)
+            plan->solve(plan, &at);
         at.count = 0;
     }
 }

@@ -30,22 +30,31 @@ TARGET static inline ALWAYS_INLINE void NAME(add_block)(const int sites, const i
             ((NAME(vec) *)sums[s])[first + v] = sum[s * size + v];
 }
 
-/* Pass n values, from the index `from` on, to all sums from output `output` on. `weights` points to their first row. */
-TARGET static inline ALWAYS_INLINE void NAME(pass_on)(const int sites, void *const *sums, ptrdiff_t output,
-                                                      void *const *values, ptrdiff_t from, const REAL *weights,
-                                                      ptrdiff_t num_outputs, ptrdiff_t n)
+/* For all sums from output `output` on, in blocks that fill the registers. */
+TARGET static inline ALWAYS_INLINE void NAME(add_blocks)(const int sites, void *const *sums, ptrdiff_t output,
+                                                         void *const *values, ptrdiff_t from, const NAME(vec) *weights,
+                                                         ptrdiff_t row, ptrdiff_t n)
 {
     const int size = MAX_SUMS / sites;
-    const NAME(vec) *rows = (const NAME(vec) *)weights;
-    const ptrdiff_t row = num_outputs / LANES;
     ptrdiff_t v = output / LANES;
     for (; v + size <= row; v += size)
-        NAME(add_block)(sites, size, sums, v, values, from, rows, row, n);
+        NAME(add_block)(sites, size, sums, v, values, from, weights, row, n);
     for (; v < row; v++)
-        NAME(add_block)(sites, 1, sums, v, values, from, rows, row, n);
+        NAME(add_block)(sites, 1, sums, v, values, from, weights, row, n);
 }
 
-TARGET static inline ALWAYS_INLINE void NAME(rectify)(const int sites, void *const *units, int begin, int end)
+/* Pass n values, from the index `from` on, to all sums from output `output` on. `weights` points to their first row. */
+TARGET static void NAME(pass_on)(int sites, void *const *sums, ptrdiff_t output, void *const *values, ptrdiff_t from,
+                                 const REAL *weights, ptrdiff_t num_outputs, ptrdiff_t n)
+{
+#define CASE(sites)                                                                                          \
+    case sites:                                                                                              \
+        NAME(add_blocks)(sites, sums, output, values, from, (const NAME(vec) *)weights, num_outputs / LANES, n); break;
+    switch (sites) { CASE(1) CASE(2) CASE(3) CASE(4) }
+#undef CASE
+}
+
+TARGET static inline void NAME(rectify)(int sites, void *const *units, int begin, int end)
 {
     for (int s = 0; s < sites; s++)
         for (int u = begin; u < end; u++) {
@@ -55,8 +64,9 @@ TARGET static inline ALWAYS_INLINE void NAME(rectify)(const int sites, void *con
 }
 
 /* Solve one pixel at each site. */
-TARGET static inline ALWAYS_INLINE void NAME(solve_sites)(const int sites, const mar_plan *plan, const site_list *at)
+TARGET static void NAME(solve)(const mar_plan *plan, const site_list *at)
 {
+    const int sites = at->count;
     const ptrdiff_t channels = plan->num_channels, hidden = plan->hidden_stride, outputs = plan->output_stride;
     const ptrdiff_t above = -(plan->map_width + 1), left = -1;
     const REAL *first = plan->first, *second = plan->second, *last = plan->last;
@@ -93,16 +103,6 @@ TARGET static inline ALWAYS_INLINE void NAME(solve_sites)(const int sites, const
             *(REAL *)at->bad[s] += z * 0;
         }
         NAME(pass_on)(sites, at->hidden1, end, at->x, c, first + c * hidden, hidden, 1);
-    }
-}
-
-TARGET static void NAME(solve)(const mar_plan *plan, const site_list *at)
-{
-    switch (at->count) {
-        case 1: NAME(solve_sites)(1, plan, at); break;
-        case 2: NAME(solve_sites)(2, plan, at); break;
-        case 3: NAME(solve_sites)(3, plan, at); break;
-        case 4: NAME(solve_sites)(4, plan, at); break;
     }
 }
 
