@@ -223,7 +223,8 @@ class Flow(nn.Module):
             raise InputError(f"num_samples must be at least 1, not {num_samples}")
         if not 0.0 <= temperature < math.inf:
             raise InputError(f"temperature must be a number of at least 0, not {temperature}")
-        noise = torch.randn(num_samples, self.num_dims, generator=generator).to(self.device, self.dtype)
+        images = [torch.randn(self.num_dims, generator=generator) for _ in range(num_samples)]
+        noise = torch.stack(images).to(self.device, self.dtype)
         sizes = [math.prod(shape) for shape in self.latent_shapes]
         levels = zip((temperature * noise).split(sizes, dim=1), self.latent_shapes, strict=True)
         return [level.reshape(num_samples, *shape) for level, shape in levels]
