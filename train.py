@@ -25,7 +25,7 @@ from flows.files import atomic_write
 from flows.instantiation import build
 from flows.lightning_module import FlowModule
 from flows.numerics import set_matmul_precision
-from flows.pictures import grid, save_png
+from flows.pictures import decode_or_white, grid, save_png
 from flows.randomness import Stream, generator_for
 
 MAX_CODEC_IMAGES = 2000
@@ -141,7 +141,9 @@ def _conclude(run_dir: Path, trainer: pl.Trainer, data: ImageDataModule, started
 
     flow = load_flow(checkpoint, device=trainer.strategy.root_device)
     picture = run_dir / runs.SAMPLES / "final.png"
-    save_png(grid(flow.sample(64, temperature=0.7, generator=torch.Generator().manual_seed(0)), 8), picture)
+    samples, num_overflown = decode_or_white(flow, flow.sample_latents(64, 0.7, torch.Generator().manual_seed(0)))
+    save_png(grid(samples, 8), picture)
+    rows += [("samples that overflowed, of 64", num_overflown)] if num_overflown else []
     with atomic_write(run_dir / runs.RESULTS) as file:
         file.write(json.dumps(results, indent=2).encode())
     for logger in trainer.loggers:

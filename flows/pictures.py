@@ -10,10 +10,28 @@ from einops import rearrange
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from flows.errors import InputError
+from flows.errors import InputError, NonFiniteError
 from flows.files import atomic_write
+from flows.model import Flow, Latents
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def decode_or_white(flow: Flow, latents: Latents) -> tuple[Tensor, int]:
+    """The images of some latents, white where decoding overflows, and how many these are.
+
+    For pictures of what a flow has learned so far; whoever wants samples wants the error (:meth:`flows.Flow.decode`).
+    """
+    try:
+        return flow.decode(latents), 0
+    except NonFiniteError:
+        if len(latents[0]) == 1:
+            return torch.full((1, *flow.image_shape), 255, dtype=torch.uint8, device=flow.device), 1
+    halves = [[level[part] for level in latents] for part in (slice(None, None, 2), slice(1, None, 2))]
+    images = torch.empty(len(latents[0]), *flow.image_shape, dtype=torch.uint8, device=flow.device)
+    images[::2], in_even = decode_or_white(flow, halves[0])
+    images[1::2], in_odd = decode_or_white(flow, halves[1])
+    return images, in_even + in_odd
 
 
 def grid(images: Tensor, num_columns: int, gap: int = 2) -> Tensor:

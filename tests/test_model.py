@@ -22,6 +22,7 @@ from flows.layers import (
     Reverse,
     Shuffle,
 )
+from flows.pictures import decode_or_white
 from flows.priors import FactorOut
 from flows.randomness import Stream, evaluation_noise, generator_for
 from flows.solvers import IllConditionedWarning
@@ -381,3 +382,15 @@ def test_inverse_gain_is_one_for_orthogonal_layers_and_shows_a_dangerous_one():
     with pytest.warns(IllConditionedWarning):
         assert inverse_gain(dangerous, (3, 8, 8)) > 100
     assert set(mixing_gains(tiny())) == {name for name, _, _ in tiny().steps()}
+
+
+def test_pictures_show_white_where_decoding_overflows():
+    flow = tiny()
+    latents = flow.sample_latents(5, 0.5, torch.Generator().manual_seed(0))
+    expected = flow.decode(latents)
+    for level in latents:
+        level[3] = math.nan
+    images, num_overflown = decode_or_white(flow, latents)
+    assert num_overflown == 1
+    assert (images[3] == 255).all()
+    assert (images[[0, 1, 2, 4]].int() - expected[[0, 1, 2, 4]].int()).abs().max() <= 1

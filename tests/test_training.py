@@ -216,8 +216,10 @@ def test_sample_pictures_are_drawn_and_overflow_only_warns(tmp_path):
     pictures = SamplePictures(str(tmp_path / "samples"), temperatures=[0.5, 1.0], num_columns=3)
     _, module = fit(tmp_path, [pictures])
     assert len(list((tmp_path / "samples").glob("*.png"))) == 2
-    assert torch.equal(pictures.draw(module.flow), pictures.draw(module.flow))
+    first, second = pictures.draw(module.flow), pictures.draw(module.flow)
+    assert torch.equal(first[0], second[0])
+    assert first[1] == 0
     with torch.no_grad():
         module.flow.levels[0][1].actnorm.log_scale.fill_(-100.0)
-    with pytest.warns(UserWarning, match="no sample picture"):
+    with pytest.warns(UserWarning, match="6 of 6 samples overflowed"):
         pictures.on_validation_end(module.trainer, module)

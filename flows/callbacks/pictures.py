@@ -12,8 +12,9 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from flows.errors import InputError, NonFiniteError
-from flows.pictures import grid, save_png, to_array
+from flows.errors import InputError
+from flows.model import Flow
+from flows.pictures import decode_or_white, grid, save_png, to_array
 from flows.randomness import Stream, generator_for
 
 
@@ -21,8 +22,8 @@ class SamplePictures(pl.Callback):
     """Draws a grid of samples at the end of every n-th validation, one row for each temperature.
 
     The latents are the same every time, so that pictures can be compared; each goes to ``folder`` as a PNG and to
-    every logger that shows images. At an early stage of training a sample may overflow: that picture is left out, with
-    a warning.
+    every logger that shows images. A flow that has not learned enough may overflow on a latent: such a sample is left
+    white, and a warning counts them.
 
     Args:
         folder: where the PNGs go.
@@ -55,11 +56,13 @@ class SamplePictures(pl.Callback):
         if self._num_validations % self.every_n_validations or not trainer.is_global_zero:
             return
         step = trainer.global_step
-        try:
-            picture = grid(self.draw(pl_module.flow), self.num_columns)
-        except NonFiniteError as error:
-            warnings.warn(f"no sample picture at step {step}: {error}", stacklevel=1)
-            return
+        images, num_overflown = self.draw(pl_module.flow)
+        if num_overflown:
+            warnings.warn(
+                f"step {step}: {num_overflown} of {len(images)} samples overflowed and are white in the picture",
+                stacklevel=1,
+            )
+        picture = grid(images, self.num_columns)
         save_png(picture, self.folder / f"step={step:07d}.png")
         caption = "temperature, top to bottom: " + ", ".join(f"{t:g}" for t in self.temperatures)
         for logger in trainer.loggers:
@@ -74,10 +77,12 @@ class SamplePictures(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._num_validations = state_dict["num_validations"]
 
-    def draw(self, flow: Any) -> Tensor:
-        """The samples of one picture, row by row; every row starts from the same latents."""
-        rows = [
-            flow.sample(self.num_columns, temperature, generator_for(Stream.SAMPLES, self.seed))
-            for temperature in self.temperatures
-        ]
-        return torch.cat(rows)
+    def draw(self, flow: Flow) -> tuple[Tensor, int]:
+        """The samples of one picture, row by row, and how many overflowed; every row starts from the same latents."""
+        rows, num_overflown = [], 0
+        for temperature in self.temperatures:
+            latents = flow.sample_latents(self.num_columns, temperature, generator_for(Stream.SAMPLES, self.seed))
+            images, count = decode_or_white(flow, latents)
+            rows.append(images)
+            num_overflown += count
+        return torch.cat(rows), num_overflown
