@@ -19,6 +19,7 @@ from flows import InputError, load_flow
 from flows.checkpoint import FORMAT, Weights, find_checkpoint, read_checkpoint
 from flows.checkpoint_io import AtomicCheckpointIO
 from flows.cli import entry, report, runs
+from flows.cli.matching import resolve_width
 from flows.diagnostics import count_parameters
 from flows.evaluation import Score, bits_per_dim, codec_bits_per_dim
 from flows.files import atomic_write
@@ -52,6 +53,7 @@ def train(cfg: DictConfig) -> float:
     overrides = [str(line) for line in hydra_cfg.overrides.task if not line.startswith("resume=")]
 
     try:
+        found = resolve_width(config)
         set_matmul_precision(config["precision"])
         runs.require_seed(config["seed"])
         pl.seed_everything(config["seed"], workers=True, verbose=False)
@@ -80,6 +82,8 @@ def train(cfg: DictConfig) -> float:
         flow.initialize(data.initialization_images(), generator_for(Stream.INITIALIZATION, config["seed"], 1))
     if trainer.is_global_zero:
         report.console.print(data.description, markup=False)
+        if found is not None:
+            report.console.print(found, markup=False)
         report.console.print(f"{count_parameters(flow):,} parameters; writing to {run_dir}", markup=False)
     trainer.fit(module, data, ckpt_path=config["resume"], weights_only=True)
 

@@ -11,7 +11,6 @@ import torch
 import yaml
 from PIL import Image
 from programs import ROOT, TINY, error_line, run
-from test_command_line import OPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -136,43 +135,6 @@ def test_other_loggers_need_no_account_and_no_network(tmp_path, logger):
     assert (tmp_path / "run/metrics/version_0/metrics.csv").is_file()
     pattern = {"wandb": "run/wandb/offline-run-*/run-*.wandb", "tensorboard": "run/tensorboard/**/events.*"}[logger]
     assert list(tmp_path.glob(pattern))
-
-
-EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
-ONE_BATCH = [
-    "trainer=cpu",
-    "+trainer.limit_train_batches=1",
-    "+trainer.limit_val_batches=1",
-    "trainer.max_epochs=1",
-    "data.batch_size=2",
-    "data.eval_batch_size=2",
-    "data.images_per_epoch=2",
-    "callbacks.samples=null",
-]
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs_one_batch(experiment, tmp_path, monkeypatch):
-    """In this process, and without the final report, whose cost is the architecture's."""
-    import pytorch_lightning as pl
-    from hydra import initialize_config_dir
-
-    import train
-    from flows.cli.command_line import compose_resolved
-    from flows.instantiation import build
-    from flows.lightning_module import FlowModule
-
-    batch = [line.replace("+trainer.limit_val", "trainer.limit_val") for line in ONE_BATCH]
-    overrides = [f"experiment={experiment}", f"run_dir={tmp_path}", *(batch if experiment == "smoke" else ONE_BATCH)]
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        config = compose_resolved("train", overrides)
-    data, flow = build(config["data"]), build(config["model"])
-    data.setup()
-    flow.initialize(data.initialization_images(4))
-    trainer: pl.Trainer = train._trainer(config, [])
-    trainer.fit(FlowModule(flow, build(config["optimizer"])), data)
-    assert trainer.global_step == 1
-    assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
 
 
 # -- mistakes: one line, a non-zero exit code, nothing half-written ----------------------------------------------------

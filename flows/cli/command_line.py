@@ -18,6 +18,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flows.cli.matching import matches
 from flows.errors import InputError, first_line
 from flows.instantiation import check, did_you_mean, require_targets
 
@@ -56,9 +57,32 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
                     )
         for lines in _single_runs(overrides):
             config = compose_resolved(config_name, lines)
+            if "budget" in config and matches(config):
+                config["model"]["hidden_channels"] = 1  # found when the run starts
             if is_replayed:
                 require_targets(config, _shipped_targets(config_dir))
             check(config)
+
+
+def expand_globs(config_dir: Path, argv: list[str]) -> list[str]:
+    """``experiment=glob(table4/*)`` as the list of the options that it matches; Hydra's own glob knows no folders.
+
+    Raises:
+        InputError: a glob matches nothing.
+    """
+    words = get_args_parser().parse_args(argv).overrides
+    try:
+        overrides = OverridesParser.create().parse_overrides(words)
+    except OverrideParseException:
+        return argv  # explained by whoever checks the command line
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir)):
+        expanded = {
+            str(override.input_line): ",".join([matching[0], *(line.partition("=")[2] for line in matching[1:])])
+            for override in overrides
+            if isinstance(override.value(), Glob)
+            for matching in [_choices(override)]
+        }
+    return [expanded.get(word, word) for word in argv]
 
 
 def compose_resolved(config_name: str, overrides: list[str]) -> dict[str, Any]:
@@ -113,8 +137,14 @@ def _choices(override: Override) -> list[str]:
 
 
 def _glob_matches(glob: Glob, name: str) -> bool:
-    included = any(fnmatchcase(name, pattern) for pattern in glob.include)
-    return included and not any(fnmatchcase(name, pattern) for pattern in glob.exclude)
+    included = any(_path_matches(name, pattern) for pattern in glob.include)
+    return included and not any(_path_matches(name, pattern) for pattern in glob.exclude)
+
+
+def _path_matches(name: str, pattern: str) -> bool:
+    """Folder by folder, as a shell does: ``*`` is no folder's separator."""
+    parts, patterns = name.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
 def _explain(error: Exception, config_name: str, overrides: list[Override]) -> str:

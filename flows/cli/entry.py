@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from flows.cli import schema
-from flows.cli.command_line import check_command_line
+from flows.cli.command_line import check_command_line, expand_globs
 from flows.cli.runs import replay_when_resuming
 from flows.errors import InputError, NonFiniteError, StorageError
 
@@ -33,8 +33,9 @@ def run(task: Callable[[DictConfig], Any], config_name: str, config_dir: Path) -
     _quieten_lightning()
     with _mendable_failures_in_one_line():
         given = sys.argv[1:]
-        sys.argv[1:] = replay_when_resuming(given)
-        check_command_line(config_dir, config_name, sys.argv[1:], is_replayed=sys.argv[1:] != given)
+        replayed = replay_when_resuming(given)
+        sys.argv[1:] = expand_globs(config_dir, replayed)
+        check_command_line(config_dir, config_name, sys.argv[1:], is_replayed=replayed != given)
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(_as_job(task))()
 
 
@@ -69,5 +70,6 @@ def _quieten_lightning() -> None:
         ".*The number of training batches .* is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # run folders are claimed (flows.cli.runs)
         ".*WeightAveraging callback, but saving a checkpoint outside.*",
+        ".*The `srun` command is available on your system but is not used.*",  # a single run on a login node is fine
     ):
         warnings.filterwarnings("ignore", message=unneeded)

@@ -26,9 +26,11 @@ class TrainSchema:
     trainer: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
     seed: int = MISSING
     precision: str = MISSING
     run_dir: str = MISSING
+    budget: Any = None
     resume: str | None = None
 
 

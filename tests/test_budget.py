@@ -1,0 +1,105 @@
+"""Equal budgets: the width found is the nearest one, and the paper's own pairs come out."""
+
+from functools import partial
+
+import pytest
+from test_command_line import check_train, compose
+
+from flows import Flow, InputError
+from flows.budget import ParameterCount
+from flows.cli.matching import resolve_width
+from flows.diagnostics import count_parameters
+from flows.layers import (
+    AffineCoupling,
+    Conv1x1,
+    EmergingConv2d,
+    MaskedAutoregressiveFlow,
+    PeriodicConv2d,
+)
+
+
+def flow_of(mixing, num_levels, num_steps, learn_prior=True):
+    return lambda width: Flow(
+        (3, 32, 32), mixing, AffineCoupling, num_levels, num_steps, width, learn_prior=learn_prior
+    )
+
+
+@pytest.mark.parametrize(
+    "mixing",
+    [Conv1x1, partial(Conv1x1, parametrization="qr"), EmergingConv2d, PeriodicConv2d, MaskedAutoregressiveFlow],
+)
+def test_the_polynomial_counts_every_width(mixing):
+    make_flow = flow_of(mixing, num_levels=2, num_steps=1)
+    count = ParameterCount.of(make_flow)
+    for width in (5, 16, 33):
+        assert count(width) == count_parameters(make_flow(width))
+
+
+@pytest.mark.parametrize(
+    ("mixing", "num_levels", "num_steps", "learn_prior", "width", "parameters"),
+    [  # the paper counts 82,944 more wherever the prior is learned: a convolution that it computes and does not use
+        (EmergingConv2d, 2, 8, False, 510, 6_300_960),
+        (EmergingConv2d, 3, 8, True, 507, 11_218_116 - 82_944),
+        (EmergingConv2d, 3, 4, True, 507, 5_652_876 - 82_944),
+    ],
+)
+def test_the_paper_s_pairs(mixing, num_levels, num_steps, learn_prior, width, parameters):
+    budget = ParameterCount.of(flow_of(Conv1x1, num_levels, num_steps, learn_prior))(512)
+    count = ParameterCount.of(flow_of(mixing, num_levels, num_steps, learn_prior))
+    assert count.width_for(budget) == width
+    assert count(width) == parameters
+
+
+def test_the_paper_s_periodic_width_is_the_nearest_too():
+    """A periodic filter has 9 C^2 entries; emerging 8 C^2 + C: a 1x1, and two halves whose centre is a triangle."""
+    periodic = ParameterCount.of(flow_of(PeriodicConv2d, 2, 8, learn_prior=False))
+    assert periodic.width_for(6_300_960) == 510
+    assert periodic(510) - 6_300_960 == 8 * sum(channels**2 - channels for channels in (12, 24))
+
+
+def test_the_width_is_the_nearest_one():
+    count = ParameterCount(2, 0, 2)  # 1 + w^2
+    assert [count.width_for(budget) for budget in (2, 3, 4, 5, 7, 8, 101, 110, 112)] == [1, 1, 2, 2, 2, 3, 10, 10, 11]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.hidden_channels=match"], "needs a budget"),
+        (["budget=1000000"], "is for model.hidden_channels=match"),
+        (["model.hidden_channels=match", "budget=10"], "no width has 10 parameters"),
+        (["model.hidden_channels=match", "budget=lots"], "like conv1x1@512"),
+        (["model.hidden_channels=match", "budget=conv1x1@0"], "like conv1x1@512"),
+        (["model.hidden_channels=match", "budget=conv2x2@64"], "there is no mixing=conv2x2"),
+    ],
+)
+def test_impossible_budgets_are_named(overrides, words):
+    with pytest.raises(InputError, match=words):
+        found("model.num_steps=1", *overrides)
+
+
+def found(*overrides):
+    from hydra import initialize_config_dir
+    from test_command_line import CONF
+
+    config = compose(*overrides)
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        line = resolve_width(config)
+    return config["model"]["hidden_channels"], line
+
+
+def test_a_number_and_a_model_name_the_same_budget():
+    match = ["mixing=emerging", "model.num_steps=2", "model.hidden_channels=match"]
+    reference = count_parameters(flow_of(Conv1x1, 2, 2)(64))
+    width, line = found(*match, "budget=conv1x1@64")
+    assert found(*match, f"budget={reference}")[0] == width
+    assert f"for a budget of {reference:,} (conv1x1@64)" in line
+    assert width < 64
+
+
+def test_an_ordinary_width_stays():
+    assert found("model.hidden_channels=48") == (48, None)
+
+
+def test_match_passes_the_check_of_the_command_line():
+    check_train("model.hidden_channels=match", "budget=conv1x1@64")

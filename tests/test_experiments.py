@@ -1,0 +1,106 @@
+"""Every shipped experiment: it runs, and it says what it reproduces and where it differs."""
+
+import pytest
+import pytorch_lightning as pl
+from small_sources import cifar_files, galaxy_tree, oord_archives, random_images, write_files
+from test_command_line import CONF, OPTIONS, check_train, compose
+
+import train
+from flows.cli.command_line import expand_globs
+from flows.errors import InputError
+from flows.instantiation import build
+from flows.lightning_module import FlowModule
+
+EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
+TABLES = [name for name in EXPERIMENTS if name.startswith("table")]
+LAPTOP = [name for name in EXPERIMENTS if name.startswith("laptop")]
+
+SMALL = [
+    "trainer=cpu",
+    "model.num_steps=1",
+    "model.hidden_channels=8",
+    "budget=null",
+    "++trainer.limit_train_batches=1",
+    "++trainer.limit_val_batches=1",
+    "trainer.check_val_every_n_epoch=1",
+    "trainer.max_epochs=1",
+    "data.batch_size=2",
+    "data.eval_batch_size=2",
+    "data.images_per_epoch=2",
+    "callbacks.samples=null",
+]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Small releases in the true formats, and the overrides that lead to them."""
+    folder = tmp_path_factory.mktemp("sources")
+    write_files(folder / "cifar10" / "cifar-10-batches-bin", cifar_files("binary")[0])
+    galaxy_tree(folder / "galaxy", {"training": 4, "validation": 2, "test": 2})
+    found = {
+        "cifar10": [f"data.source={folder / 'cifar10'}", "data.images_per_file=4"],
+        "galaxy": [f"data.source={folder / 'galaxy'}"],
+    }
+    for size in (32, 64):
+        oord_archives(folder / f"imagenet{size}", random_images(23, size), random_images(5, size, seed=1))
+        found[f"imagenet{size}"] = [f"data.source={folder / f'imagenet{size}'}", "data.expected_counts=[23,5]"]
+    prepared = f"data.prepared_dir={folder / 'prepared'}"
+    return {name: [*overrides, prepared, "data.num_converters=1"] for name, overrides in found.items()}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_one_batch(experiment, sources, tmp_path):
+    """With one step a level and a narrow network; its data, recipe and everything else as shipped."""
+    data_set = experiment.split("/")[-1].split("_")[0]
+    config = compose(f"experiment={experiment}", f"run_dir={tmp_path}", *SMALL, *sources.get(data_set, []))
+    data, flow = build(config["data"]), build(config["model"])
+    data.prepare_data()
+    data.setup()
+    flow.initialize(data.initialization_images(4))
+    trainer: pl.Trainer = train._trainer(config, [])
+    trainer.fit(FlowModule(flow, build(config["optimizer"])), data)
+    assert trainer.global_step == 1
+    assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.parametrize("experiment", [*TABLES, *LAPTOP])
+def test_the_header_says_what_the_paper_found(experiment):
+    header = [line for line in (CONF / f"experiment/{experiment}.yaml").read_text().splitlines() if line[0] == "#"]
+    assert f"Table {experiment.removeprefix('laptop/')[5]}" in header[1]
+    assert "paper" in " ".join(header)
+
+
+def test_a_whole_table_is_one_sweep():
+    sweep = ["-m", "experiment=glob(table4/cifar10_*)", "seed=1,2,3"]
+    rows = ",".join(f"table4/cifar10_{mixing}_d{steps}" for mixing in ("conv1x1", "emerging") for steps in (4, 8))
+    assert expand_globs(CONF, sweep) == ["-m", f"experiment={rows}", "seed=1,2,3"]
+    check_train(*expand_globs(CONF, sweep))
+
+
+def test_a_glob_stays_in_its_folder_and_must_match():
+    assert expand_globs(CONF, ["-m", "experiment=glob(smo*)"]) == ["-m", "experiment=smoke"]
+    with pytest.raises(InputError, match="matches no option"):
+        expand_globs(CONF, ["-m", "experiment=glob(table9/*)"])
+
+
+def test_the_recipe_chooses_how_a_score_is_selected():
+    paper = compose("experiment=table4/cifar10_conv1x1_d8")
+    house = compose("experiment=table4/cifar10_conv1x1_d8", "recipe=house")
+    assert paper["data"]["splits"] == "paper"
+    assert house["data"]["splits"] == "house"
+    assert paper["callbacks"]["averaging"] is None
+    assert house["callbacks"]["averaging"]["decay"] == 0.999
+    assert paper["model"] == house["model"]
+    assert paper["trainer"]["max_epochs"] == house["trainer"]["max_epochs"] == 3500
+
+
+def test_the_laptop_editions_differ_within_a_table_in_what_is_compared_only():
+    compared = {
+        "table2": {"mixing", "model", "budget"},
+        "table4": {"mixing", "model", "budget"},
+        "table6": {"mixing", "model"},
+    }
+    for table, keys in compared.items():
+        first, *others = [compose(f"experiment={name}", "run_dir=run") for name in LAPTOP if table in name]
+        for other in others:
+            assert {key for key in other if other[key] != first[key]} <= keys
