@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 from torch import Tensor
@@ -14,16 +16,21 @@ from flows import InputError, load_flow
 from flows.checkpoint import find_checkpoint
 from flows.cli import entry, report
 from flows.cli.images import batches, held_out
-from flows.cli.runs import pick_device, require_seed
+from flows.cli.runs import EVALUATIONS, pick_device, require_seed, run_folder_of
 from flows.evaluation import Score, bits_per_dim
 from flows.files import atomic_write
 from flows.pictures import find_pictures
+
+if TYPE_CHECKING:
+    from datamodules import ImageDataModule
 
 
 def evaluate(cfg: DictConfig) -> None:
     """Load, score, report; with ``images=FOLDER`` also a CSV file with one line per image."""
     if cfg.batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {cfg.batch_size}")
+    if cfg.num_samples < 1:
+        raise InputError(f"num_samples must be at least 1, not {cfg.num_samples}")
     require_seed(cfg.seed)
     checkpoint = find_checkpoint(cfg.checkpoint)
     flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device))
@@ -43,12 +50,38 @@ def evaluate(cfg: DictConfig) -> None:
         what = f"{folder}, {len(names):,} images"
 
     with report.progress("evaluating", len(names)) as advance:
-        scores = bits_per_dim(flow, stream, seed=cfg.seed, on_batch=advance)
+        scores = bits_per_dim(flow, stream, seed=cfg.seed, num_samples=cfg.num_samples, on_batch=advance)
     output = cfg.output or ("scores.csv" if cfg.images is not None else None)
     if output is not None:
         _write_csv(Path(output), names, scores.tolist())
-    report.show_table(what, [(f"bits/dim, {cfg.weights} weights", Score.of(scores))])
-    report.show_paths([("checkpoint", checkpoint), *([("scores", Path(output))] if output else [])])
+    score = Score.of(scores)
+    paths = [("checkpoint", checkpoint), *([("scores", Path(output))] if output else [])]
+    run_dir = run_folder_of(checkpoint)
+    if cfg.images is None and run_dir is not None:
+        record = run_dir / EVALUATIONS / f"{checkpoint.stem}-{cfg.weights}-K{cfg.num_samples}-seed{cfg.seed}.json"
+        _write_record(record, cfg, checkpoint, data, score)
+        paths.append(("record", record))
+    draws = "" if cfg.num_samples == 1 else f", {cfg.num_samples} noise draws an image"
+    report.show_table(what, [(f"bits/dim, {cfg.weights} weights{draws}", score)])
+    report.show_paths(paths)
+
+
+def _write_record(path: Path, cfg: DictConfig, checkpoint: Path, data: ImageDataModule, score: Score) -> None:
+    """Leave the score in the run's folder, with all that says what it may be compared with, for ``report.py``."""
+    record = {
+        "checkpoint": str(checkpoint),
+        "data": data.set_name,
+        "selection_note": data.selection_note,
+        "split": "test",
+        "num_images": score.num_images,
+        "weights": cfg.weights,
+        "num_noise_samples": cfg.num_samples,
+        "seed": cfg.seed,
+        "bits_per_dim": score.mean,
+        "standard_error": score.standard_error,
+    }
+    with atomic_write(path) as file:
+        file.write(json.dumps(record, indent=2).encode())
 
 
 def _write_csv(path: Path, names: list[str], scores: list[float]) -> None:

@@ -123,6 +123,7 @@ def _conclude(run_dir: Path, trainer: pl.Trainer, data: ImageDataModule, started
         "selection_note": data.selection_note,
         "split": "test",
         "num_images": len(data.test),
+        "num_noise_samples": 1,
     }
     rows: list[tuple[str, Any]] = []
     for weights in kept:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flows.errors import InputError
 from flows.model import Flow
 from flows.pictures import to_array
 from flows.randomness import evaluation_noise
@@ -50,22 +51,47 @@ def bits_per_dim(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     seed: int = 0,
+    num_samples: int = 1,
     on_batch: Callable[[int], object] = lambda num_images: None,
 ) -> Tensor:
-    """Bits/dim of every image, ``(N,)`` on the CPU.
+    """Bits/dim of every image, ``(N,)`` float64 on the CPU: an upper bound, by ``num_samples`` noise draws each.
+
+    With ``b_k`` the bits/dim of an image under its k-th draw of noise, D its number of dimensions, the bound is
+    ``-log2(1/K sum_k 2^(-D b_k)) / D``: that of importance weighting with the uniform noise as proposal. In expectation
+    it falls with K, towards the bits/dim that the flow gives to the pixel's whole bin; K = 1 is the usual bound. The
+    cost is K forward passes.
 
     Args:
         flow: the model.
         batches: pairs of uint8 images ``(B, C, H, W)`` and their indices ``(B,)``.
-        seed: of the dequantisation noise, which depends on it and an image's index alone.
+        seed: of the dequantisation noise, which depends on it, an image's index and k alone.
+        num_samples: K, at least 1.
         on_batch: told the number of images after each batch, for a progress bar.
+
+    Raises:
+        InputError: ``num_samples`` below 1.
+
+    Reference: Burda et al., *Importance Weighted Autoencoders*, ICLR 2016, section 3; for dequantisation, Ho et al.,
+    *Flow++*, ICML 2019, section 3.1.
     """
+    if num_samples < 1:
+        raise InputError(f"num_samples must be at least 1, not {num_samples}")
     scores = []
     for images, indices in batches:
-        noise = evaluation_noise(indices, flow.image_shape, seed).to(flow.device, flow.dtype)
-        scores.append(flow.bits_per_dim(images, noise).cpu())
+        draws = []
+        for draw in range(num_samples):
+            noise = evaluation_noise(indices, flow.image_shape, seed, draw).to(flow.device, flow.dtype)
+            draws.append(flow.bits_per_dim(images, noise).cpu())
+        scores.append(_importance_weighted(torch.stack(draws), flow.num_dims))
         on_batch(len(images))
     return torch.cat(scores)
+
+
+def _importance_weighted(bits_per_dim: Tensor, num_dims: int) -> Tensor:
+    """The bound of :func:`bits_per_dim` from that of single draws, ``(K, B) -> (B,)``."""
+    nats_per_bit_per_dim = num_dims * math.log(2.0)
+    log_probs = -nats_per_bit_per_dim * bits_per_dim.double()
+    return -(torch.logsumexp(log_probs, dim=0) - math.log(len(log_probs))) / nats_per_bit_per_dim
 
 
 def codec_bits_per_dim(images: Tensor, codec: Codec) -> Tensor:

@@ -32,9 +32,17 @@ def generator_for(stream: Stream, seed: int, *counters: int, device: torch.devic
     return torch.Generator(device).manual_seed(int(state[0]))
 
 
-def evaluation_noise(indices: Tensor, image_shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """Dequantisation noise in [0, 1) for the images with these indices, ``(B,) -> (B, *image_shape)``, on the CPU."""
+def evaluation_noise(indices: Tensor, image_shape: tuple[int, ...], seed: int = 0, draw: int = 0) -> Tensor:
+    """Dequantisation noise in [0, 1) for the images with these indices, ``(B,) -> (B, *image_shape)``, on the CPU.
+
+    Args:
+        indices: int64, at least 0.
+        image_shape: (channels, height, width).
+        seed: of the evaluation.
+        draw: 0 for the first noise of an image, 1 for another one that is independent of it, and so on.
+    """
+    further = [draw] if draw else []
     noise = torch.empty(len(indices), *image_shape)
     for target, index in zip(noise, indices.tolist(), strict=True):
-        torch.rand(image_shape, generator=generator_for(Stream.EVALUATION_NOISE, seed, index), out=target)
+        torch.rand(image_shape, generator=generator_for(Stream.EVALUATION_NOISE, seed, index, *further), out=target)
     return noise

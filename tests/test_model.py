@@ -11,6 +11,7 @@ from torch.distributions import MultivariateNormal
 from flows import Flow, InputError, NonFiniteError
 from flows.dequantization import UniformDequantizer
 from flows.diagnostics import count_parameters, first_non_finite, inverse_gain, mixing_gains, round_trip_error
+from flows.evaluation import bits_per_dim
 from flows.interpolation import spherical
 from flows.layers import (
     AdditiveCoupling,
@@ -353,6 +354,38 @@ def test_noise_of_an_image_depends_on_its_index_alone():
     assert not torch.equal(together, evaluation_noise(torch.tensor([3, 1, 4]), (2, 3), seed=1))
     assert together.min() >= 0
     assert together.max() < 1
+    again = evaluation_noise(torch.tensor([3, 1, 4]), (2, 3), draw=1)
+    assert not any(torch.equal(first, second) for first, second in zip(together, again, strict=True))
+
+
+class LinearDensity:
+    """A flow's face over one-pixel images whose density in a bin is ``2 u``: the bin has probability 1, 0 bits."""
+
+    num_dims, image_shape, device, dtype = 1, (1, 1, 1), torch.device("cpu"), torch.float32
+
+    def bits_per_dim(self, images, noise):
+        return -torch.log2(2 * noise).flatten()
+
+
+def test_more_draws_tighten_the_bound_towards_the_probability_of_the_bin():
+    batches = [(torch.zeros(1000, 1, 1, 1, dtype=torch.uint8), torch.arange(1000))]
+    one, four, many = (
+        float(bits_per_dim(LinearDensity(), batches, num_samples=num_samples).mean()) for num_samples in (1, 4, 64)
+    )
+    assert one == pytest.approx(1 / math.log(2) - 1, abs=0.1)  # E[-log2 2u]
+    assert one > four > many > 0
+    # The variance of 2u is 1/3, so that the second order of the logarithm leaves 1 / (6 K ln 2) bits.
+    assert many == pytest.approx(1 / (6 * 64 * math.log(2)), abs=0.01)
+
+
+def test_one_draw_is_the_usual_bound_and_fewer_are_refused():
+    flow = Flow((3, 4, 4), Conv1x1, AffineCoupling, 1, 1, 4)
+    images = torch.randint(256, (6, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    indices = torch.arange(6)
+    expected = flow.bits_per_dim(images, evaluation_noise(indices, flow.image_shape))
+    torch.testing.assert_close(bits_per_dim(flow, [(images, indices)]), expected.detach().double(), atol=1e-6, rtol=0)
+    with pytest.raises(InputError, match="num_samples must be at least 1"):
+        bits_per_dim(flow, [(images, indices)], num_samples=0)
 
 
 def test_streams_never_share_random_numbers():

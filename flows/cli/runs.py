@@ -1,7 +1,8 @@
 """Run folders: what is where, which checkpoint is meant, and how a run is taken up again.
 
 A run folder holds ``config.yaml`` (resolved), ``overrides.yaml`` (the command line), ``metrics/`` (CSV),
-``checkpoints/`` (``best.ckpt``, ``last.ckpt``), ``samples/`` (PNG) and ``results.json``.
+``checkpoints/`` (``best.ckpt``, ``last.ckpt``), ``samples/`` (PNG) and ``results.json``; ``evaluate.py`` adds
+``evaluations/*.json``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from flows.errors import InputError, StorageError
 from flows.files import atomic_write
 
 CONFIG, OVERRIDES, RESULTS, SAMPLES = "config.yaml", "overrides.yaml", "results.json", "samples"
+EVALUATIONS = "evaluations"
 
 MOVABLE = (
     "source",

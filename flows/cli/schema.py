@@ -56,6 +56,7 @@ class EvaluateSchema:
 
     checkpoint: str = MISSING
     weights: str = MISSING
+    num_samples: int = MISSING
     images: str | None = None
     batch_size: int = MISSING
     seed: int = MISSING
