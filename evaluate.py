@@ -34,6 +34,7 @@ def evaluate(cfg: DictConfig) -> None:
     require_seed(cfg.seed)
     checkpoint = find_checkpoint(cfg.checkpoint)
     flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device))
+    data: ImageDataModule | None = None
     if cfg.images is None:
         data = held_out(checkpoint)
         data.eval_batch_size = cfg.batch_size
@@ -55,15 +56,15 @@ def evaluate(cfg: DictConfig) -> None:
     if output is not None:
         _write_csv(Path(output), names, scores.tolist())
     score = Score.of(scores)
-    paths = [("checkpoint", checkpoint), *([("scores", Path(output))] if output else [])]
+    left = [("checkpoint", checkpoint), *([("scores", Path(output))] if output else [])]
     run_dir = run_folder_of(checkpoint)
-    if cfg.images is None and run_dir is not None:
+    if data is not None and run_dir is not None:
         record = run_dir / EVALUATIONS / f"{checkpoint.stem}-{cfg.weights}-K{cfg.num_samples}-seed{cfg.seed}.json"
         _write_record(record, cfg, checkpoint, data, score)
-        paths.append(("record", record))
+        left.append(("record", record))
     draws = "" if cfg.num_samples == 1 else f", {cfg.num_samples} noise draws an image"
     report.show_table(what, [(f"bits/dim, {cfg.weights} weights{draws}", score)])
-    report.show_paths(paths)
+    report.show_paths(left)
 
 
 def _write_record(path: Path, cfg: DictConfig, checkpoint: Path, data: ImageDataModule, score: Score) -> None:

@@ -1,0 +1,80 @@
+"""docs/TUTORIAL.md, followed to the letter in a copy of the project; only the trainings are made shorter."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from programs import ROOT
+
+TEXT = (ROOT / "docs" / "TUTORIAL.md").read_text()
+BLOCKS = re.findall(r"(?:`([\w/.]+)`:\n\n)?(?:In `([\w/.]+)`.*:\n\n)?```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
+COMMANDS = [
+    line for _, _, language, body in BLOCKS if language == "sh" for line in body.splitlines() if line.startswith("./")
+]
+SHORTER = ["trainer=cpu", "data.images_per_epoch=8", "data.batch_size=8", "trainer.max_epochs=1", "model.num_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """A copy of the project with the tutorial's files in it, and the output of each command, in order."""
+    folder = tmp_path_factory.mktemp("tutorial") / "emerging-flows"
+    ignored = shutil.ignore_patterns(".*", "runs", "build", "data", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    for new_file, edited_file, _, body in BLOCKS:
+        if new_file:
+            (folder / new_file).write_text(body)
+        if edited_file:
+            path = folder / edited_file
+            path.write_text(path.read_text().replace("LAYERS = {\n", f"LAYERS = {{\n{body}"))
+    return folder, {command: _run(command, folder) for command in COMMANDS}
+
+
+def _run(command: str, folder: Path) -> str:
+    program, *arguments = shlex.split(command.removeprefix("./with-env "))
+    if program == "pytest":
+        arguments = ["-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *arguments]
+    if arguments[0] == "train.py" and "experiment=smoke" not in arguments:
+        arguments += SHORTER
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_the_tutorial_has_what_it_promises():
+    assert [new or edited for new, edited, _, _ in BLOCKS if new or edited] == [
+        "flows/layers/shift.py",
+        "conf/mixing/shift.yaml",
+        "tests/layer_table.py",
+    ]
+    programs = [command.split()[2] for command in COMMANDS if "python" in command]
+    assert programs == ["train.py", "train.py", "report.py", "sample.py", "evaluate.py"]
+
+
+def test_every_command_works(followed):
+    folder, output = followed
+    assert " passed" in next(text for command, text in output.items() if "pytest" in command)
+    assert len(list((folder / "sweeps/shift").glob("*/results.json"))) == 6
+    assert "shift" in (folder / "shift_report/report.md").read_text()
+    assert (folder / "shift_report/report.html").is_file()
+    assert (folder / "shift_samples.png").is_file()
+
+
+def test_the_compared_flows_are_equally_large(followed):
+    folder, _ = followed
+    report = (folder / "shift_report/report.md").read_text()
+    assert "conv1x1" in report
+    sizes = {int(number.replace(",", "")) for number in re.findall(r"\b\d{2,3},\d{3}\b", report)}
+    assert sizes
+    assert max(sizes) < 1.1 * min(sizes)
