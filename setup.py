@@ -1,4 +1,4 @@
-"""Build the compiled solver where there is a compiler; install without it where there is none."""
+"""Build the compiled parts where there is a compiler; install without them where there is none."""
 
 import tempfile
 from pathlib import Path
@@ -9,7 +9,7 @@ from setuptools.errors import CompileError, LinkError
 
 
 class BuildWithWhatThereIs(build_ext):
-    """Add OpenMP if this compiler knows it; that the extension itself is optional, setuptools sees to."""
+    """Add OpenMP if this compiler knows it; that the extensions themselves are optional, setuptools sees to."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -49,7 +49,8 @@ setup(
             # Fused multiply-add halves the work; vectors as local variables need no ABI, so its warning is moot.
             extra_compile_args=["-O3", "-ffp-contract=fast", "-Wno-psabi"],
             optional=True,
-        )
+        ),
+        Extension("datamodules._unfilter", sources=["csrc/_unfilter.pyx"], extra_compile_args=["-O3"], optional=True),
     ],
     cmdclass={"build_ext": BuildWithWhatThereIs},
 )

@@ -1,4 +1,4 @@
-"""How fast data sets are prepared and read: ``python benchmarks/data.py``; ``--help`` lists the options.
+"""How fast data sets are prepared and read: ``python -m benchmarks.data``; ``--help`` lists the options.
 
 Makes sources of the true formats from photographs in a temporary folder, prepares and reads them, and prints images/s
 and peak memory beside the bars that the project sets itself on two processor cores. Each figure is the best of several
@@ -10,11 +10,14 @@ from __future__ import annotations
 import argparse
 import io
 import multiprocessing
+import os
 import resource
+import shutil
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datamodules import CIFAR10, Augmentation, DownsampledImageNet, ImageDataModule, PhotographCrops
+from datamodules import CIFAR10, Augmentation, DownsampledImageNet, ImageDataModule, ImageFolder, PhotographCrops
+from datamodules.prepared import PreparedDataModule
 from flows.cli import report
 
 BARS = {"prepare from npz": 50_000, "prepare from PNG": 8_000, "training batches": 50_000}
@@ -30,44 +34,60 @@ BARS = {"prepare from npz": 50_000, "prepare from PNG": 8_000, "training batches
 
 AUGMENTATION = {"horizontal_flip": True, "shift": 0.1}
 
+PARTS = ("npz", "tar", "folder", "images", "batches")
+
 
 def main() -> None:
-    """Measure everything, and print one table."""
+    """Measure what was asked for, and print each figure as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: everything)"
+    )
     parser.add_argument("--npz", type=int, default=400_000, help="images in the npz files")
     parser.add_argument("--png", type=int, default=100_000, help="images in the PNG archive and folder")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    report.console.print("Images of 32 x 32 a second (bar), peak resident MiB: anonymous + mapped files")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
         pool = photographs(8192)
-        for share in (4, 1):
-            make_npz(folder / "npz", pool, arguments.npz // share)
-            make_png(folder / "png", pool, arguments.png // share)
-            cases = [
-                ("prepare from npz", "npz", arguments.npz // share, "npz"),
-                ("prepare from PNG", "tar", arguments.png // share, "png/tar"),
-                ("prepare from PNG", "folder", arguments.png // share, "png/folder"),
-            ]
-            for what, form, count, source in cases:
-                seconds, peak = best(arguments.repeats, convert, folder, source, count, arguments.processes)
-                rows.append(row(f"{what} ({form})", count, count / seconds, BARS[what], peak))
-        for count in (50_000, 400_000):
-            make_cifar(folder / "cifar", pool, count)
-            for augmented in (False, True):
-                rate, peak = best(arguments.repeats, read, folder, count, augmented, pick=max)
-                what = f"training batches of 256{', augmented' if augmented else ''}"
-                rows.append(row(what, count, rate, BARS["training batches"], peak))
-    report.show_table("Images of 32 x 32 a second (bar), peak resident MiB: anonymous + mapped files", rows)
+        for part in arguments.parts:
+            if part == "batches":
+                measure_batches(Path(name), pool, arguments.repeats)
+            else:
+                measure_preparing(part, Path(name), pool, arguments)
 
 
-def row(what: str, count: int, rate: float, bar: int, peak: tuple[float, float]) -> tuple[str, str]:
-    """One line of the table."""
+def measure_preparing(part: str, folder: Path, pool: np.ndarray, arguments: argparse.Namespace) -> None:
+    """A quarter of the images, then all: memory must not grow with them."""
+    what = "prepare from npz" if part == "npz" else "prepare from PNG"
+    for share in (4, 1):
+        count = (arguments.npz if part == "npz" else arguments.png) // share
+        source = folder / f"{part}-{share}"
+        {"npz": make_npz, "tar": make_tar}.get(part, make_folder)(source, pool, count)
+        os.sync()  # a source lies on the disk long before it is prepared
+        make = image_folder if part == "images" else imagenet
+        seconds, peak = best(arguments.repeats, convert, make, source, count, arguments.processes)
+        show(f"{what} ({'data=images' if part == 'images' else part})", count, count / seconds, BARS[what], peak)
+        shutil.rmtree(source)
+
+
+def measure_batches(folder: Path, pool: np.ndarray, repeats: int) -> None:
+    """Of the training loader."""
+    for count in (50_000, 400_000):
+        make_cifar(folder / "cifar", pool, count)
+        for augmented in (False, True):
+            rate, peak = best(repeats, read, folder, count, augmented, pick=max)
+            what = f"training batches of 256{', augmented' if augmented else ''}"
+            show(what, count, rate, BARS["training batches"], peak)
+
+
+def show(what: str, count: int, rate: float, bar: int, peak: tuple[float, float]) -> None:
+    """One line of the report."""
     verdict = "met" if rate >= bar else "MISSED"
-    return f"{what}, {count:,} images", f"{rate:,.0f} ({bar:,} {verdict}), {peak[0]:.0f} + {peak[1]:.0f} MiB"
+    line = f"{what}, {count:,} images: {rate:,.0f} ({bar:,} {verdict}), {peak[0]:.0f} + {peak[1]:.0f} MiB"
+    report.console.print(line, markup=False)
 
 
 def best(repeats: int, measured: Callable[..., Any], *arguments: Any, pick: Callable = min) -> tuple[float, Any]:
@@ -95,19 +115,21 @@ def memory() -> tuple[float, float]:
     return max(anonymous, children), mapped
 
 
-def convert(folder: Path, source: str, count: int, processes: int) -> float:
+def convert(make: Callable[..., PreparedDataModule], source: Path, count: int, processes: int) -> float:
     """Seconds to prepare a set."""
-    with tempfile.TemporaryDirectory(dir=folder) as prepared:
-        data = DownsampledImageNet(
-            image_size=32,
-            source=str(folder / source),
-            expected_counts=[count, 100],
-            prepared_dir=prepared,
-            num_converters=processes,
-        )
+    with tempfile.TemporaryDirectory(dir=source.parent) as prepared:
+        data = make(source, count, prepared_dir=prepared, num_converters=processes)
         started = time.perf_counter()
         data.prepare_data()
         return time.perf_counter() - started
+
+
+def imagenet(source: Path, count: int, **options: Any) -> PreparedDataModule:
+    return DownsampledImageNet(image_size=32, source=str(source), expected_counts=[count, 100], **options)
+
+
+def image_folder(source: Path, count: int, **options: Any) -> PreparedDataModule:
+    return ImageFolder(image_size=32, root=str(source / "train_32x32"), **options)
 
 
 def read(folder: Path, count: int, augmented: bool) -> float:
@@ -139,30 +161,40 @@ def photographs(number: int) -> np.ndarray:
 
 def make_npz(folder: Path, pool: np.ndarray, count: int) -> None:
     """Ten training batches and a small validation batch."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     for number, indices in enumerate(np.array_split(np.arange(count) % len(pool), 10), 1):
         flat = pool[indices].reshape(-1, 3072)
         np.savez(folder / f"train_data_batch_{number}.npz", data=flat, labels=np.ones(len(flat), np.int64))
     np.savez(folder / "val_data.npz", data=pool[:100].reshape(-1, 3072), labels=np.ones(100, np.int64))
 
 
-def make_png(folder: Path, pool: np.ndarray, count: int) -> None:
-    """The same images as archives and as folders of PNG files."""
+def make_tar(folder: Path, pool: np.ndarray, count: int) -> None:
+    """The same images as archives of PNG files."""
+    folder.mkdir(parents=True)
+    for name, contents in png_files(pool, count).items():
+        with tarfile.open(folder / f"{name}.tar", "w") as tar:
+            for index, content in enumerate(contents):
+                member = tarfile.TarInfo(f"{name}/{index:07d}.png")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def make_folder(folder: Path, pool: np.ndarray, count: int) -> None:
+    """The same images as folders of PNG files."""
+    for name, contents in png_files(pool, count).items():
+        (folder / name).mkdir(parents=True)
+        for index, content in enumerate(contents):
+            (folder / name / f"{index:07d}.png").write_bytes(content)
+
+
+def png_files(pool: np.ndarray, count: int) -> dict[str, Iterator[bytes]]:
+    """The contents of the files of either split of van den Oord's release."""
     contents = []
     for image in pool:
         file = io.BytesIO()
         Image.fromarray(image.transpose(1, 2, 0)).save(file, "png")
         contents.append(file.getvalue())
-    (folder / "tar").mkdir(parents=True, exist_ok=True)
-    for name, number in (("train_32x32", count), ("valid_32x32", 100)):
-        (folder / "folder" / name).mkdir(parents=True, exist_ok=True)
-        with tarfile.open(folder / "tar" / f"{name}.tar", "w") as tar:
-            for index in range(number):
-                content = contents[index % len(contents)]
-                member = tarfile.TarInfo(f"{name}/{index:07d}.png")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-                (folder / "folder" / name / f"{index:07d}.png").write_bytes(content)
+    return {name: islice(cycle(contents), number) for name, number in (("train_32x32", count), ("valid_32x32", 100))}
 
 
 def make_cifar(folder: Path, pool: np.ndarray, count: int) -> None:
