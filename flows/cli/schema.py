@@ -75,9 +75,27 @@ class PrepareSchema:
     seed: int = MISSING
 
 
+@dataclass
+class ReportSchema:
+    """Root of ``report.py``'s configuration."""
+
+    runs: Any = MISSING
+    output: str = MISSING
+    weights: str = MISSING
+    timing: bool = MISSING
+    batch_size: int = MISSING
+    device: str = MISSING
+
+
 def register() -> None:
     """Make the schemas known to Hydra under the names that the YAML files' defaults use."""
     store = ConfigStore.instance()
-    roots = {"train": TrainSchema, "sample": SampleSchema, "evaluate": EvaluateSchema, "prepare": PrepareSchema}
+    roots = {
+        "train": TrainSchema,
+        "sample": SampleSchema,
+        "evaluate": EvaluateSchema,
+        "prepare": PrepareSchema,
+        "report": ReportSchema,
+    }
     for name, schema in roots.items():
         store.store(name=f"{name}_schema", node=schema)

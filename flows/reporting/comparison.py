@@ -1,0 +1,318 @@
+"""Which runs belong together, and what may be compared with what.
+
+Runs of one configuration that differ in their seed alone are a *row*. Rows whose figures mean the same - the same
+images of the same release and split, the same bits, the same bound - stand in one *comparison*; nothing else shares a
+column. Inside it, rows that differ in nothing but mixing layer and width are a *block*: there, the best is marked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from flows.checkpoint import Weights
+from flows.cli.runs import MOVABLE
+from flows.reporting.collect import AVERAGED, RAW, Collection, Problem, Run, Status
+from flows.reporting.statistics import Estimate
+
+BUILT = ("model", "data", "optimizer", "trainer", "callbacks", "precision")
+"""The parts of a resolved configuration that become objects; the rest has gone into them, or is a seed, or a path."""
+
+DATA_IDENTITY = ("_target_", "collection", "release", "splits", "root", "image_size", "num_channels")
+"""Settings of the data that make other figures; those of a run without results are told apart by them."""
+
+SHORT_NAMES = {
+    "model.num_levels": "L",
+    "model.num_steps": "D",
+    "model.learn_prior": "learned prior",
+    "trainer.max_epochs": "epochs",
+    "data.batch_size": "batch",
+    "data.images_per_epoch": "images an epoch",
+    "optimizer.lr": "learning rate",
+}
+"""What the settings are called that tell blocks apart, the most telling first."""
+
+MIXING, WIDTH = "model.mixing.", "model.hidden_channels"
+"""What the rows of a block may differ in."""
+
+LAYERS = {
+    "flows.layers.Conv1x1": "1x1",
+    "flows.layers.EmergingConv2d": "emerging",
+    "flows.layers.PeriodicConv2d": "periodic",
+    "flows.layers.MaskedAutoregressiveFlow": "MAF",
+    "flows.layers.Reverse": "reverse",
+    "flows.layers.Shuffle": "shuffle",
+}
+
+USUAL = {"dilation": 1, "mask": "square", "hidden_channels": 96}
+"""Settings of mixing layers that go without saying."""
+
+BASELINE = "1x1"
+"""The mixing layer that the others are compared with, seed by seed."""
+
+Flat = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What bits/dim depend on besides the model: figures of different settings are not comparable."""
+
+    data: str
+    split: str
+    num_images: int | None
+    num_bits: int
+    num_noise_samples: int
+    selection_note: str
+
+    def describe(self) -> str:
+        """One line for above a table."""
+        images = f", {self.num_images:,} images" if self.num_images is not None else ""
+        bits = f"{self.num_bits} bits a pixel"
+        noise = f"K = {self.num_noise_samples} draw{'' if self.num_noise_samples == 1 else 's'} of noise an image"
+        selection = (self.selection_note or "The checkpoint is the best on the validation split").rstrip(".")
+        return f"Data: {self.data}; split: {self.split}{images}; {bits}; {noise}. {selection}."
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """The runs of one configuration, one for each seed."""
+
+    setting: Setting
+    config: Flat
+    runs: list[Run]
+
+    @cached_property
+    def mixing(self) -> str:
+        """The mixing layer in a few words: ``emerging 3x3``, ``1x1 PLU``."""
+        node = self.runs[0].config["model"].get("mixing")
+        return mixing_name(node if isinstance(node, dict) else {})
+
+    @property
+    def width(self) -> Any:
+        return self.config.get(WIDTH)
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.status is Status.FINISHED]
+
+    def scores(self, weights: Weights) -> dict[int, float]:
+        """Test bits/dim by seed."""
+        name = RAW if weights == "raw" else AVERAGED
+        found = {run.seed: run.result(name) for run in self.finished}
+        return {seed: score for seed, score in found.items() if score is not None}
+
+    def estimate(self, weights: Weights) -> Estimate | None:
+        """Test bits/dim over the seeds."""
+        return Estimate.of([*self.scores(weights).values()])
+
+    def first_result(self, name: str) -> float | None:
+        """A result that does not depend on the seed."""
+        return next((value for run in self.finished if (value := run.result(name)) is not None), None)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that differ in mixing layer and width alone, and what they have in common that others have not."""
+
+    title: str
+    rows: list[Row]
+
+    @property
+    def baseline(self) -> Row | None:
+        """The row of the plain 1x1 convolution, if there is exactly one."""
+        rows = [row for row in self.rows if row.mixing == BASELINE]
+        return rows[0] if len(rows) == 1 and len(self.rows) > 1 else None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """All rows of one setting."""
+
+    setting: Setting
+    blocks: list[Block]
+    titles: dict[Row, str] = field(repr=False)
+    untold: list[str]
+    """Settings in which blocks differ besides those that they are told apart by."""
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for block in self.blocks for row in block.rows]
+
+
+def compare(collection: Collection) -> list[Comparison]:
+    """Sort all runs into rows, blocks and comparisons; what does not fit together is added to the problems."""
+    rows: dict[tuple[Setting, str], Row] = {}
+    settings = _settings(collection.runs)
+    for run, setting in zip(collection.runs, settings, strict=True):
+        config = comparable(run.config)
+        row = rows.setdefault((setting, json.dumps(config, sort_keys=True)), Row(setting, config, []))
+        row.runs.append(run)
+    for row in rows.values():
+        _keep_one_run_a_seed(row, collection.problems)
+    by_setting: dict[Setting, list[Row]] = {}
+    for (setting, _), row in rows.items():
+        by_setting.setdefault(setting, []).append(row)
+    for setting, its_rows in by_setting.items():
+        _check_codecs(setting, its_rows, collection.problems)
+    return [_comparison(setting, its_rows) for setting, its_rows in sorted(by_setting.items(), key=lambda i: str(i[0]))]
+
+
+def comparable(config: Mapping[str, Any]) -> Flat:
+    """A configuration as dotted keys, without what says where and as which repetition it ran."""
+    run_dir = config.get("run_dir")
+    kept = {key: config[key] for key in BUILT if key in config}
+    kept["data"] = {key: value for key, value in config["data"].items() if key not in (*MOVABLE, "seed")}
+    flat = dict(_flatten("", kept))
+    return {key: value for key, value in flat.items() if not (run_dir and str(value).startswith(str(run_dir)))}
+
+
+def _flatten(prefix: str, node: Any) -> Sequence[tuple[str, Any]]:
+    if not isinstance(node, dict) or not node:
+        return [(prefix, node)]
+    return [item for key, value in node.items() for item in _flatten(f"{prefix}.{key}" if prefix else str(key), value)]
+
+
+def mixing_name(node: Mapping[str, Any]) -> str:
+    """A short name for the mixing layer that a configuration describes.
+
+    >>> mixing_name({"_target_": "flows.layers.EmergingConv2d", "kernel_size": 5, "dilation": 2, "mask": "square"})
+    'emerging 5x5, dilation 2'
+    """
+    target = str(node.get("_target_", "unknown"))
+    name = LAYERS.get(target, target.rpartition(".")[2])
+    if "kernel_size" in node:
+        name += f" {node['kernel_size']}x{node['kernel_size']}"
+    if node.get("parametrization", "plain") != "plain":
+        name += f" {str(node['parametrization']).upper()}"
+    said = ("kernel_size", "parametrization")
+    extras = {key: value for key, value in node.items() if not key.startswith("_") and key not in said}
+    unusual = [f"{key} {value}" for key, value in extras.items() if value is not None and value != USUAL.get(key)]
+    return ", ".join([name, *unusual])
+
+
+def differing_keys(rows: Sequence[Row]) -> list[str]:
+    """The dotted keys in which some rows differ; a key that one of them lacks is one."""
+    keys = dict.fromkeys(key for row in rows for key in row.config)
+    return [key for key in keys if len({_as_text(row.config, key) for row in rows}) > 1]
+
+
+def _as_text(config: Flat, key: str) -> str:
+    return json.dumps(config[key]) if key in config else "absent"
+
+
+def _settings(runs: Sequence[Run]) -> list[Setting]:
+    """The setting of each run; a run without results shares that of a finished one on the same data."""
+    by_data: dict[str, Setting] = {}
+    finished: dict[int, Setting] = {}
+    for number, run in enumerate(runs):
+        if run.results is not None:
+            images = run.result("num_images")
+            finished[number] = Setting(
+                data=str(run.results.get("data", _name_of_data(run))),
+                split=str(run.results.get("split", "test")),
+                num_images=None if images is None else int(images),
+                num_bits=_num_bits(run),
+                num_noise_samples=int(run.result("num_noise_samples") or 1),
+                selection_note=str(run.results.get("selection_note") or ""),
+            )
+            by_data.setdefault(_data_identity(run), finished[number])
+    unknown = {
+        number: Setting(_name_of_data(run), "test", None, _num_bits(run), 1, "")
+        for number, run in enumerate(runs)
+        if number not in finished
+    }
+    return [
+        finished[number] if number in finished else by_data.get(_data_identity(run), unknown[number])
+        for number, run in enumerate(runs)
+    ]
+
+
+def _data_identity(run: Run) -> str:
+    return json.dumps([_num_bits(run), *(run.config["data"].get(key) for key in DATA_IDENTITY)])
+
+
+def _name_of_data(run: Run) -> str:
+    data = run.config["data"]
+    return str(data.get("collection") or str(data.get("_target_", "unknown")).rpartition(".")[2])
+
+
+def _num_bits(run: Run) -> int:
+    num_bits = run.config["model"].get("num_bits", 8)
+    return num_bits if isinstance(num_bits, int) else 8
+
+
+def _keep_one_run_a_seed(row: Row, problems: list[Problem]) -> None:
+    """Of two runs with the same configuration and seed, one counts: the finished one, else the first."""
+    kept: dict[int, Run] = {}
+    for run in sorted(row.runs, key=lambda run: run.status is not Status.FINISHED):
+        if run.seed in kept:
+            what = f"repeats seed {run.seed} of the configuration in {kept[run.seed].name}, and is not counted"
+            problems.append(Problem(run.name, what))
+        else:
+            kept[run.seed] = run
+    row.runs[:] = [kept[seed] for seed in sorted(kept)]
+
+
+def _check_codecs(setting: Setting, rows: Sequence[Row], problems: list[Problem]) -> None:
+    for codec in ("png", "webp"):
+        results = (run.result(f"test/{codec}_bits_per_dim") for row in rows for run in row.finished)
+        found = sorted({round(value, 6) for value in results if value is not None})
+        if len(found) > 1:
+            what = f"{codec} needs from {found[0]:.4f} to {found[-1]:.4f} bits/dim: these are not the same images"
+            problems.append(Problem(setting.data, f"{what}, or not the same codec"))
+
+
+def _comparison(setting: Setting, rows: list[Row]) -> Comparison:
+    differing = differing_keys(rows)
+    conditions = [key for key in differing if not key.startswith(MIXING) and key != WIDTH]
+    telling = _enough_to_tell(rows, conditions)
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: _sort_key(row, telling)):
+        groups.setdefault(_title(row, telling), []).append(row)
+    if all(len(group) == 1 for group in groups.values()):  # a sweep over something else: one list
+        groups = {"": [row for group in groups.values() for row in group]}
+    blocks = [Block(title, group) for title, group in groups.items()]
+    untold = [_short(key) for key in conditions if key not in telling]
+    return Comparison(setting, blocks, _titles(rows, telling), untold)
+
+
+def _enough_to_tell(rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
+    """As few of some keys, the most telling first, as tell the rows apart as well as all of them do."""
+    known = [*SHORT_NAMES]
+    chosen: list[str] = []
+    for key in sorted(keys, key=lambda key: known.index(key) if key in known else len(known)):
+        if len({_title(row, [*chosen, key]) for row in rows}) > len({_title(row, chosen) for row in rows}):
+            chosen.append(key)
+    return chosen
+
+
+def _sort_key(row: Row, conditions: Sequence[str]) -> tuple:
+    """Deeper models first, as in the paper; layers in the paper's order."""
+    values = [row.config.get(key) for key in conditions]
+    numbers = [-value if isinstance(value, (int, float)) else 0 for value in values]
+    known = [*LAYERS.values()]
+    first_word = row.mixing.split(" ")[0].rstrip(",")
+    place = known.index(first_word) if first_word in known else len(known)
+    return (numbers, [str(value) for value in values], place, row.mixing, str(row.width))
+
+
+def _title(row: Row, keys: Sequence[str]) -> str:
+    return ", ".join(f"{_short(key)} {_plain(row.config.get(key, 'absent'))}" for key in keys)
+
+
+def _titles(rows: Sequence[Row], conditions: Sequence[str]) -> dict[Row, str]:
+    """A name for each row that no other row of its comparison has."""
+    names = {row: ", ".join(filter(None, [row.mixing, _title(row, conditions)])) for row in rows}
+    taken = [*names.values()]
+    return {row: name if taken.count(name) == 1 else f"{name}, width {row.width}" for row, name in names.items()}
+
+
+def _short(key: str) -> str:
+    return SHORT_NAMES.get(key, key)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
