@@ -87,10 +87,11 @@ def train(cfg: DictConfig) -> float:
         report.console.print(f"{count_parameters(flow):,} parameters; writing to {run_dir}", markup=False)
     trainer.fit(module, data, ckpt_path=config["resume"], weights_only=True)
 
-    if trainer.is_global_zero:
-        _conclude(run_dir, trainer, data, started)
     best = trainer.checkpoint_callback
-    return float(best.best_model_score) if best is not None and best.best_model_score is not None else float("nan")  # type: ignore[attr-defined]
+    score = None if best is None or best.best_model_score is None else float(best.best_model_score)  # type: ignore[attr-defined]
+    if trainer.is_global_zero:
+        _conclude(run_dir, trainer, data, score, started)
+    return float("nan") if score is None else score
 
 
 def _trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
@@ -110,7 +111,9 @@ def _trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
     return trainer
 
 
-def _conclude(run_dir: Path, trainer: pl.Trainer, data: ImageDataModule, started: float) -> None:
+def _conclude(
+    run_dir: Path, trainer: pl.Trainer, data: ImageDataModule, validation: float | None, started: float
+) -> None:
     """Score the best checkpoint on the test split, draw samples from it, and report."""
     checkpoint = find_checkpoint(run_dir)
     kept: tuple[Weights, ...] = (
@@ -124,6 +127,7 @@ def _conclude(run_dir: Path, trainer: pl.Trainer, data: ImageDataModule, started
         "split": "test",
         "num_images": len(data.test),
         "num_noise_samples": 1,
+        "val/bits_per_dim": validation,
     }
     rows: list[tuple[str, Any]] = []
     for weights in kept:

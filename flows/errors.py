@@ -17,6 +17,15 @@ class StorageError(OSError):
     """A file could not be written. What stood in its place before is untouched; nothing half-written is left."""
 
 
+class SweepError(RuntimeError):
+    """Some jobs of a sweep failed. The others are done; the message says how many and how to go on."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without its line breaks."""
+    return " ".join(str(error).split())
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that says something, or its type's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -157,14 +157,21 @@ def _explain(error: Exception, config_name: str, overrides: list[Override]) -> s
     keys = _keys(config_name, [override for override in overrides if override.key_or_group in groups])
     for override in overrides:
         key = override.key_or_group
-        if key in groups or key.split(".")[0].split("/")[0] == "hydra" or override.is_add():
+        if key in groups or override.is_add():
             continue
         if key not in keys:
-            near = did_you_mean(key, [*keys, *groups]) or _same_leaf(key, keys)
+            keys = [name for name in keys if not name.endswith("_target_")]
+            alike = [name for name in [*keys, *groups] if _is_hydra_s(name) == _is_hydra_s(key)]
+            near = did_you_mean(key, alike) or _same_leaf(key, [name for name in keys if not _is_hydra_s(name)])
             return f"there is no configuration key {key!r}{near}; --help lists what there is"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     where = f"{cause.full_key}: " if isinstance(cause, OmegaConfBaseException) and cause.full_key else ""
     return f"{where}{first_line(cause)}"
+
+
+def _is_hydra_s(key: str) -> bool:
+    """Whether a key is about how the program runs, not about what it does."""
+    return key.startswith(("hydra.", "hydra/"))
 
 
 def _same_leaf(key: str, keys: list[str]) -> str:
@@ -178,9 +185,9 @@ def _keys(config_name: str, group_overrides: list[Override]) -> list[str]:
     """All dotted keys of the configuration under the given choice of groups."""
     lines = [override.input_line for override in group_overrides if override.input_line is not None]
     try:
-        config = compose(config_name, lines)
+        config = compose(config_name, lines, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException):
-        config = compose(config_name)
+        config = compose(config_name, return_hydra_config=True)
     return list(_dotted(config))
 
 
@@ -199,10 +206,9 @@ def _dotted(config: DictConfig, prefix: str = "") -> Iterator[str]:
 def _groups(parent: str = "") -> Iterator[str]:
     loader = GlobalHydra.instance().config_loader()
     for group in loader.list_groups(parent):
-        if parent or group != "hydra":
-            path = f"{parent}/{group}" if parent else group
-            yield path
-            yield from _groups(path)
+        path = f"{parent}/{group}" if parent else group
+        yield path
+        yield from _groups(path)
 
 
 def _options(group: str) -> list[str]:

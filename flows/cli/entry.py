@@ -20,27 +20,35 @@ from omegaconf import DictConfig
 from flows.cli import schema
 from flows.cli.command_line import check_command_line, expand_globs
 from flows.cli.runs import replay_when_resuming
-from flows.errors import InputError, NonFiniteError, StorageError
+from flows.cli.sweeps import names
+from flows.cli.sweeps.summary import CURRENT
+from flows.errors import InputError, NonFiniteError, StorageError, SweepError, one_line
 
-EXIT_CODES: dict[type[Exception], int] = {InputError: 2, NonFiniteError: 3, StorageError: 4}
-"""A wrong input; a training that broke; a disk that failed. A bug exits with 1 and a traceback."""
+EXIT_CODES: dict[type[Exception], int] = {InputError: 2, NonFiniteError: 3, StorageError: 4, SweepError: 6}
+"""A wrong input; a training that broke; a disk that failed; a sweep with failed jobs. A bug exits with 1 and a
+traceback."""
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str, config_dir: Path) -> None:
     """Check the command line, hand it to Hydra, and turn the failures a user can mend into one line on stderr."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive here as they are, instead of as Hydra's summary of them
     schema.register()
+    names.register()
     _quieten_lightning()
     with _mendable_failures_in_one_line():
         given = sys.argv[1:]
         replayed = replay_when_resuming(given)
         sys.argv[1:] = expand_globs(config_dir, replayed)
         check_command_line(config_dir, config_name, sys.argv[1:], is_replayed=replayed != given)
-        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(_as_job(task))()
+        try:
+            hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(_as_job(task))()
+        finally:
+            CURRENT.show()
+        CURRENT.require_success()
 
 
 def _as_job(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """In a single run a failure ends the program at once; in a sweep Hydra says to which job it belongs."""
+    """In a single run a failure ends the program at once; in a sweep the launcher says to which job it belongs."""
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> Any:
@@ -56,8 +64,8 @@ def _as_job(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 def _mendable_failures_in_one_line() -> Iterator[None]:
     try:
         yield
-    except (InputError, NonFiniteError, StorageError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except tuple(EXIT_CODES) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
 
 

@@ -62,8 +62,17 @@ def claim(run_dir: Path, config: dict[str, Any], overrides: list[str]) -> None:
     describe(run_dir, config, overrides)
 
 
+def disclaim(run_dir: Path) -> None:
+    """Give a run folder back whose run left nothing to go on from, so that the run can start anew in it."""
+    (run_dir / CONFIG).unlink(missing_ok=True)
+
+
 def describe(run_dir: Path, config: dict[str, Any], overrides: list[str]) -> None:
-    """Write down the configuration that a run folder's run has, from its start or from when it was resumed."""
+    """Write down the configuration that a run folder's run has, from its start or from when it was resumed.
+
+    Results of a shorter run, if there are any, are removed: they would pass for this one's.
+    """
+    (run_dir / RESULTS).unlink(missing_ok=True)
     for name, content in ((OVERRIDES, overrides), (CONFIG, config)):
         with atomic_write(run_dir / name) as file:
             file.write(yaml.safe_dump(content, sort_keys=False).encode())
@@ -93,11 +102,11 @@ def replay_when_resuming(argv: list[str]) -> list[str]:
     checkpoint = find_checkpoint(str(resumed[-1]), prefer="last")
     folder = run_folder_of(checkpoint)
     replayed = _harmless(checkpoint, read_checkpoint(checkpoint)["overrides"])
-    own_folder = [] if folder is None else [f"run_dir={_quoted(folder)}"]
+    own_folder = [] if folder is None else [f"run_dir={quoted(folder)}"]
     latest: dict[str, str] = {}  # of several overrides of one key the last counts
     for override in OverridesParser.create().parse_overrides([*replayed, *own_folder, *given_words]):
         latest[override.key_or_group] = str(override.input_line)
-    latest["resume"] = f"resume={_quoted(checkpoint)}"
+    latest["resume"] = f"resume={quoted(checkpoint)}"
     flags = [word for word in argv if word not in given_words]
     return [*flags, *latest.values()]
 
@@ -118,7 +127,8 @@ def _harmless(checkpoint: Path, stored: list[Any]) -> list[str]:
     return lines
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
+    """A path as a value of Hydra's command line."""
     escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
@@ -130,7 +140,7 @@ def require_same_model(checkpoint: Path, config: dict[str, Any]) -> None:
         InputError: naming the keys that differ.
     """
     stored = read_checkpoint(checkpoint)["config"]
-    differing = [key for part in ("model", "data") for key in _differences(part, stored.get(part), config[part])]
+    differing = [key for part in ("model", "data") for key in differences(part, stored.get(part), config[part])]
     differing = [key for key in differing if key not in [f"data.{name}" for name in MOVABLE]]
     if differing:
         raise InputError(
@@ -138,10 +148,11 @@ def require_same_model(checkpoint: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _differences(path: str, old: Any, new: Any) -> list[str]:
+def differences(path: str, old: Any, new: Any) -> list[str]:
+    """The dotted keys below ``path`` at which two configurations differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
-        return [line for key in keys for line in _differences(f"{path}.{key}", old.get(key), new.get(key))]
+        return [line for key in keys for line in differences(f"{path}.{key}", old.get(key), new.get(key))]
     return [] if old == new else [path]
 
 

@@ -1,0 +1,92 @@
+"""What a job's folder says: done, half done, or nothing yet."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.checkpoint import CHECKPOINTS, NAMED
+from flows.cli import runs
+from flows.cli.sweeps.names import NOT_THE_JOB_S
+from flows.errors import InputError
+
+
+@dataclass(frozen=True)
+class Score:
+    """Bits/dim of a finished run: of its best validation (NaN without any), and of that checkpoint on the test split."""
+
+    validation: float
+    test: float
+
+
+def read_score(folder: Path) -> Score | None:
+    """The score in a run's folder; nothing if the run is not finished."""
+    try:
+        results = json.loads((folder / runs.RESULTS).read_text())
+        validation, test = results["val/bits_per_dim"], float(results["test/bits_per_dim"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Score(math.nan if validation is None else float(validation), test)
+
+
+def finished(folder: Path, config_in: Callable[[str], dict[str, Any]]) -> Score | None:
+    """The score of a job that is done already.
+
+    Args:
+        folder: the job's.
+        config_in: the job's configuration if its ``run_dir`` is the given one. The folder may have been moved since,
+            and other launchers may write its path in another way; that does not make it another run.
+
+    Raises:
+        InputError: the folder holds another run's work.
+    """
+    stored = _stored_config(folder)
+    score = read_score(folder)
+    if score is None and checkpoint_in(folder) is None:
+        return None  # nothing that could be lost or mistaken
+    differing = _differences(stored, config_in(str(stored.get("run_dir", folder))))
+    if differing:
+        raise InputError(
+            f"{folder} holds a run with other settings ({', '.join(differing[:3])}): choose another run_dir, or move "
+            "that folder away"
+        )
+    return score
+
+
+def checkpoint_in(folder: Path) -> Path | None:
+    """Where a run that did not finish goes on: its last checkpoint (which is whole: they are written atomically)."""
+    candidates = [folder / CHECKPOINTS / f"{name}.ckpt" for name in reversed(NAMED)]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def continuation(folder: Path, *, is_first_rank: bool = True) -> list[str]:
+    """The overrides with which a job takes up what its folder holds; without a checkpoint it starts anew."""
+    checkpoint = checkpoint_in(folder)
+    if checkpoint is not None:
+        return [f"resume={runs.quoted(checkpoint)}"]
+    if is_first_rank:
+        runs.disclaim(folder)
+    return []
+
+
+def _stored_config(folder: Path) -> dict[str, Any]:
+    try:
+        stored = yaml.safe_load((folder / runs.CONFIG).read_text())
+    except (OSError, yaml.YAMLError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Keys that differ and matter for what a run gives."""
+    as_stored = yaml.safe_load(yaml.safe_dump(wanted))
+    keys = sorted(set(stored) | set(as_stored))
+    differing = [line for key in keys for line in runs.differences(key, stored.get(key), as_stored.get(key))]
+    harmless = (*NOT_THE_JOB_S, *(f"data.{name}" for name in runs.MOVABLE))
+    return [key for key in differing if key not in harmless]

@@ -1,0 +1,174 @@
+"""What all launchers share: a job's name, what is done already, the summary."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from flows.cli import report, runs
+from flows.cli.sweeps.folders import finished, read_score
+from flows.cli.sweeps.names import NOT_THE_JOB_S, keys_in_common, without
+from flows.cli.sweeps.summary import CURRENT, Row
+from flows.errors import InputError
+
+
+@contextmanager
+def _hydra_is(config: DictConfig) -> Iterator[None]:
+    """Inside, ``${hydra:...}`` means that of one job."""
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Args:
+        index: its number in the sweep.
+        overrides: its own, without where it is and how it starts.
+        title: those that tell it from the sweep's other jobs, in one line.
+        folder: its run folder, absolute.
+        config: its configuration, Hydra's part included.
+    """
+
+    index: int
+    overrides: tuple[str, ...]
+    title: str
+    folder: Path
+    config: DictConfig
+
+    def plain_config(self, run_dir: str) -> dict[str, Any]:
+        """The resolved configuration, as a run in that folder writes it down."""
+        own = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key != "hydra"])
+        own.run_dir = run_dir
+        with _hydra_is(self.config):
+            return OmegaConf.to_container(own, resolve=True)  # type: ignore[return-value]
+
+    def placed_overrides(self) -> list[str]:
+        """Its overrides as those of a run of its own."""
+        return [*self.overrides, f"run_dir={runs.quoted(self.folder)}"]
+
+
+class SweepLauncher(Launcher):
+    """Runs what is missing of a sweep's jobs, each in its folder, and lists them all in the summary.
+
+    How a job ended is read from its folder, whoever ran it. A job that fails is returned as failed, as Hydra's
+    launchers do; what that means is up to the sweeper.
+    """
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        if "run_dir" not in config:
+            raise InputError("only train.py has sweeps: start this program once for each setting")
+        self.check_settings()
+
+    def check_settings(self) -> None:
+        """Raise ``InputError`` if these jobs cannot be run here; called before anything is written."""
+
+    def check_jobs(self, jobs: Sequence[Job]) -> None:
+        """Raise ``InputError`` if these jobs are not for this launcher; called before any of them is run."""
+
+    @abstractmethod
+    def run(self, jobs: Sequence[Job]) -> Iterable[tuple[Job, str]]:
+        """Run the jobs; yield each as it ends, with a line that says why it has no score, in case it has none."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        setup_globals()
+        jobs = [self._job(initial_job_idx + number, list(lines)) for number, lines in enumerate(job_overrides)]
+        self.check_jobs(jobs)
+        rows = dict(self._known(jobs))
+        missing = list({job.folder: job for job in jobs if job.folder not in rows}.values())
+        try:
+            for job, error in self.run(missing):
+                score = read_score(job.folder)
+                rows[job.folder] = Row(job.index, job.title, job.folder, score, "" if score else error)
+                self._note(rows[job.folder], f"{len(rows)} of {len(jobs)}")
+        finally:
+            for job in jobs:  # one that was interrupted has no row yet; of two of the same name, one was run
+                row = rows.get(job.folder, Row(job.index, job.title, job.folder, error="stopped"))
+                CURRENT.add(Row(job.index, job.title, job.folder, row.score, row.error, row.is_old), self.sweep_dir)
+        return [_as_hydra_returns_it(job, rows[job.folder]) for job in jobs]
+
+    @property
+    def sweep_dir(self) -> Path:
+        """The folder of the whole sweep."""
+        return Path(str(self.config.hydra.sweep.dir)).absolute()
+
+    def _job(self, index: int, overrides: list[str]) -> Job:
+        own = without(overrides, NOT_THE_JOB_S)
+        common = keys_in_common(overrides, OmegaConf.to_container(self.config.hydra.overrides.task))  # type: ignore[arg-type]
+        unnamed = f"hydra.job.config.override_dirname.exclude_keys=[{','.join([*NOT_THE_JOB_S, *common])}]"
+        config = self.compose(index, [*overrides, unnamed])
+        with _hydra_is(config):
+            folder = self.sweep_dir / str(config.hydra.sweep.subdir)
+        return Job(index, tuple(own), " ".join(without(own, common)), Path(os.path.normpath(folder)), config)
+
+    def compose(self, index: int, overrides: list[str]) -> DictConfig:
+        """A job's configuration."""
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = str(index), index
+        return config
+
+    def _known(self, jobs: Sequence[Job]) -> Iterator[tuple[Path, Row]]:
+        """The jobs that need not be run, or must not."""
+        for job in jobs:
+            try:
+                score = finished(job.folder, job.plain_config)
+                row = Row(job.index, job.title, job.folder, score, is_old=True)
+            except InputError as error:
+                row = Row(job.index, job.title, job.folder, error=str(error))
+            if row.score is not None or row.error:
+                self._note(row, "not run")
+                yield job.folder, row
+
+    def _note(self, row: Row, progress: str) -> None:
+        CURRENT.add(row, self.sweep_dir)
+        report.console.print(f"job {row.job} ({row.overrides}) {row.outcome} [{progress}]", markup=False)
+
+    def note_start(self, job: Job, where: str = "") -> None:
+        """One line for a job that starts."""
+        report.console.print(f"job {job.index} ({job.title}) starts{where}: {job.folder}", markup=False)
+
+
+def _as_hydra_returns_it(job: Job, row: Row) -> JobReturn:
+    returned = JobReturn(overrides=list(job.overrides), cfg=job.config, working_dir=os.getcwd())
+    if row.score is None:
+        returned.status, returned.return_value = JobStatus.FAILED, RuntimeError(row.error)
+    else:
+        returned.status, returned.return_value = JobStatus.COMPLETED, row.score.validation
+    return returned
+
+
+def num_processes(trainer: DictConfig) -> int:
+    """How many processes a job's ``trainer.devices`` asks for on each node."""
+    devices = trainer.get("devices", 1)
+    if isinstance(devices, str) and "," in devices:
+        return len([part for part in devices.split(",") if part.strip()])
+    if OmegaConf.is_list(devices):
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return max(1, num_gpus()) if trainer.get("accelerator", "auto") != "cpu" else 1
+    return int(devices)
+
+
+def num_gpus() -> int:
+    """How many GPUs this process may use."""
+    import torch  # here, because Hydra imports all launchers when a program starts
+
+    return torch.cuda.device_count()

@@ -1,0 +1,57 @@
+"""What a job's folder is called."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+MAX_LENGTH = 100
+"""Of a name's readable part; file systems take 255 bytes."""
+
+NOT_THE_JOB_S = ("run_dir", "resume")
+"""Keys that say where a job is and how it starts, not what it is."""
+
+
+def job_name(overrides: str) -> str:
+    """A folder's name for some overrides: readable, and another one for other overrides.
+
+    Args:
+        overrides: in one line, sorted, as in Hydra's ``override_dirname``.
+
+    Returns:
+        The overrides themselves if a file system and a shell take them as they are; otherwise what can be kept of
+        them and a short hash of all.
+    """
+    readable = re.sub(r"[^\w.,=+-]+", "_", overrides, flags=re.ASCII)
+    if readable == overrides and len(readable) <= MAX_LENGTH:
+        return readable or "defaults"
+    digest = hashlib.blake2b(overrides.encode(), digest_size=4).hexdigest()
+    return f"{readable[:MAX_LENGTH]}-{digest}"
+
+
+def register() -> None:
+    """Make ``${job_name:...}`` known to configurations."""
+    OmegaConf.register_new_resolver("job_name", job_name, replace=True)
+
+
+def keys_in_common(overrides: Sequence[str], given: Sequence[str]) -> list[str]:
+    """The keys of a job's overrides that every job of its sweep has, by the command line that was given.
+
+    They are left out of names and tables; unless nothing else is there.
+    """
+    parser = OverridesParser.create()
+    fixed = {line.key_or_group for line in parser.parse_overrides(list(given)) if not line.is_sweep_override()}
+    keys = [
+        line.key_or_group for line in parser.parse_overrides(list(overrides)) if line.key_or_group not in NOT_THE_JOB_S
+    ]
+    return sorted(fixed & set(keys)) if set(keys) - fixed else []
+
+
+def without(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """The overrides of all other keys."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [line for line, override in zip(overrides, parsed, strict=True) if override.key_or_group not in keys]

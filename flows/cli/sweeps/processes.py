@@ -1,0 +1,107 @@
+"""A job as a process of its own: the program's command line, its output, its end, and the end of all."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from hydra._internal.utils import get_args_parser  # Hydra's own command line; pinned below 1.4
+
+OUTPUT, OUTPUTS = "output.log", "output*.log"
+"""What a job prints, in its folder, and what all its processes print; a second attempt is appended."""
+
+ATTEMPT = "=== attempt of "
+"""How each attempt's output starts."""
+
+ENDING = "=== ended: "
+"""How it may end, if the process could not say why."""
+
+OF_THE_SWEEP = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep")
+"""Settings that belong to the sweep and not to its jobs."""
+
+
+class Stopped(SystemExit):
+    """Somebody wants the whole sweep to end: Ctrl-C or SIGTERM. As an exit it passes by whoever handles errors."""
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM raise :class:`Stopped`; the exit code is the shell's, 128 and the signal's number."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        print(f"stopping the sweep: {signal.Signals(number).name}", file=sys.stderr)
+        raise Stopped(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def program(overrides: Sequence[str], hydra_overrides: Sequence[str]) -> list[str]:
+    """The command that does one job of this program's sweep as a run of its own.
+
+    Args:
+        overrides: the job's.
+        hydra_overrides: those of Hydra's own settings that the sweep was started with; what concerns the job is kept.
+    """
+    given = get_args_parser().parse_args(sys.argv[1:])
+    flags = [word for word in sys.argv[1:] if word not in given.overrides and word not in ("-m", "--multirun")]
+    kept = [line for line in hydra_overrides if not line.lstrip("+~").startswith(OF_THE_SWEEP)]
+    return [sys.executable, str(Path(sys.argv[0]).resolve()), *flags, *kept, *overrides]
+
+
+def open_output(folder: Path, name: str = OUTPUT) -> IO[bytes]:
+    """A job's output file, ready for another attempt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / name).open("ab", buffering=0)
+    file.write(f"{ATTEMPT}{datetime.now().astimezone().isoformat(timespec='seconds')}\n".encode())
+    return file
+
+
+def explain_end(folder: Path, code: int | None) -> str:
+    """Why a job ended without a score: the first error in its last output, or how its process ended.
+
+    With several processes the first that complains knows why; the others complain that it went away.
+
+    Args:
+        folder: the job's.
+        code: its exit code, negative for a signal; ``None`` if that is not known.
+    """
+    attempts = [_last_attempt(path) for path in sorted(folder.glob(OUTPUTS))]
+    for find in (_error_line, _raised, _ending):
+        found = [words for lines in attempts if (words := find(lines))]
+        if found:
+            return found[0]
+    return "ended without a score" if not code else end_of_process(code)
+
+
+def end_of_process(code: int) -> str:
+    """An exit code in words."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _last_attempt(path: Path) -> list[str]:
+    return path.read_text(errors="replace").rpartition(ATTEMPT)[2].splitlines()
+
+
+def _error_line(lines: list[str]) -> str | None:
+    return next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), None)
+
+
+def _raised(lines: list[str]) -> str | None:
+    """What the first traceback ends with."""
+    start = next((number for number, line in enumerate(lines) if line.startswith("Traceback ")), len(lines))
+    return next((line for line in lines[start + 1 :] if line and not line.startswith(" ")), None)
+
+
+def _ending(lines: list[str]) -> str | None:
+    return next((line.removeprefix(ENDING) for line in lines if line.startswith(ENDING)), None)

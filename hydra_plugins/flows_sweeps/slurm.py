@@ -1,0 +1,202 @@
+"""``hydra/launcher=slurm``: an array of SLURM jobs, each of which runs the program once per process that it wants."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from flows.cli.sweeps.launcher import Job, SweepLauncher, num_processes
+from flows.cli.sweeps.processes import explain_end, program, stopping_on_signals
+from flows.cli.sweeps.slurm_task import SlurmTask
+from flows.errors import InputError, first_line
+from flows.files import atomic_write
+
+POLL_S = 3.0
+JOB_ID = "slurm_job"
+"""A file in a job's folder: its number in SLURM's queue, so that the same sweep, started again, waits for it."""
+
+SCRIPTS = "slurm"
+"""A folder in the sweep's: batch scripts, and what SLURM itself printed."""
+
+
+class Slurm(SweepLauncher):
+    """Submits with submitit; every process of a job is a task of ``srun``, which Lightning takes for a DDP rank.
+
+    Whether a job still runs is asked of ``squeue`` and not of ``sacct``, which many clusters do not have.
+
+    Args:
+        nodes, tasks_per_node: of every job; ``None``: what its ``trainer.num_nodes`` and ``trainer.devices`` ask for.
+        timeout_min: after that SLURM stops a job; it is told ``signal_delay_s`` before, saves, and is queued again.
+        max_num_timeout: so many times at most.
+        array_parallelism: jobs at a time.
+        setup: lines of shell for the batch script.
+        additional_parameters: further options of sbatch.
+        partition, cpus_per_task, gpus_per_node, mem_gb, job_name: as SLURM knows them.
+    """
+
+    def __init__(
+        self,
+        nodes: int | None,
+        tasks_per_node: int | None,
+        cpus_per_task: int,
+        timeout_min: int,
+        array_parallelism: int,
+        max_num_timeout: int,
+        signal_delay_s: int,
+        job_name: str,
+        **others: Any,
+    ) -> None:
+        self.nodes, self.tasks_per_node, self.max_num_timeout = nodes, tasks_per_node, max_num_timeout
+        self.parameters: dict[str, Any] = {
+            "name": job_name,
+            "timeout_min": timeout_min,
+            "cpus_per_task": cpus_per_task,
+            "slurm_signal_delay_s": signal_delay_s,
+            "slurm_array_parallelism": array_parallelism,
+            # srun does not take over sbatch's --cpus-per-task; one dead process would leave the others waiting
+            "slurm_srun_args": [f"--cpus-per-task={cpus_per_task}", "--kill-on-bad-exit=1"],
+        }
+        as_submitit_knows_them = {"gpus_per_node": "gpus_per_node", "mem_gb": "mem_gb"}
+        for name, value in others.items():
+            if value not in (None, [], {}):
+                self.parameters[as_submitit_knows_them.get(name, f"slurm_{name}")] = value
+
+    def check_settings(self) -> None:
+        missing = [command for command in ("sbatch", "squeue", "srun") if shutil.which(command) is None]
+        if missing:
+            raise InputError(
+                f"there is no SLURM here ({missing[0]} is not installed): start the sweep on a cluster's login node, "
+                "or use hydra/launcher=local_pool"
+            )
+
+    def check_jobs(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            nodes, tasks = self._layout(job)
+            wanted = int(job.config.trainer.get("num_nodes", 1)), num_processes(job.config.trainer)
+            if (nodes, tasks) != wanted:
+                raise InputError(
+                    f"hydra.launcher starts {tasks} processes on {nodes} nodes, but the trainer wants trainer.devices="
+                    f"{wanted[1]} on trainer.num_nodes={wanted[0]}: leave out nodes and tasks_per_node"
+                )
+
+    def _layout(self, job: Job) -> tuple[int, int]:
+        trainer = job.config.trainer
+        return self.nodes or int(trainer.get("num_nodes", 1)), self.tasks_per_node or num_processes(trainer)
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+        queued = _queued()
+        running = {number: job for job in jobs if (number := _number(job)) in queued}
+        alike = defaultdict[tuple[int, int], list[Job]](list)
+        for job in jobs:
+            if job not in running.values():
+                alike[self._layout(job)].append(job)
+        try:
+            with stopping_on_signals():
+                for layout, group in alike.items():
+                    running |= self._submit(layout, group)
+                for number, job in running.items():
+                    self.note_start(job, f" as SLURM job {number}")
+                while running:
+                    time.sleep(POLL_S)
+                    queued = _queued()
+                    for number in [number for number in running if number not in queued]:
+                        job = running.pop(number)
+                        yield job, _explain(number, job.folder)
+        finally:
+            if running:  # stopped: nobody would wait for them
+                subprocess.run(["scancel", *running], check=False)
+
+    def _submit(self, layout: tuple[int, int], jobs: Sequence[Job]) -> dict[str, Job]:
+        """Submit jobs of one layout as an array; returns them by their number in the queue."""
+        import submitit  # here, because Hydra imports all launchers when a program starts
+
+        hydra_overrides = list(self.config.hydra.overrides.hydra)
+        tasks = [SlurmTask(tuple(program(job.placed_overrides(), hydra_overrides)), job.folder) for job in jobs]
+        executor = submitit.AutoExecutor(
+            self.sweep_dir / SCRIPTS, cluster="slurm", slurm_max_num_timeout=self.max_num_timeout
+        )
+        executor.update_parameters(nodes=layout[0], tasks_per_node=layout[1], **self.parameters)
+        try:
+            with submitit.helpers.clean_env(), _importable():
+                submitted = executor.submit_array(tasks)
+        except submitit.core.utils.FailedJobError as error:
+            raise InputError(f"SLURM refuses the jobs: {first_line(error)}") from error
+        for job, one in zip(jobs, submitted, strict=True):
+            with atomic_write(job.folder / JOB_ID) as file:
+                file.write(one.job_id.encode())
+        return {one.job_id: job for job, one in zip(jobs, submitted, strict=True)}
+
+
+def _number(job: Job) -> str | None:
+    """A job's number in the queue, if it was ever there."""
+    try:
+        return (job.folder / JOB_ID).read_text()
+    except OSError:
+        return None
+
+
+def _queued() -> set[str]:
+    """The numbers of all my jobs that wait or run."""
+    while True:
+        asked = subprocess.run(
+            ["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True
+        )
+        if asked.returncode == 0:
+            return set(asked.stdout.split())
+        time.sleep(POLL_S)  # the controller is busy or being restarted; its jobs go on
+
+
+def _explain(number: str, folder: Path) -> str:
+    """Why a job ended, in its own words or in SLURM's."""
+    words = explain_end(folder, None)
+    shown = subprocess.run(["scontrol", "--oneliner", "show", "job", number], capture_output=True, text=True).stdout
+    states = re.findall(r"\bJobState=(\w+)", shown)
+    return f"{words} (SLURM: {states[0].lower()})" if states and states[0] not in ("COMPLETED", "FAILED") else words
+
+
+@contextmanager
+def _importable() -> Iterator[None]:
+    """Inside, what is submitted finds the project's modules, installed or not."""
+    before = os.environ.get("PYTHONPATH")
+    root = str(Path(sys.argv[0]).resolve().parent)
+    os.environ["PYTHONPATH"] = root if before is None else f"{root}{os.pathsep}{before}"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+@dataclass
+class SlurmConf:
+    """``hydra.launcher.*``."""
+
+    _target_: str = "hydra_plugins.flows_sweeps.slurm.Slurm"
+    partition: str | None = None
+    nodes: int | None = None
+    tasks_per_node: int | None = None
+    cpus_per_task: int = 1
+    gpus_per_node: int | None = None
+    mem_gb: float | None = None
+    timeout_min: int = 60
+    signal_delay_s: int = 90
+    max_num_timeout: int = 10
+    array_parallelism: int = 256
+    job_name: str = "${hydra.job.name}"
+    setup: list[str] = field(default_factory=list)
+    additional_parameters: dict[str, Any] = field(default_factory=dict)
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmConf, provider="flows")

@@ -1,0 +1,356 @@
+"""Sweeps: what a job is called, what is missing, who gets which cores, and how everything ends up in one table."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from programs import ROOT, TINY, run
+
+from flows import InputError
+from flows.cli import entry, runs
+from flows.cli.sweeps import summary
+from flows.cli.sweeps.folders import Score, continuation, finished, read_score
+from flows.cli.sweeps.launcher import num_processes
+from flows.cli.sweeps.names import MAX_LENGTH, job_name, keys_in_common
+from flows.cli.sweeps.processes import explain_end, open_output
+from flows.errors import NonFiniteError
+from hydra_plugins.flows_sweeps.local_pool import Share, environment, shares
+
+CONF = ROOT / "conf"
+RAISED = "Traceback (most recent call last):\n  File x\n"
+RESULTS = {"val/bits_per_dim": 3.5, "test/bits_per_dim": 3.25}
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_name_is_kept():
+    assert job_name("mixing=conv1x1,seed=1") == "mixing=conv1x1,seed=1"
+    assert job_name("") == "defaults"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "data.root=/a/b",
+        "data.root='it is'",
+        "x=[1,2]",
+        "x=${y}",
+        "~callbacks.averaging",
+        "seed=é" * 60,
+        "a=1,b=2," * 99,
+    ],
+)
+def test_every_name_is_one_a_file_system_and_a_shell_take(overrides, tmp_path):
+    name = job_name(overrides)
+    assert not set(name) & set(" /\\'\"[]{}$*?~()&;|<>\n")
+    assert len(name.encode()) <= MAX_LENGTH + 9
+    (tmp_path / name).mkdir()
+    assert job_name(overrides) == name
+
+
+def test_different_overrides_never_share_a_name():
+    long = "a.key.of.some.length=1," * 20
+    names = [job_name(text) for text in (f"{long}seed=1", f"{long}seed=2", "r=a/b", "r=a_b", "r='a_b'", "r=a'b")]
+    assert len(set(names)) == len(names)
+
+
+def test_what_all_jobs_have_in_common_is_not_in_their_names():
+    given = ["experiment=smoke", "mixing=conv1x1,reverse", "run_dir=x", "trainer.max_epochs=2"]
+    job = ["experiment=smoke", "mixing=reverse", "run_dir=x", "trainer.max_epochs=2", "optimizer.lr=0.1"]
+    assert keys_in_common(job, given) == ["experiment", "run_dir", "trainer.max_epochs"][::2]
+    assert keys_in_common(["experiment=smoke"], ["experiment=smoke"]) == []
+
+
+# -- what is missing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The run folder of a finished job, moved since."""
+    path = tmp_path / "job"
+    (path / "checkpoints").mkdir(parents=True)
+    (path / runs.CONFIG).write_text(yaml.safe_dump(config_in("/where/it/was")))
+    (path / runs.RESULTS).write_text(json.dumps(RESULTS))
+    (path / "checkpoints" / "last.ckpt").touch()
+    return path
+
+
+def config_in(run_dir, **changes):
+    config = {"run_dir": run_dir, "logger": {"save_dir": run_dir}, "seed": 1, "resume": None, "data": {"root": "here"}}
+    return config | changes
+
+
+def test_a_finished_job_is_not_run_again_wherever_it_was_moved(folder):
+    assert finished(folder, config_in) == Score(3.5, 3.25)
+    assert finished(folder, lambda run_dir: config_in(run_dir, data={"root": "there"}, resume="x")) == Score(3.5, 3.25)
+
+
+def test_another_run_s_folder_is_neither_taken_for_this_job_s_nor_touched(folder):
+    with pytest.raises(InputError, match=r"other settings \(seed\): choose another run_dir"):
+        finished(folder, lambda run_dir: config_in(run_dir, seed=2))
+    (folder / runs.RESULTS).unlink()
+    with pytest.raises(InputError, match="other settings"):
+        finished(folder, lambda run_dir: config_in(run_dir, seed=2))
+
+
+@pytest.mark.parametrize("results", ["", "{", "[]", '{"test/bits_per_dim": 1}'])
+def test_half_written_results_are_none(folder, results):
+    (folder / runs.RESULTS).write_text(results)
+    assert read_score(folder) is None
+    assert finished(folder, config_in) is None
+
+
+def test_an_unfinished_job_goes_on_and_one_without_a_checkpoint_starts_anew(folder):
+    (folder / runs.RESULTS).unlink()
+    assert continuation(folder) == [f"resume='{folder}/checkpoints/last.ckpt'"]
+    (folder / "checkpoints" / "last.ckpt").unlink()
+    assert finished(folder, lambda run_dir: config_in(run_dir, seed=2)) is None
+    assert continuation(folder) == []
+    runs.claim(folder, config_in(str(folder)), [])
+
+
+def test_a_continued_run_s_old_results_do_not_pass_for_its_own(folder):
+    runs.describe(folder, config_in("x"), [])
+    assert read_score(folder) is None
+
+
+# -- how a process ended -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outputs", "code", "words"),
+    [
+        (["epoch 1\nerror: too large\n"], 2, "too large"),
+        ([f"warning\n{RAISED}ValueError: one\n\nTraceback\nE: two\n"], 1, "ValueError: one"),
+        ([f"{RAISED}RuntimeError: peer\n", "error: the reason\n"], 1, "the reason"),
+        (["epoch 1\n"], -9, "killed by SIGKILL"),
+        (["epoch 1\n"], 7, "ended with exit code 7"),
+        (["epoch 1\n=== ended: killed by SIGKILL\n"], None, "killed by SIGKILL"),
+        (["epoch 1\n"], 0, "ended without a score"),
+        ([], 1, "ended with exit code 1"),
+    ],
+)  # fmt: skip
+def test_the_first_that_says_why_is_believed(tmp_path, outputs, code, words):
+    for rank, text in enumerate(outputs):
+        name = "output.log" if rank == 0 else f"output.{rank}.log"
+        with open_output(tmp_path, name) as file:
+            file.write(b"error: of the attempt before\n")
+        with open_output(tmp_path, name) as file:
+            file.write(text.encode())
+    assert explain_end(tmp_path, code) == words
+
+
+# -- shares of a machine -----------------------------------------------------------------------------------------------
+
+
+def test_cores_and_gpus_are_dealt_out_without_overlap():
+    assert shares(2, [0, 1, 4, 5], ["0", "1"], 1) == [Share((0, 1), ("0",)), Share((4, 5), ("1",))]
+    assert [share.gpus for share in shares(2, range(8), ["a", "b", "c", "d"], 2)] == [("a", "b"), ("c", "d")]
+
+
+def test_more_jobs_than_there_is_share():
+    assert [share.cores for share in shares(3, [0, 1], [], 1)] == [(0, 1)] * 3
+    assert [share.gpus for share in shares(3, range(6), ["0", "1"], 1)] == [("0",), ("1",), ("0",)]
+    assert shares(1, [0], ["0"], 2)[0].gpus == ("0",)
+
+
+def test_a_job_is_an_ordinary_run_on_its_share():
+    inherited = {
+        "PATH": "p",
+        "SLURM_NTASKS": "4",
+        "LOCAL_RANK": "1",
+        "CUDA_VISIBLE_DEVICES": "0,1",
+        "WANDB_MODE": "offline",
+    }
+    first, second = (environment(Share((0, 1), ("1",)), 2, inherited) for _ in range(2))
+    assert {name for name in first if name in inherited} == {"PATH", "CUDA_VISIBLE_DEVICES", "WANDB_MODE"}
+    assert first["CUDA_VISIBLE_DEVICES"] == "1"
+    assert first["OMP_NUM_THREADS"] == "2"
+    assert first["MASTER_PORT"] != second["MASTER_PORT"]
+    assert environment(Share((0,), ()), 8, {"OMP_NUM_THREADS": "1"})["OMP_NUM_THREADS"] == "1"
+    assert environment(Share((0,), ()), 0, {})["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("devices", "number"), [(1, 1), (2, 2), ("2", 2), ([0, 3], 2), ("0,3", 2), ("auto", 1), (-1, 1)]
+)
+def test_processes_are_counted_as_lightning_does(devices, number):
+    assert num_processes(OmegaConf.create({"devices": devices, "accelerator": "cpu"})) == number
+
+
+# -- whole sweeps, of a task that takes no time ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """Runs ``train.py -m`` in this process, with another task; returns the exit code and the table's rows."""
+    monkeypatch.chdir(tmp_path)
+    done = []
+
+    def task(cfg):
+        from hydra.core.hydra_config import HydraConfig
+
+        done.append(cfg.seed)
+        if cfg.seed == 2:
+            raise InputError("this seed is\nnot welcome")
+        if cfg.seed == 3:
+            raise ZeroDivisionError("a bug")
+        if cfg.seed == 4:
+            sys.exit(9)
+        if cfg.seed == 5:
+            raise NonFiniteError("NaN")
+        folder = runs.Path(HydraConfig.get().runtime.output_dir)
+        cfg.run_dir = str(folder)
+        runs.describe(folder, OmegaConf.to_container(cfg, resolve=True), [])
+        (folder / runs.RESULTS).write_text(json.dumps(RESULTS))
+
+    def start(*arguments):
+        done.clear()
+        GlobalHydra.instance().clear()
+        current = summary.Summary()
+        for module in (entry, sys.modules["flows.cli.sweeps.launcher"]):
+            monkeypatch.setattr(module, "CURRENT", current)
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), "-m", "experiment=smoke", "run_dir=grid", *arguments])
+        try:
+            entry.run(task, "train", CONF)
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        path = tmp_path / "grid" / "summary.csv"
+        return code, list(csv.DictReader(path.open())) if path.exists() else [], list(done)
+
+    return start
+
+
+def test_a_failing_job_never_takes_the_sweep_with_it(sweep, capsys):
+    code, rows, _ = sweep("seed=1,2,3,4,5,6")
+    assert code == 6
+    assert [row["status"] for row in rows] == ["done", "failed", "failed", "failed", "failed", "done"]
+    assert [row["error"] for row in rows[1:5]] == [
+        "this seed is not welcome",
+        "ZeroDivisionError: a bug",
+        "ChildProcessError: ended with exit code 9",
+        "NaN",
+    ]
+    assert [row["overrides"] for row in rows[:2]] == ["seed=1", "seed=2"]
+    assert rows[0]["folder"].endswith("grid/seed=1")
+    assert float(rows[0]["val/bits_per_dim"]) == 3.5
+    said = capsys.readouterr()
+    assert "Traceback" in said.err
+    assert "ZeroDivisionError: a bug" in said.err
+    assert "4 of 6 jobs failed" in said.err.splitlines()[-1]
+    for row in rows:
+        assert row["error"][:12] in said.out
+
+
+def test_a_batch_with_a_failure_does_not_keep_the_next_from_running(sweep):
+    assert sweep("seed=1,2,6", "hydra.sweeper.max_batch_size=1")[2] == [1, 2, 6]
+
+
+def test_the_same_sweep_again_runs_only_what_is_missing(sweep):
+    sweep("seed=1,2")
+    code, rows, done = sweep("seed=6,2,1")
+    assert done == [6, 2]
+    assert [row["status"] for row in rows] == ["done", "failed", "done before"]
+    assert float(rows[2]["test/bits_per_dim"]) == 3.25
+    assert code == 6
+    assert sweep("seed=1,6")[::2] == (0, [])
+    assert "other settings" in sweep("seed=1", "trainer.max_epochs=7")[1][0]["error"]
+
+
+def test_a_job_that_is_asked_for_twice_is_run_once(sweep):
+    _, rows, done = sweep("seed=1,1")
+    assert done == [1]
+    assert [row["status"] for row in rows] == ["done", "done"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trainer.devices=2"], "use hydra/launcher=local_pool or hydra/launcher=slurm"),
+        (["+trainer.num_nodes=2"], "use hydra/launcher=local_pool"),
+        (["hydra/launcher=local_pol"], "did you mean 'local_pool'"),
+        (["hydra/launcher=local_pool", "hydra.launcher.n_jbs=2"], "did you mean 'hydra.launcher.n_jobs'"),
+        (["hydra/launcher=local_pool", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs must be at least 1"),
+        (["hydra/launcher=slurm", "hydra.launcher.timeout_min=soon"], "hydra.launcher.timeout_min"),
+    ],
+)
+def test_a_sweep_that_cannot_be_run_stops_in_one_line(sweep, arguments, words, capsys):
+    assert sweep("seed=1,6", *arguments) == (2, [], [])
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert words in error[0]
+
+
+def test_slurm_where_there_is_none_is_said_before_anything_is_made(sweep, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert sweep("seed=1", "hydra/launcher=slurm") == (2, [], [])
+    assert "there is no SLURM here" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_slurm_and_the_trainer_must_agree_on_the_processes(sweep, monkeypatch, capsys):
+    monkeypatch.setattr("shutil.which", lambda command: command)
+    arguments = ["hydra/launcher=slurm", "hydra.launcher.tasks_per_node=4", "trainer.devices=2"]
+    assert sweep("seed=1", *arguments)[0] == 2
+    assert "starts 4 processes on 1 nodes, but the trainer wants trainer.devices=2" in capsys.readouterr().err
+
+
+# -- whole sweeps of processes -----------------------------------------------------------------------------------------
+
+STUB = f"""
+import json, os, sys, time
+from pathlib import Path
+from hydra.core.hydra_config import HydraConfig
+from flows.cli import entry
+def task(cfg):
+    print("cores", len(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"], flush=True)
+    time.sleep(cfg.seed)
+entry.run(task, "train", Path({str(CONF)!r}))
+"""
+
+
+def test_stopping_a_pool_stops_its_jobs(tmp_path):
+    (tmp_path / "stub.py").write_text(STUB)
+    command = [sys.executable, "stub.py", "-m", "seed=1000,2000", "hydra/launcher=local_pool", "run_dir=grid"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    outputs = [tmp_path / "grid" / f"seed={seed}" / "output.log" for seed in (1000, 2000)]
+    for _ in range(600):
+        if all(path.exists() and "cores" in path.read_text() for path in outputs):
+            break
+        time.sleep(0.2)
+    jobs = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True).stdout.split()
+    assert len(jobs) >= 2
+    parent.send_signal(signal.SIGTERM)
+    parent.communicate(timeout=120)
+    assert parent.returncode == 128 + signal.SIGTERM
+    assert not any(os.path.exists(f"/proc/{job}") for job in jobs)
+    rows = list(csv.DictReader((tmp_path / "grid" / "summary.csv").open()))
+    assert [row["error"] for row in rows] == ["stopped", "stopped"]
+
+
+def test_a_pool_of_trainings(tmp_path):
+    """One job trains with DDP, the other fails; then only that one is run again, and goes on failing."""
+    together = ["trainer.devices=2", "+trainer.strategy=ddp", "data.batch_size=4", "trainer.max_epochs=1"]
+    sweep = ["-m", *TINY, *together, "optimizer.lr=0.001,-1", "hydra/launcher=local_pool", "run_dir=grid"]
+    run("train.py", *sweep, "hydra.launcher.n_jobs=2", cwd=tmp_path, code=6)
+    good, bad = (tmp_path / "grid" / f"optimizer.lr={rate}" for rate in ("0.001", "-1"))
+    assert json.loads((good / runs.RESULTS).read_text())["steps"] == 2
+    before = {path: path.stat().st_mtime_ns for path in good.rglob("*")}
+    done = run("train.py", *sweep, cwd=tmp_path, code=6)
+    assert {path: path.stat().st_mtime_ns for path in good.rglob("*")} == before
+    assert (bad / "output.log").read_text().count("the learning rate must be positive") == 2
+    assert "1 of 2 jobs failed" in done.stderr.strip().splitlines()[-1]
+    rows = list(csv.DictReader((tmp_path / "grid" / "summary.csv").open()))
+    assert [row["status"] for row in rows] == ["done before", "failed"]
+    assert rows[1]["error"] == "the learning rate must be positive, not -1"
