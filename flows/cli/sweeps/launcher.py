@@ -17,6 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flows.cli import report, runs
+from flows.cli.matching import resolve_width
 from flows.cli.sweeps.folders import finished, read_score
 from flows.cli.sweeps.names import NOT_THE_JOB_S, keys_in_common, without
 from flows.cli.sweeps.summary import CURRENT, Row
@@ -57,7 +58,9 @@ class Job:
         own = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key != "hydra"])
         own.run_dir = run_dir
         with _hydra_is(self.config):
-            return OmegaConf.to_container(own, resolve=True)  # type: ignore[return-value]
+            config: dict[str, Any] = OmegaConf.to_container(own, resolve=True)  # type: ignore[assignment]
+            resolve_width(config)
+        return config
 
     def placed_overrides(self) -> list[str]:
         """Its overrides as those of a run of its own."""
