@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from flows import signals
+
+    signals.install()  # before the seconds that the imports take: what is not handled kills
+
+import contextlib
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from datamodules import ImageDataModule
-from flows import InputError, load_flow
-from flows.checkpoint import FORMAT, Weights, find_checkpoint, read_checkpoint
+from flows import InputError, NonFiniteError, load_flow, signals
+from flows.callbacks import LastCheckpoint, RandomStates, Rollback
+from flows.checkpoint import CHECKPOINTS, FORMAT, Weights, find_checkpoint, read_checkpoint
 from flows.checkpoint_io import AtomicCheckpointIO
 from flows.cli import entry, report, runs
 from flows.cli.matching import resolve_width
@@ -28,6 +37,8 @@ from flows.lightning_module import FlowModule
 from flows.numerics import set_matmul_precision
 from flows.pictures import decode_or_white, grid, save_png
 from flows.randomness import Stream, generator_for
+
+C = TypeVar("C", bound=pl.Callback)
 
 MAX_CODEC_IMAGES = 2000
 """The codecs are slow; of a larger test split so many images, evenly spaced, stand for all."""
@@ -45,6 +56,11 @@ class DescribeCheckpoint(pl.Callback):
 
 def train(cfg: DictConfig) -> float:
     """One run, from its configuration to its results; returns the best validation score for a sweeper."""
+    with contextlib.ExitStack() as to_release:
+        return _train(cfg, to_release)
+
+
+def _train(cfg: DictConfig, to_release: contextlib.ExitStack) -> float:
     started = time.perf_counter()
     hydra_cfg = HydraConfig.get()
     run_dir = Path(hydra_cfg.runtime.output_dir)
@@ -63,21 +79,13 @@ def train(cfg: DictConfig) -> float:
         flow = build(config["model"])
         make_optimizer = build(config["optimizer"])
         make_optimizer(flow.parameters())  # a wrong value stops here, before the run has left anything behind
-        module = FlowModule(flow, make_optimizer, config["seed"])
         trainer = _trainer(config, overrides)
-        resumed = None if config["resume"] is None else Path(config["resume"])
-        if resumed is not None:
-            runs.require_same_model(resumed, config)
-        if trainer.is_global_zero:
-            continues = resumed is not None and runs.run_folder_of(resumed) == run_dir.resolve()
-            (runs.describe if continues else runs.claim)(run_dir, config, overrides)
+        resumed = _take_run_folder(run_dir, config, overrides, trainer.is_global_zero, to_release)
     except Exception:
         runs.release_if_unclaimed(run_dir)
         raise
 
-    for logger in trainer.loggers:
-        logger.log_hyperparams(config)
-    if config["resume"] is None:
+    if resumed is None:
         flow.to(trainer.strategy.root_device)
         flow.initialize(data.initialization_images(), generator_for(Stream.INITIALIZATION, config["seed"], 1))
     if trainer.is_global_zero:
@@ -85,24 +93,79 @@ def train(cfg: DictConfig) -> float:
         if found is not None:
             report.console.print(found, markup=False)
         report.console.print(f"{count_parameters(flow):,} parameters; writing to {run_dir}", markup=False)
-    trainer.fit(module, data, ckpt_path=config["resume"], weights_only=True)
+    while True:
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
+        module = FlowModule(flow, make_optimizer, config["seed"])
+        try:
+            with signals.deferred():
+                trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+            break
+        except NonFiniteError as error:
+            resumed, trainer = _go_back(error, run_dir, trainer, config, overrides)
 
-    best = trainer.checkpoint_callback
-    score = None if best is None or best.best_model_score is None else float(best.best_model_score)  # type: ignore[attr-defined]
+    best = _callback(trainer, ModelCheckpoint)
+    score = None if best is None or best.best_model_score is None else float(best.best_model_score)
     if trainer.is_global_zero:
-        _conclude(run_dir, trainer, data, score, started)
+        last = _callback(trainer, LastCheckpoint)
+        unsaved = None if last is None else last.failure
+        if unsaved is None or (run_dir / CHECKPOINTS / "best.ckpt").exists():
+            _conclude(run_dir, trainer, data, score, started)
+        if unsaved is not None:
+            raise unsaved
     return float("nan") if score is None else score
+
+
+def _take_run_folder(
+    run_dir: Path, config: dict[str, Any], overrides: list[str], writes: bool, to_release: contextlib.ExitStack
+) -> Path | None:
+    """Make the run folder ours, if this is the process that writes; returns the checkpoint to resume from, if any."""
+    resume = config["resume"]
+    continues = resume == runs.AUTO or (resume and runs.run_folder_of(Path(resume)) == run_dir.resolve())
+    if writes and continues:
+        to_release.enter_context(runs.held(run_dir))
+    resumed = runs.checkpoint_to_resume(resume, run_dir)
+    if resumed is not None:
+        runs.require_same_model(resumed, config)
+    if writes and continues:
+        runs.describe(run_dir, config, overrides)
+    elif writes:
+        runs.claim(run_dir, config, overrides)
+        to_release.enter_context(runs.held(run_dir))
+    return resumed
+
+
+def _go_back(
+    error: NonFiniteError, run_dir: Path, trainer: pl.Trainer, config: dict[str, Any], overrides: list[str]
+) -> tuple[Path, pl.Trainer]:
+    """After a training has diverged: the checkpoint to go on from, and a trainer for that; or the error again."""
+    diverged = _callback(trainer, Rollback)
+    if diverged is None:
+        raise error
+    checkpoint = diverged.checkpoint_after(error, run_dir, says_so=trainer.is_global_zero)
+    trainer = _trainer(config, overrides)
+    again = _callback(trainer, Rollback)
+    assert again is not None  # the same configuration
+    again.times = diverged.times
+    return checkpoint, trainer
+
+
+def _callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 def _trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
     callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
     loggers = [build(node) for node in config["logger"].values() if isinstance(node, dict)]
+    # Lightning's own way to requeue a job saves from within a signal's handler, which hangs where ranks are apart.
+    cluster = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     trainer: pl.Trainer = build(
         {
             **config["trainer"],
-            "callbacks": [*callbacks, DescribeCheckpoint(config, overrides)],
+            "callbacks": [*callbacks, DescribeCheckpoint(config, overrides), RandomStates()],
             "logger": loggers,
-            "plugins": [AtomicCheckpointIO()],
+            "plugins": [AtomicCheckpointIO(), *cluster],
         },
         mistakes=(ValueError, MisconfigurationException),
     )

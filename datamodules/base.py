@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.augmentation import Augmentation, draw_bits
+from datamodules.workers import outlive_signals
 from flows.errors import InputError
 from flows.randomness import Stream, generator_for
 
@@ -167,18 +168,19 @@ class EpochSampler(Sampler[int]):
 
 
 class TrainingBatches(Sampler[Draw]):
-    """Full batches of an epoch's order, with the random bits that go with each place in it."""
+    """Full batches of an epoch's order, from :attr:`first` on, with the random bits that go with each place in it."""
 
     def __init__(self, sampler: EpochSampler, batch_size: int) -> None:
         self.sampler, self.batch_size = sampler, batch_size
+        self.first = 0
 
     def __len__(self) -> int:
         return len(self.sampler) // self.batch_size
 
     def __iter__(self) -> Iterator[Draw]:
         order, bits = self.sampler.order(), self.sampler.bits()
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = slice(start, start + self.batch_size)
+        for number in range(self.first, len(self)):
+            batch = slice(number * self.batch_size, (number + 1) * self.batch_size)
             yield Draw(order[batch].tolist(), bits[batch])
 
 
@@ -194,6 +196,39 @@ class TrainingImages(Dataset[ImageBatch]):
     def __getitems__(self, draw: Draw) -> ImageBatch:
         images = self.augmentation(self.dataset.gather(draw.indices), draw.bits)
         return ImageBatch(images, torch.as_tensor(draw.indices))
+
+
+class TrainingLoader(DataLoader):
+    """Loads :class:`TrainingBatches`, and can be taken up in the middle of an epoch.
+
+    Lightning keeps :meth:`state_dict` in its checkpoints. Batches that workers have loaded in advance do not count.
+    """
+
+    def __init__(self, dataset: TrainingImages, batches: TrainingBatches, **options: Any) -> None:
+        super().__init__(dataset, batch_sampler=cast(Any, batches), **options)
+        self.batches = batches
+        self._place = {"epoch": 0, "num_batches": 0}
+        self._resumed_place = self._place
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # A generator: nothing is loaded before the first batch is asked for. Lightning makes the iterator before it
+        # says, in set_epoch, which epoch it is for.
+        epoch = self.batches.sampler.epoch
+        resumes = epoch == self._resumed_place["epoch"]
+        self.batches.first = self._resumed_place["num_batches"] if resumes else 0
+        self._resumed_place = {"epoch": epoch, "num_batches": 0}  # whoever iterates again starts from the beginning
+        self._place = {"epoch": epoch, "num_batches": self.batches.first}
+        for batch in super().__iter__():
+            self._place["num_batches"] += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches have been handed out."""
+        return dict(self._place)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue, in the epoch of ``state``, behind the batches that were handed out."""
+        self._resumed_place = state
 
 
 class ShardSampler(Sampler[int]):
@@ -299,7 +334,7 @@ class ImageDataModule(pl.LightningDataModule):
                 f"an epoch has {len(sampler)} training images a process, fewer than one batch: "
                 f"data.batch_size must be at most that, not {self.batch_size}"
             )
-        return self._loader(TrainingImages(self.train, self.augmentation), batch_sampler=batches)
+        return TrainingLoader(TrainingImages(self.train, self.augmentation), batches, **self._loading())
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.val)
@@ -309,21 +344,25 @@ class ImageDataModule(pl.LightningDataModule):
 
     def evaluation_batches(self, dataset: ImageDataset) -> DataLoader:
         """A whole split in order, every image once, for a process that evaluates alone, whatever trains beside it."""
-        return self._loader(dataset, sampler=ShardSampler(len(dataset)), batch_size=self.eval_batch_size)
+        return DataLoader(
+            dataset, sampler=ShardSampler(len(dataset)), batch_size=self.eval_batch_size, **self._loading()
+        )
 
     def _evaluation_loader(self, dataset: ImageDataset) -> DataLoader:
         sampler = ShardSampler(len(dataset), *self._place())
-        return self._loader(dataset, sampler=sampler, batch_size=self.eval_batch_size)
+        return DataLoader(dataset, sampler=sampler, batch_size=self.eval_batch_size, **self._loading())
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(self, dataset: Dataset, **batching: Any) -> DataLoader:
-        return DataLoader(
-            dataset,
-            **batching,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=_as_it_is,
-        )
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": _as_it_is,
+            "worker_init_fn": outlive_signals,
+            # Else every iterator draws from the global generator, whose state a resumed training has in common with
+            # the undisturbed one.
+            "generator": torch.Generator().manual_seed(self.seed),
+        }

@@ -5,9 +5,29 @@
 >>> flow.bits_per_dim(images), flow.sample(64, temperature=0.7)    # doctest: +SKIP
 """
 
-from flows.checkpoint import load_flow
-from flows.errors import InputError, NonFiniteError, StorageError
-from flows.layers import Layer
-from flows.model import Flow
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flows.checkpoint import load_flow
+    from flows.errors import InputError, NonFiniteError, StorageError
+    from flows.layers import Layer
+    from flows.model import Flow
 
 __all__ = ["Flow", "InputError", "Layer", "NonFiniteError", "StorageError", "load_flow"]
+
+_HOMES = {
+    "Flow": "flows.model",
+    "InputError": "flows.errors",
+    "Layer": "flows.layers",
+    "NonFiniteError": "flows.errors",
+    "StorageError": "flows.errors",
+    "load_flow": "flows.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: a program must handle signals before torch takes its seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flows' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,19 +61,59 @@ def find_checkpoint(given: str | Path, prefer: str = "best") -> Path:
     return path
 
 
+def newest_whole(
+    run_dir: Path, is_wanted: Callable[[dict[str, Any]], bool] = lambda content: True
+) -> tuple[Path | None, list[InputError]]:
+    """The checkpoint that a run wrote last, of those that are whole and wanted, and what is wrong with damaged ones.
+
+    "Last" is by the time of writing, not by the step: a training that went back has later checkpoints of earlier steps.
+    """
+    damaged = []
+    paths = (run_dir / CHECKPOINTS).glob("*.ckpt")
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            content = read_checkpoint(path)
+        except InputError as error:
+            damaged.append(error)
+        else:
+            if is_wanted(content):
+                return path, damaged
+    return None, damaged
+
+
+def require_whole(path: str | Path) -> None:
+    """Compare everything that a checkpoint file holds with its checksums.
+
+    The file is a zip archive, in which torch stores a CRC-32 of every record; but torch does not look at them when it
+    reads. A flipped bit in a weight would be a wrong weight.
+
+    Raises:
+        InputError: something is missing or has changed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise InputError(_unreadable(path, first_line(error))) from error
+    if damaged is not None:
+        raise InputError(_unreadable(path, f"the checksum of {damaged} is wrong"))
+
+
+def _unreadable(path: str | Path, reason: str) -> str:
+    return f"{path} cannot be read as a checkpoint: it is truncated, damaged or something else altogether ({reason})"
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file, tensors on the CPU.
 
     Raises:
-        InputError: a file that is missing, truncated, or no checkpoint of this project.
+        InputError: a file that is missing, truncated, damaged, or no checkpoint of this project.
     """
+    require_whole(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read as a checkpoint: it is truncated, damaged or something else altogether "
-            f"({first_line(error)})"
-        ) from error
+        raise InputError(_unreadable(path, first_line(error))) from error
     expected = {"format": int, "config": dict, "overrides": list, "state_dict": dict}
     if not isinstance(content, dict) or not all(isinstance(content.get(k), kind) for k, kind in expected.items()):
         raise InputError(f"{path} is not a checkpoint of this project: it does not say what model it belongs to")

@@ -1,14 +1,18 @@
-"""How Lightning's checkpoints reach the disk."""
+"""How Lightning's checkpoints reach the disk, and how they come back."""
 
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from flows.checkpoint import require_whole
+from flows.errors import StorageError
 from flows.files import atomic_write
 
 
@@ -16,10 +20,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its destination and renames it, so that the previous one survives any failure.
 
     Lightning's own goes through a temporary folder that may lie on another file system, where the last step is a copy
-    and not a rename.
+    and not a rename. What is read back is first compared with its checksums.
 
     Raises:
         StorageError: the disk is full, read-only or gone.
+        InputError: a file to be read is damaged.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -27,3 +32,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         with atomic_write(path) as file:
             file.write(buffer.getbuffer())
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        require_whole(path)
+        return super().load_checkpoint(path, *arguments, **options)
+
+
+def try_to_save(trainer: pl.Trainer, path: str | Path, weights_only: bool = False) -> StorageError | None:
+    """Write a checkpoint of a training; a disk that fails costs the checkpoint, not the training.
+
+    To be called by all ranks, of which one writes.
+
+    Returns:
+        What went wrong, the same on all ranks, after a warning; or ``None``.
+    """
+    failure = None
+    # As trainer.save_checkpoint, but for its barrier, at which the other ranks would wait for one that has failed.
+    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+    try:
+        trainer.strategy.save_checkpoint(checkpoint, path)
+    except StorageError as error:
+        failure = error
+    failure = trainer.strategy.broadcast(failure)
+    if failure is not None and trainer.is_global_zero:
+        warnings.warn(f"step {trainer.global_step}: no checkpoint, the training goes on: {failure}", stacklevel=1)
+    return failure

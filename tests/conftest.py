@@ -6,6 +6,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the pro
 
 import pytest
 import torch
+from cluster import slurm  # noqa: F401 a fixture
 
 torch.set_num_threads(1)
 

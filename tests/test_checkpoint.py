@@ -13,11 +13,19 @@ from programs import ROOT
 import flows
 import flows.layers
 from flows import InputError, StorageError, load_flow
-from flows.checkpoint import FORMAT, find_checkpoint
+from flows.checkpoint import FORMAT, find_checkpoint, newest_whole, read_checkpoint
 from flows.checkpoint_io import AtomicCheckpointIO
 from flows.cli import schema
 from flows.cli.command_line import check_command_line
-from flows.cli.runs import claim, release_if_unclaimed, replay_when_resuming, require_same_model
+from flows.cli.runs import (
+    checkpoint_to_resume,
+    claim,
+    release_if_unclaimed,
+    replay_when_resuming,
+    require_same_model,
+    require_writable,
+    run_name,
+)
 from flows.files import atomic_write
 from flows.instantiation import build, build_trusted
 
@@ -45,6 +53,58 @@ def saved(tmp_path):
     path = tmp_path / "some.ckpt"
     torch.save(content(), path)
     return path
+
+
+def test_a_flipped_bit_is_found_or_without_effect(saved, tmp_path):
+    whole, before = saved.read_bytes(), read_checkpoint(saved)
+    num_found = 0
+    for position in range(0, len(whole), len(whole) // 150):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        (tmp_path / "damaged.ckpt").write_bytes(damaged)
+        try:
+            after = read_checkpoint(tmp_path / "damaged.ckpt")
+        except InputError as error:
+            assert "damaged.ckpt cannot be read" in str(error)
+            num_found += 1
+        else:
+            for name, value in before["state_dict"].items():
+                assert torch.equal(value, after["state_dict"][name])
+    assert num_found > 30
+
+
+def test_a_flipped_weight_is_not_resumed_from(tmp_path):
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"weight": torch.zeros(100)}, tmp_path / "some.ckpt")
+    content = bytearray((tmp_path / "some.ckpt").read_bytes())
+    content[content.index(bytes(400)) + 200] ^= 1
+    (tmp_path / "some.ckpt").write_bytes(content)
+    with pytest.raises(InputError, match="checksum of"):
+        io.load_checkpoint(tmp_path / "some.ckpt", weights_only=True)
+
+
+def test_the_newest_whole_checkpoint_of_a_run_is_found(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for number, name in enumerate(("step=2", "best", "step=1", "last")):
+        torch.save(content(), folder / f"{name}.ckpt")
+        os.utime(folder / f"{name}.ckpt", (number, number))
+    assert newest_whole(tmp_path) == (folder / "last.ckpt", [])
+    size = (folder / "last.ckpt").stat().st_size
+    os.truncate(folder / "last.ckpt", size // 2)
+    (folder / "step=1.ckpt").write_bytes(b"")
+    for path, number in ((folder / "last.ckpt", 3), (folder / "step=1.ckpt", 2)):
+        os.utime(path, (number, number))
+    newest, damaged = newest_whole(tmp_path)
+    assert newest == folder / "best.ckpt"
+    assert ["last.ckpt" in str(damaged[0]), "step=1.ckpt" in str(damaged[1])] == [True, True]
+    assert checkpoint_to_resume("auto", tmp_path) == newest
+    assert checkpoint_to_resume("auto", tmp_path / "new") is None
+    for name in ("best", "step=2"):
+        os.truncate(folder / f"{name}.ckpt", 100)
+    with pytest.raises(InputError, match="no whole checkpoint"):
+        checkpoint_to_resume("auto", tmp_path)
+    assert len(list(folder.iterdir())) == 4
 
 
 def test_a_flow_comes_back_as_it_was(saved):
@@ -267,6 +327,33 @@ def test_a_run_folder_is_claimed_once(tmp_path):
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
     release_if_unclaimed(tmp_path / "run")
     assert (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({"SLURM_JOB_ID": "12"}, "slurm-12"),
+        ({"SLURM_JOB_ID": "14", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "2"}, "slurm-12_2"),
+        ({"SLURM_JOB_ID": "12", "SLURM_JOB_NAME": "interactive"}, f"{os.getpid()}"),
+        ({}, f"{os.getpid()}"),
+    ],
+)
+def test_a_run_folder_s_name_is_the_job_s_or_unique(environment, name, monkeypatch):
+    for key in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    run_name.cache_clear()
+    assert run_name() == name or run_name().endswith(f"_{name}")
+    assert run_name() == run_name()
+    run_name.cache_clear()
+
+
+def test_a_place_where_no_folder_can_be_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    require_writable(tmp_path / "new" / "run")
+    with pytest.raises(StorageError, match="is not a folder"):
+        check_command_line(ROOT / "conf", "train", [f"run_dir={tmp_path}/file/run"])
 
 
 def test_only_empty_unclaimed_folders_are_removed(tmp_path):

@@ -271,7 +271,10 @@ def test_a_broken_picture_stops_the_scoring_and_nothing_is_written(trained, tmp_
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
-    """Checkpoints of the second epoch no longer fit: one line, exit code 4, those of the first one still load."""
+    """Checkpoints of the second epoch no longer fit: the run goes on without, those of the first one still load.
+
+    What it ended with is not saved, so it ends with exit code 4.
+    """
     limited = (
         "import resource, runpy, signal, sys\n"
         "import flows.checkpoint_io as io\n"
@@ -291,6 +294,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert "cannot write" in lines[0]
+    assert done.stderr.count("no checkpoint, the training goes on") == 2
     checkpoints = tmp_path / "run" / "checkpoints"
     assert sorted(os.listdir(checkpoints)) == ["best.ckpt", "last.ckpt"]
     for name in ("best.ckpt", "last.ckpt"):

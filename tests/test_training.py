@@ -1,16 +1,26 @@
 """Training: what Lightning does with a flow, and the callbacks around it."""
 
 import math
+import random
 from functools import partial
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from datamodules import ImageDataModule, ImageDataset
 from flows import Flow, NonFiniteError, load_flow
-from flows.callbacks import AveragedWeights, InversionMonitor, SamplePictures, StopOnNonFinite, Throughput
+from flows.callbacks import (
+    AveragedWeights,
+    InversionMonitor,
+    LastCheckpoint,
+    RandomStates,
+    SamplePictures,
+    StopOnNonFinite,
+    Throughput,
+)
 from flows.checkpoint import FORMAT
 from flows.layers import AffineCoupling, EmergingConv2d, Sequential, Shuffle
 from flows.lightning_module import FlowModule
@@ -75,7 +85,7 @@ def fit(folder, callbacks=(), model=None, data=None, ckpt_path=None, max_epochs=
         max_epochs=max_epochs,
         callbacks=list(callbacks),
         logger=False,
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -133,6 +143,58 @@ def test_resumed_training_ends_where_the_undisturbed_one_does(tmp_path):
     assert torch.equal(parameters(whole), parameters(resumed))
     assert torch.equal(parameters(averaging._average_model.module), parameters(resumed_averaging._average_model.module))
     assert all(step.actnorm.initialized for _, step, _ in resumed.flow.steps())
+
+
+class DrawsFromEverywhere(pl.Callback):
+    """Moves a weight by what the global generators give."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        with torch.no_grad():
+            pl_module.flow.top.gaussian.bias += 1e-3 * (torch.rand(()) + random.random() + np.random.rand())
+
+
+@pytest.mark.parametrize(
+    ("workers", "options"),
+    [
+        (0, {}),
+        (2, {}),
+        (0, {"val_check_interval": 2}),
+        (0, {"accumulate_grad_batches": 2}),
+        (0, {"max_steps": 11, "max_epochs": -1}),
+        (0, {"limit_train_batches": 3, "check_val_every_n_epoch": 2}),
+    ],
+)
+def test_resumed_from_any_step_training_ends_where_the_undisturbed_one_does(tmp_path, workers, options):
+    def callbacks(folder, **saving):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        return [DrawsFromEverywhere(), AveragedWeights(decay=0.5), RandomStates(), LastCheckpoint(folder, **saving)]
+
+    options = {"max_epochs": 3} | options
+    all_kept = callbacks(tmp_path / "whole", every_n_train_steps=1, keep_last=100)
+    trainer, whole = fit(tmp_path, all_kept, data=StripesModule(), **options)
+    steps = sorted((tmp_path / "whole").glob("step=*.ckpt"))
+    assert len(steps) >= trainer.global_step - 3
+    for path in steps if workers == 0 else steps[4:6]:
+        data = StripesModule(num_workers=workers)
+        again = callbacks(tmp_path / f"from {path.stem}")
+        resumed_trainer, resumed = fit(tmp_path, again, data=data, ckpt_path=path, **options)
+        assert resumed_trainer.global_step == trainer.global_step
+        assert torch.equal(parameters(whole), parameters(resumed)), path
+        averages = [parameters(averaging._average_model.module) for averaging in (all_kept[1], again[1])]
+        assert torch.equal(*averages), path
+
+
+def test_so_many_predecessors_are_kept(tmp_path):
+    fit(tmp_path, [LastCheckpoint(tmp_path, every_n_train_steps=1, keep_last=2)])
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == [
+        "last.ckpt",
+        "step=0000006.ckpt",
+        "step=0000007.ckpt",
+    ]
+    for path in tmp_path.glob("step=*.ckpt"):
+        assert torch.load(path, weights_only=True)["global_step"] == int(path.stem.removeprefix("step="))
 
 
 def test_warm_up_is_linear_and_then_constant():

@@ -1,4 +1,4 @@
-"""Stop at the first number that is not finite, and say where it came from."""
+"""Stop at the first number that is not finite, or a loss beyond all reason, and say where it came from."""
 
 from __future__ import annotations
 
@@ -10,20 +10,28 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flows.callbacks.checkpoints import LastCheckpoint
 from flows.diagnostics import first_non_finite
-from flows.errors import NonFiniteError
+from flows.errors import InputError, NonFiniteError
 
 
 class StopOnNonFinite(pl.Callback):
-    """Stops a training whose loss or gradient becomes NaN or infinite, before the weights take harm.
+    """Stops a training whose loss diverges, or whose loss or gradient becomes NaN, before the weights take harm.
 
-    The message names the step, the layer or parameter where it was first seen, and the last good checkpoint.
+    The message names the step, the layer or parameter where it was first seen, and the last good checkpoint. All ranks
+    stop, whichever has seen it.
+
+    Args:
+        max_bits_per_dim: a training loss above this has diverged.
 
     Raises:
         NonFiniteError: from the training step in question.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_bits_per_dim: float = 1000.0) -> None:
+        if not max_bits_per_dim > 0:
+            raise InputError(f"callbacks.finite.max_bits_per_dim must be positive, not {max_bits_per_dim}")
+        self.max_bits_per_dim = max_bits_per_dim
         self._batch: tuple[Tensor, int] | None = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -31,7 +39,10 @@ class StopOnNonFinite(pl.Callback):
         self._batch = (images, batch_idx)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
+        is_ours = not loss.item() <= self.max_bits_per_dim  # a NaN is not less than anything either
+        if trainer.strategy.reduce_boolean_decision(is_ours, all=False):
+            if not is_ours:
+                raise NonFiniteError(self._message(trainer, "the loss is not finite", "another process"))
             assert self._batch is not None
             images, batch_idx = self._batch
             flow, noise = pl_module.flow, pl_module.training_noise(images, batch_idx)
@@ -51,6 +62,9 @@ class StopOnNonFinite(pl.Callback):
     @staticmethod
     def _message(trainer: pl.Trainer, what: str, where: str) -> str:
         paths = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        paths += [
+            str(c.path) for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint) and c.path.exists()
+        ]
         saved = next((path for path in reversed(paths) if path), None)
         remedy = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
         return (

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from flows.errors import InputError
+from flows.errors import InputError, StorageError
 from flows.model import Flow
 from flows.pictures import decode_or_white, grid, save_png, to_array
 from flows.randomness import Stream, generator_for
@@ -63,7 +63,10 @@ class SamplePictures(pl.Callback):
                 stacklevel=1,
             )
         picture = grid(images, self.num_columns)
-        save_png(picture, self.folder / f"step={step:07d}.png")
+        try:
+            save_png(picture, self.folder / f"step={step:07d}.png")
+        except StorageError as error:
+            warnings.warn(f"step {step}: no picture, the training goes on: {error}", stacklevel=1)
         caption = "temperature, top to bottom: " + ", ".join(f"{t:g}" for t in self.temperatures)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

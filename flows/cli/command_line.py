@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flows.cli.matching import matches
+from flows.cli.runs import require_writable
 from flows.errors import InputError, first_line
 from flows.instantiation import check, did_you_mean, require_targets
 
@@ -37,6 +38,7 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
 
     Raises:
         InputError: a group, option, key or value that does not exist or has the wrong type.
+        StorageError: the run folder cannot be made there.
     """
     arguments = get_args_parser().parse_args(argv)
     if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.info:
@@ -62,6 +64,8 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
             if is_replayed:
                 require_targets(config, _shipped_targets(config_dir))
             check(config)
+            if "run_dir" in config:
+                require_writable(Path(config["run_dir"]))
 
 
 def expand_globs(config_dir: Path, argv: list[str]) -> list[str]:

@@ -1,13 +1,20 @@
 """Run folders: what is where, which checkpoint is meant, and how a run is taken up again.
 
 A run folder holds ``config.yaml`` (resolved), ``overrides.yaml`` (the command line), ``metrics/`` (CSV),
-``checkpoints/`` (``best.ckpt``, ``last.ckpt``), ``samples/`` (PNG) and ``results.json``; ``evaluate.py`` adds
-``evaluations/*.json``.
+``checkpoints/`` (``best.ckpt``, ``last.ckpt``, with ``keep_last`` also ``step=0000100.ckpt``), ``samples/`` (PNG) and
+``results.json``; ``evaluate.py`` adds ``evaluations/*.json``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +24,16 @@ from hydra._internal.utils import get_args_parser  # Hydra's own command line; p
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
-from flows.checkpoint import CHECKPOINTS, find_checkpoint, read_checkpoint
+from flows import slurm
+from flows.checkpoint import CHECKPOINTS, find_checkpoint, newest_whole, read_checkpoint
 from flows.errors import InputError, StorageError
 from flows.files import atomic_write
 
-CONFIG, OVERRIDES, RESULTS, SAMPLES = "config.yaml", "overrides.yaml", "results.json", "samples"
+CONFIG, OVERRIDES, RESULTS, SAMPLES, LOCK = "config.yaml", "overrides.yaml", "results.json", "samples", ".lock"
 EVALUATIONS = "evaluations"
+
+AUTO = "auto"
+"""As ``resume``: go on in this very run folder, or begin there if nothing has been saved yet."""
 
 MOVABLE = (
     "source",
@@ -35,6 +46,84 @@ MOVABLE = (
     "eval_batch_size",
 )
 """Settings of the data that say where they are or how they are read, not what they are."""
+
+
+@functools.cache
+def run_name() -> str:
+    """The name of a run's folder, if none is given.
+
+    Under SLURM it is made of the number of the job and of the array's task alone: a job that is put back into its queue
+    finds its folder again, and all processes of a job find the same. Elsewhere it is the time, and the process's number
+    for those that start in the same second.
+    """
+    job = slurm.job_id()
+    return f"slurm-{job}" if job is not None else f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
+
+
+def require_writable(run_dir: Path) -> None:
+    """Refuse a run folder that could not be made or written.
+
+    Raises:
+        StorageError: with the reason.
+    """
+    existing = next(path for path in (run_dir, *run_dir.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise StorageError(f"cannot write to {run_dir}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StorageError(f"cannot write to {run_dir}: no permission to write in {existing}")
+
+
+@contextlib.contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Hold a run folder for as long as a run writes into it, so that no other run does.
+
+    The lock is the operating system's and ends with the process, however that ends. It is a POSIX lock, not flock's:
+    processes that load data inherit the latter, and would hold it for some seconds after their parent was killed.
+
+    Raises:
+        InputError: a living process holds it.
+        StorageError: the folder cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = open(run_dir / LOCK, "a+")  # noqa: SIM115 closed below
+    except OSError as error:
+        raise StorageError(f"cannot write to {run_dir}: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise InputError(
+                f"{run_dir} belongs to a run that is still going ({owner}): wait for its end, or choose another run_dir"
+            ) from error
+        except OSError as error:
+            raise StorageError(f"cannot lock {run_dir}: {error.strerror or error}") from error
+        file.truncate(0)
+        print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+        yield
+
+
+def checkpoint_to_resume(resume: str | None, run_dir: Path) -> Path | None:
+    """The checkpoint that a run continues from, or ``None`` if it begins.
+
+    Raises:
+        InputError: ``resume=auto``, and ``run_dir`` holds checkpoints, but no whole one.
+    """
+    if resume == AUTO:
+        return _newest_whole(run_dir)
+    return None if resume is None else Path(resume)
+
+
+def _newest_whole(run_dir: Path) -> Path | None:
+    newest, damaged = newest_whole(run_dir)
+    if newest is None and damaged:
+        raise InputError(f"there is no whole checkpoint in {run_dir}; the latest: {damaged[0]}")
+    if slurm.rank() == 0:
+        for error in damaged:
+            print(f"warning: passed over, and left as it is: {error}", file=sys.stderr)
+    return newest
 
 
 def run_folder_of(checkpoint: Path) -> Path | None:
@@ -99,7 +188,10 @@ def replay_when_resuming(argv: list[str]) -> list[str]:
     resumed = [override.value() for override in given if override.key_or_group == "resume"]
     if not resumed or not resumed[-1]:
         return argv
-    checkpoint = find_checkpoint(str(resumed[-1]), prefer="last")
+    given_checkpoint = str(resumed[-1])
+    if given_checkpoint == AUTO:
+        return argv
+    checkpoint = _newest_whole(Path(given_checkpoint)) or find_checkpoint(given_checkpoint, prefer="last")
     folder = run_folder_of(checkpoint)
     replayed = _harmless(checkpoint, read_checkpoint(checkpoint)["overrides"])
     own_folder = [] if folder is None else [f"run_dir={quoted(folder)}"]

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+
+from flows.cli.runs import run_name
 
 
 @dataclass
@@ -32,6 +34,8 @@ class TrainSchema:
     run_dir: str = MISSING
     budget: Any = None
     resume: str | None = None
+    on_nan: str = MISSING
+    keep_last: int = MISSING
 
 
 @dataclass
@@ -88,7 +92,8 @@ class ReportSchema:
 
 
 def register() -> None:
-    """Make the schemas known to Hydra under the names that the YAML files' defaults use."""
+    """Make known to Hydra the schemas, under the names that the YAML files' defaults use, and ``${run_name:}``."""
+    OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
     store = ConfigStore.instance()
     roots = {
         "train": TrainSchema,

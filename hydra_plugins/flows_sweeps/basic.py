@@ -13,6 +13,7 @@ from flows.cli.entry import EXIT_CODES
 from flows.cli.sweeps.folders import continuation
 from flows.cli.sweeps.launcher import Job, SweepLauncher, num_processes
 from flows.errors import InputError, first_line, one_line
+from flows.signals import Interrupted
 
 
 class InThisProcess(SweepLauncher):
@@ -60,7 +61,7 @@ def _surviving_exits(task):  # type: ignore[no-untyped-def]
         try:
             return task(cfg)
         except SystemExit as end:
-            if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning turns into an exit
+            if isinstance(end, Interrupted):
                 raise
             if end.code:
                 raise ChildProcessError(f"ended with exit code {end.code}") from end

@@ -1,0 +1,158 @@
+"""When checkpoints are written: at a new best score, regularly, and when a signal ends the training."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
+
+from flows import signals
+from flows.checkpoint import NAMED, require_whole
+from flows.checkpoint_io import try_to_save
+from flows.errors import InputError, StorageError
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's, except that it takes a checkpoint for written only if it was.
+
+    When the disk fails, the previous best stays the best, on the disk and in the books.
+    """
+
+    _BOOKS = ("best_model_path", "best_model_score", "current_score", "kth_best_model_path", "kth_value")
+
+    def _update_best_and_save(
+        self, current: Tensor, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]
+    ) -> None:
+        before = {name: getattr(self, name) for name in self._BOOKS} | {"best_k_models": dict(self.best_k_models)}
+        try:
+            super()._update_best_and_save(current, trainer, monitor_candidates)
+        except StorageError:
+            vars(self).update(before)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        failure = try_to_save(trainer, filepath, self.save_weights_only)
+        if failure is not None:
+            raise failure
+        self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = filepath
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``last.ckpt``, from which a training can be resumed exactly, and some of its predecessors.
+
+    It is written at the end of epochs, every so many steps if so wished, and when a signal ends the training
+    (:mod:`flows.signals`): then all ranks agree to end after the batch, save, and raise. In the middle of
+    accumulated gradients, or when a validation is due, this is put off until they are done.
+
+    Args:
+        dirpath: the folder of the checkpoints.
+        every_n_epochs: at least 1.
+        every_n_train_steps: also every so many optimiser steps, at least 1; ``None``: no.
+        keep_last: so many predecessors of ``last.ckpt`` stay, as ``step=0000100.ckpt``; at least 0.
+
+    Attributes:
+        failure: why the latest attempt to save failed; ``None`` if it did not.
+    """
+
+    def __init__(
+        self, dirpath: str, every_n_epochs: int = 1, every_n_train_steps: int | None = None, keep_last: int = 0
+    ) -> None:
+        if every_n_epochs < 1 or (every_n_train_steps is not None and every_n_train_steps < 1):
+            raise InputError("callbacks.last: every_n_epochs and every_n_train_steps must be at least 1")
+        if keep_last < 0:
+            raise InputError(f"keep_last must be at least 0, not {keep_last}")
+        self.path = Path(dirpath) / "last.ckpt"
+        self.every_n_epochs, self.every_n_train_steps, self.keep_last = every_n_epochs, every_n_train_steps, keep_last
+        self.failure: StorageError | None = None
+        self._saved_step = 0
+        self._is_due = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Lightning's own handler of SIGTERM broadcasts from within the handler, which hangs where ranks are apart.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            self._clear_away()
+        loop = trainer.fit_loop
+        if loop.restarted_on_epoch_end:  # with max_steps, Lightning takes up an epoch again that had ended
+            loop.epoch_progress.increment_completed()
+            loop.reset_restart_stage()
+            loop._restarting = loop.epoch_loop._restarting = False
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step != self._saved_step and self.every_n_train_steps and step % self.every_n_train_steps == 0:
+            self._is_due = True
+        if _can_be_resumed_here(trainer):
+            self._save_if_wanted(trainer, self._is_due or step == trainer.max_steps)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save_if_wanted(trainer, self._is_due or (trainer.current_epoch + 1) % self.every_n_epochs == 0)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._saved_step != trainer.global_step:  # fewer epochs than every_n_epochs have passed since
+            self._save(trainer)
+
+    def _clear_away(self) -> None:
+        """Remove what a killed process left half-written, and set aside what is damaged and would be overwritten."""
+        for path in self.path.parent.glob(".*.part"):
+            path.unlink(missing_ok=True)
+        for name in NAMED:
+            path = self.path.with_name(f"{name}.ckpt")
+            if path.exists():
+                try:
+                    require_whole(path)
+                except InputError:
+                    os.replace(path, path.with_name(f"{path.name}.damaged"))
+
+    def _save_if_wanted(self, trainer: pl.Trainer, is_due: bool) -> None:
+        is_interrupted = trainer.strategy.reduce_boolean_decision(signals.received(), all=False)
+        if (is_due or is_interrupted) and self._saved_step != trainer.global_step:
+            self._save(trainer)
+        if is_interrupted:
+            raise signals.Interrupted(signals.EXIT_CODE)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self._saved_step, self._is_due = trainer.global_step, False
+        for logger in trainer.loggers:
+            logger.save()  # who resumes from here should find the rows that led here
+        if self.keep_last and trainer.is_global_zero:
+            self._keep_predecessors()
+        self.failure = try_to_save(trainer, self.path)
+
+    def _keep_predecessors(self) -> None:
+        if self.path.exists():
+            step = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+            kept = self.path.with_name(f"step={step:07d}.ckpt")
+            kept.unlink(missing_ok=True)
+            try:
+                os.link(self.path, kept)
+            except OSError:  # a file system without hard links
+                shutil.copy2(self.path, kept)
+        older = sorted(self.path.parent.glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+        for path in older[: -self.keep_last]:
+            path.unlink()
+
+
+def _can_be_resumed_here(trainer: pl.Trainer) -> bool:
+    """Whether Lightning resumes exactly from a checkpoint that is written at the end of this batch.
+
+    Gradients that are being accumulated are in no checkpoint; a validation that is due would be left out.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    assert trainer.fit_loop._data_fetcher is not None
+    return not (
+        loop._should_accumulate()
+        or loop.batch_progress.is_last_batch
+        or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    )

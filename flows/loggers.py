@@ -1,0 +1,25 @@
+"""Loggers that do not end a training."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+from pytorch_lightning.loggers import CSVLogger
+
+
+class SteadyCSVLogger(CSVLogger):
+    """Lightning's, except that a full disk or a vanished folder costs no training; the rows are written when it works.
+
+    Arguments are Lightning's.
+    """
+
+    def __init__(self, save_dir: str, name: str = "metrics", flush_logs_every_n_steps: int = 100) -> None:
+        super().__init__(save_dir, name, flush_logs_every_n_steps=flush_logs_every_n_steps)
+
+    def save(self) -> None:
+        try:
+            os.makedirs(self.log_dir, exist_ok=True)
+            super().save()
+        except OSError as error:
+            warnings.warn(f"metrics are not written to {self.log_dir} for now: {error.strerror}", stacklevel=1)

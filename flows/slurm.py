@@ -1,0 +1,47 @@
+"""What a program asks of SLURM. Imports nothing that takes time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+INTERACTIVE = ("bash", "interactive")
+"""Names of jobs in which a person types commands."""
+
+
+def job_id() -> str | None:
+    """The number of the SLURM job that this process belongs to, of an array with the task's; ``None`` outside."""
+    if os.environ.get("SLURM_JOB_NAME") in INTERACTIVE:
+        return None
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def rank() -> int:
+    """The number of this process among those that train together, whoever has started them; 0 speaks for all."""
+    return max(int(os.environ.get(name, 0)) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
+def requeue() -> None:
+    """Put this process' job back into its queue; nothing outside of SLURM, or if SLURM is ending the job itself.
+
+    A job that its user has cancelled, or that SLURM has preempted and requeues anyway, is no longer "running" when its
+    processes are told to end. So a job is put back once, and only if nobody else has decided about it.
+    """
+    job = job_id()
+    if job is None or "SUBMITIT_EXECUTOR" in os.environ:  # submitit puts its jobs back itself
+        return
+    try:
+        state = _ask("squeue", "--noheader", "--format=%T", f"--jobs={job}")
+        if state == "RUNNING":
+            _ask("scontrol", "requeue", job)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        print(f"warning: job {job} could not be requeued: {str(reason).strip()}", file=sys.stderr, flush=True)
+
+
+def _ask(*command: str) -> str:
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    return done.stdout.strip()

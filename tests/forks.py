@@ -1,0 +1,53 @@
+"""Programs of the project in forked processes: as separate as a user's, without the seconds of a start."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from programs import ROOT
+
+
+def fork(arguments, cwd, before=lambda: None):
+    """Start ``train.py`` with some arguments in the folder ``cwd``; returns the process's number.
+
+    What it prints goes to ``out.txt`` there. ``before()`` is called in the new process first.
+    """
+    import train
+    from flows import signals
+    from flows.cli import entry
+
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(cwd)
+        output = os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        sys.argv = [str(ROOT / "train.py"), *map(str, arguments)]
+        signals.install()
+        before()
+        entry.run(train.train, "train", ROOT / "conf")
+        code = 0
+    except SystemExit as error:
+        code = error.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(pid):
+    """The exit code of a forked process; minus the signal's number if one has killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def output(folder):
+    """All that was printed by the processes forked in a folder."""
+    return (Path(folder) / "out.txt").read_text()

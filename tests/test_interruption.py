@@ -1,0 +1,148 @@
+"""Signals, a second run in a folder, disks that fail, losses that diverge: what they cost, and what they do not."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from forks import fork, output, wait
+from programs import ROOT
+from test_survival import SHORT, assert_same_end, undisturbed  # noqa: F401 a fixture
+
+AUTO = [*SHORT, "run_dir=run", "resume=auto"]
+
+
+def at_step(number, action):
+    """What a forked process is to do before its n-th training step, counted from 0; returns what starts it."""
+
+    def start():
+        from flows.lightning_module import FlowModule
+
+        count, training_step = iter(range(1000)), FlowModule.training_step
+
+        def counting(self, *arguments):
+            loss = training_step(self, *arguments)
+            return (action(loss) if next(count) == number else None) or loss
+
+        FlowModule.training_step = counting
+
+    return start
+
+
+def send(*numbers, to=os.kill):
+    return lambda loss: [to(os.getpid(), number) for number in numbers] and None
+
+
+def test_interrupted_runs_end_with_the_same_weights(undisturbed, tmp_path):  # noqa: F811
+    plans = [
+        (at_step(2, send(signal.SIGTERM)), [], "SIGTERM"),
+        (at_step(3, send(signal.SIGUSR1, to=os.killpg)), ["data.num_workers=2"], "SIGUSR1"),
+        (at_step(5, send(signal.SIGTERM, to=os.killpg)), ["data.num_workers=2"], "SIGTERM"),
+        (at_step(0, send(signal.SIGINT)), [], "SIGINT"),
+    ]
+    for number, (plan, options, name) in enumerate(plans, start=1):
+        assert wait(fork([*AUTO, *options], tmp_path, plan)) == 5, output(tmp_path)
+        assert output(tmp_path).count("interrupted by") == number
+        assert output(tmp_path).splitlines()[-1].startswith(f"interrupted by {name}: resume=auto")
+    # Steps 3, 4 and 1 after a batch each; after 6, the last batch of an epoch, the validation came first.
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3 + 4 + 6 + 1
+    assert wait(fork(AUTO, tmp_path)) == 0, output(tmp_path)
+    assert_same_end(tmp_path / "run", undisturbed)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    assert wait(fork(AUTO, tmp_path, at_step(2, send(signal.SIGINT, signal.SIGINT)))) == -signal.SIGINT
+
+
+def test_an_interruption_ends_a_sweep(tmp_path):
+    sweep = ["-m", *SHORT, "run_dir=sweep", "seed=1,2"]
+    assert wait(fork(sweep, tmp_path, at_step(2, send(signal.SIGTERM)))) == 5, output(tmp_path)
+    assert len(list(tmp_path.glob("sweep/*/checkpoints"))) == 1
+
+
+def test_signals_are_handled_before_anything_that_takes_time_is_imported(tmp_path):
+    program = (
+        "import os, runpy, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *arguments):\n"
+        "        if name in ('torch', 'numpy', 'pytorch_lightning', 'hydra'):\n"
+        "            os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.startswith("interrupted by SIGUSR1")) == (5, True), done.stderr
+
+
+def test_a_living_run_s_folder_is_refused_and_a_dead_one_s_is_resumed(undisturbed, tmp_path):  # noqa: F811
+    living = fork(AUTO, tmp_path, at_step(3, lambda loss: time.sleep(1000)))
+    while not (tmp_path / "run/checkpoints/last.ckpt").exists():
+        assert os.waitpid(living, os.WNOHANG) == (0, 0), output(tmp_path)
+        time.sleep(0.1)
+    second = tmp_path / "second"
+    second.mkdir()
+    assert wait(fork([*SHORT, f"run_dir={tmp_path}/run", "resume=auto"], second)) == 2
+    assert output(second).startswith("error: ")
+    assert f"still going (process {living} on " in output(second)
+    os.kill(living, signal.SIGKILL)
+    wait(living)
+    newest = tmp_path / "run/checkpoints/last.ckpt"
+    whole = newest.read_bytes()
+    shutil.copy(newest, newest.with_name("step=0000002.ckpt"))
+    newest.write_bytes(whole[: len(whole) // 2])  # and its disk was not well either
+    assert wait(fork(AUTO, tmp_path)) == 0, output(tmp_path)
+    assert f"passed over, and left as it is: {newest}" in output(tmp_path)
+    assert newest.with_name("last.ckpt.damaged").read_bytes() == whole[: len(whole) // 2]
+    assert_same_end(tmp_path / "run", undisturbed)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_not_the_run(undisturbed, tmp_path):  # noqa: F811
+    def fail_for_a_while():
+        from flows import StorageError
+        from flows.checkpoint_io import AtomicCheckpointIO
+
+        count, save = iter(range(1000)), AtomicCheckpointIO.save_checkpoint
+
+        def failing(self, checkpoint, path, **options):
+            if 4 <= next(count) < 12:
+                assert "best" not in str(path) or "best" in str(path)
+                raise StorageError(f"cannot write {path}: No space left on device")
+            save(self, checkpoint, path, **options)
+
+        AtomicCheckpointIO.save_checkpoint = failing
+
+    assert wait(fork(AUTO, tmp_path, fail_for_a_while)) == 0, output(tmp_path)
+    assert output(tmp_path).count("no checkpoint, the training goes on: cannot write") == 8
+    assert_same_end(tmp_path / "run", undisturbed)
+
+
+def test_a_vanished_folder_costs_the_checkpoint_and_not_the_run(undisturbed, tmp_path):  # noqa: F811
+    vanish = at_step(20, lambda loss: shutil.rmtree(tmp_path / "run"))
+    assert wait(fork(AUTO, tmp_path, vanish)) == 0, output(tmp_path)
+    assert_same_end(tmp_path / "run", undisturbed)
+
+
+def test_a_training_that_diverges_goes_back_and_learns_more_slowly(tmp_path):
+    nan = at_step(9, lambda loss: loss * float("nan"))
+    assert wait(fork([*AUTO, "on_nan=rollback"], tmp_path, nan)) == 0, output(tmp_path)
+    assert output(tmp_path).count("rollback 1 of 3: training stopped at step 9") == 1
+    assert "rollback 2" not in output(tmp_path)
+    assert json.loads((tmp_path / "run/results.json").read_text())["steps"] == 48
+    content = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert content["callbacks"]["Rollback"] == {"times": 1}
+    config = content["config"]["optimizer"]
+    assert content["lr_schedulers"][0]["base_lrs"] == [config["lr"] / 2]
+    assert content["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(config["lr"] / 2)
+
+
+def test_a_training_that_goes_on_diverging_ends(tmp_path):
+    always = [*AUTO, "on_nan=rollback", "callbacks.rollback.max_times=2", "callbacks.finite.max_bits_per_dim=8.2"]
+    assert wait(fork(always, tmp_path)) == 3, output(tmp_path)

@@ -1,0 +1,120 @@
+"""Runs that survive: killed at any moment, told to end, or with a disk that fails."""
+
+import os
+import random
+import signal
+import threading
+from contextlib import contextmanager
+
+import pytest
+import torch
+from forks import fork, output, wait
+
+SHORT = [
+    "experiment=smoke",
+    "trainer=cpu",
+    "trainer.deterministic=true",
+    "trainer.max_epochs=8",
+    "data=digits",
+    "data.batch_size=8",
+    "data.images_per_epoch=48",
+    "callbacks.last.every_n_train_steps=2",
+    "callbacks.samples.every_n_validations=8",
+]
+STEPS = 48
+
+
+def final_state(run_dir):
+    return torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
+
+
+def differences(one, other, path=""):
+    """The paths at which two checkpoints differ."""
+    if isinstance(one, dict):
+        if one.keys() != other.keys():
+            return [f"{path}: {one.keys() ^ other.keys()}"]
+        return [line for key in one for line in differences(one[key], other[key], f"{path}.{key}")]
+    if isinstance(one, (list, tuple)):
+        return [
+            line
+            for key, pair in enumerate(zip(one, other, strict=True))
+            for line in differences(*pair, f"{path}.{key}")
+        ]
+    same = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    return [] if same else [path]
+
+
+def assert_same_end(run_dir, undisturbed):
+    one, other = final_state(run_dir), final_state(undisturbed)
+    assert one["global_step"] == other["global_step"] == STEPS
+    for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "random_states"):
+        assert not differences(one[key], other[key], key)
+    scores = [
+        next(state["best_model_score"] for name, state in content["callbacks"].items() if "BestCheckpoint" in name)
+        for content in (one, other)
+    ]
+    assert torch.equal(*scores)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert wait(fork([*SHORT, "run_dir=run"], folder)) == 0, output(folder)
+    return folder / "run"
+
+
+def kill_in_a_write(write, moment):
+    """Make this process kill itself in its n-th write of a checkpoint: in the middle of it, or around its renaming."""
+    import flows.checkpoint_io
+    from flows.files import atomic_write
+
+    count = iter(range(1000))
+
+    class Half:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            self.file.write(data[: len(data) // 2])
+            self.file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    @contextmanager
+    def killing(path):
+        is_last = next(count) == write
+        with atomic_write(path) as file:
+            yield Half(file) if is_last and moment == "within" else file
+            if is_last and moment == "before the renaming":
+                os.kill(os.getpid(), signal.SIGKILL)
+        if is_last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    flows.checkpoint_io.atomic_write = killing
+
+
+def kill_while_training(num_steps, seconds):
+    """Make this process be killed so many steps after it began to train, and a random time."""
+    from flows.lightning_module import FlowModule
+
+    count, training_step = iter(range(1000)), FlowModule.training_step
+
+    def counting(*arguments):
+        if next(count) == num_steps:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return training_step(*arguments)
+
+    FlowModule.training_step = counting
+
+
+def test_killed_twenty_times_at_any_moment_a_run_ends_with_the_same_weights(undisturbed, tmp_path):
+    chosen, kills = random.Random(0), 0
+    while kills < 20:
+        write, moment = chosen.randrange(3), chosen.choice(["within", "before the renaming", "after it"])
+        steps, seconds = chosen.randrange(4), chosen.uniform(0, 0.2)
+        plans = [lambda: kill_in_a_write(write, moment), lambda: kill_while_training(steps, seconds)]  # noqa: B023
+        code = wait(fork([*SHORT, "run_dir=run", "resume=auto"], tmp_path, chosen.choice(plans)))
+        assert code in (0, -signal.SIGKILL), output(tmp_path)
+        kills += code != 0
+    assert wait(fork([*SHORT, "run_dir=run", "resume=auto"], tmp_path)) == 0, output(tmp_path)
+    assert_same_end(tmp_path / "run", undisturbed)
