@@ -77,7 +77,6 @@ def _quieten_lightning() -> None:
         ".*does not have many workers.*",  # whole batches are gathered from memory: workers would only cost
         ".*The number of training batches .* is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # run folders are claimed (flows.cli.runs)
-        ".*The `srun` command is available on your system but is not used.*",  # nobody has to use it
         ".*WeightAveraging callback, but saving a checkpoint outside.*",
         ".*The `srun` command is available on your system but is not used.*",  # a single run on a login node is fine
     ):
