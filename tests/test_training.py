@@ -175,8 +175,8 @@ def test_resumed_from_any_step_training_ends_where_the_undisturbed_one_does(tmp_
     all_kept = callbacks(tmp_path / "whole", every_n_train_steps=1, keep_last=100)
     trainer, whole = fit(tmp_path, all_kept, data=StripesModule(), **options)
     steps = sorted((tmp_path / "whole").glob("step=*.ckpt"))
-    assert len(steps) >= trainer.global_step - 3
-    for path in steps if workers == 0 else steps[4:6]:
+    assert len(steps) >= trainer.global_step // 2
+    for path in steps[:2] + steps[4::3] if workers == 0 else steps[4:6]:
         data = StripesModule(num_workers=workers)
         again = callbacks(tmp_path / f"from {path.stem}")
         resumed_trainer, resumed = fit(tmp_path, again, data=data, ckpt_path=path, **options)
