@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 
 class RandomStates(pl.Callback):
@@ -37,19 +38,28 @@ class RandomStates(pl.Callback):
 
 
 def _states() -> dict[str, Any]:
+    """Plain data, since tensors cannot be gathered from other processes as parts of objects."""
     _, keys, *position = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": (torch.from_numpy(np.asarray(keys).copy()), *position),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": (np.asarray(keys).tolist(), *position),
+        "torch": _to_text(torch.get_rng_state()),
+        "cuda": _to_text(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None,
     }
 
 
 def _restore(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
     keys, *position = states["numpy"]
-    np.random.set_state(("MT19937", keys.numpy(), *position))
-    torch.set_rng_state(states["torch"])
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *position))
+    torch.set_rng_state(_from_text(states["torch"]))
     if states["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+        torch.cuda.set_rng_state(_from_text(states["cuda"]))
+
+
+def _to_text(state: Tensor) -> str:
+    return state.numpy().tobytes().hex()
+
+
+def _from_text(text: str) -> Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
