@@ -19,7 +19,7 @@ from flows.errors import InputError
 
 @dataclass(frozen=True)
 class Score:
-    """Bits/dim of a finished run: its best on the validation images (NaN without any), and that checkpoint's on test."""
+    """Bits/dim of a finished run: its best validation (NaN without any), and that checkpoint on the test images."""
 
     validation: float
     test: float
