@@ -27,7 +27,7 @@ from flows import InputError, NonFiniteError, load_flow, signals
 from flows.callbacks import LastCheckpoint, RandomStates, Rollback
 from flows.checkpoint import CHECKPOINTS, FORMAT, Weights, find_checkpoint, read_checkpoint
 from flows.checkpoint_io import AtomicCheckpointIO
-from flows.cli import entry, report, runs
+from flows.cli import entry, processes, report, runs
 from flows.cli.matching import resolve_width
 from flows.diagnostics import count_parameters
 from flows.evaluation import Score, bits_per_dim, codec_bits_per_dim
@@ -55,7 +55,11 @@ class DescribeCheckpoint(pl.Callback):
 
 
 def train(cfg: DictConfig) -> float:
-    """One run, from its configuration to its results; returns the best validation score for a sweeper."""
+    """One run, from its configuration to its results; returns the best validation score for a sweeper.
+
+    Of several processes that train together each comes here, and the first one alone writes anything.
+    """
+    processes.end_with_whoever_started_them()
     with contextlib.ExitStack() as to_release:
         return _train(cfg, to_release)
 
@@ -80,6 +84,9 @@ def _train(cfg: DictConfig, to_release: contextlib.ExitStack) -> float:
         make_optimizer = build(config["optimizer"])
         make_optimizer(flow.parameters())  # a wrong value stops here, before the run has left anything behind
         trainer = _trainer(config, overrides)
+        data.micro_batch_size(trainer.num_devices * trainer.num_nodes, trainer.accumulate_grad_batches)
+        if processes.are_missing(trainer):
+            return _train_in_processes(trainer.num_devices, run_dir, config, list(hydra_cfg.overrides.task))
         resumed = _take_run_folder(run_dir, config, overrides, trainer.is_global_zero, to_release)
     except Exception:
         runs.release_if_unclaimed(run_dir)
@@ -98,7 +105,7 @@ def _train(cfg: DictConfig, to_release: contextlib.ExitStack) -> float:
             logger.log_hyperparams(config)
         module = FlowModule(flow, make_optimizer, config["seed"])
         try:
-            with signals.deferred():
+            with processes.losses_explained(trainer), signals.deferred():
                 trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
             break
         except NonFiniteError as error:
@@ -116,15 +123,29 @@ def _train(cfg: DictConfig, to_release: contextlib.ExitStack) -> float:
     return float("nan") if score is None else score
 
 
+def _train_in_processes(num_processes: int, run_dir: Path, config: dict[str, Any], overrides: list[str]) -> float:
+    """The same run by several processes; this one only waits for them."""
+    if not _continues(run_dir, config):
+        runs.require_unclaimed(run_dir)
+    processes.start([*overrides, f"run_dir={runs.quoted(run_dir)}"], num_processes)
+    score = json.loads((run_dir / runs.RESULTS).read_text())["val/bits_per_dim"]
+    return float("nan") if score is None else float(score)
+
+
+def _continues(run_dir: Path, config: dict[str, Any]) -> bool:
+    """Whether the run goes on in the folder where it was begun."""
+    resume = config["resume"]
+    return bool(resume == runs.AUTO or (resume and runs.run_folder_of(Path(resume)) == run_dir.resolve()))
+
+
 def _take_run_folder(
     run_dir: Path, config: dict[str, Any], overrides: list[str], writes: bool, to_release: contextlib.ExitStack
 ) -> Path | None:
     """Make the run folder ours, if this is the process that writes; returns the checkpoint to resume from, if any."""
-    resume = config["resume"]
-    continues = resume == runs.AUTO or (resume and runs.run_folder_of(Path(resume)) == run_dir.resolve())
+    continues = _continues(run_dir, config)
     if writes and continues:
         to_release.enter_context(runs.held(run_dir))
-    resumed = runs.checkpoint_to_resume(resume, run_dir)
+    resumed = runs.checkpoint_to_resume(config["resume"], run_dir)
     if resumed is not None:
         runs.require_same_model(resumed, config)
     if writes and continues:
@@ -159,7 +180,8 @@ def _trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
     callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
     loggers = [build(node) for node in config["logger"].values() if isinstance(node, dict)]
     # Lightning's own way to requeue a job saves from within a signal's handler, which hangs where ranks are apart.
-    cluster = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    by_slurm = SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched()
+    cluster = [SLURMEnvironment(auto_requeue=False)] if by_slurm else []
     trainer: pl.Trainer = build(
         {
             **config["trainer"],

@@ -168,14 +168,20 @@ class EpochSampler(Sampler[int]):
 
 
 class TrainingBatches(Sampler[Draw]):
-    """Full batches of an epoch's order, from :attr:`first` on, with the random bits that go with each place in it."""
+    """Full batches of an epoch's order, from :attr:`first` on, with the random bits that go with each place in it.
 
-    def __init__(self, sampler: EpochSampler, batch_size: int) -> None:
-        self.sampler, self.batch_size = sampler, batch_size
+    Args:
+        sampler: the rank's order.
+        batch_size: images in each batch.
+        num_accumulated: so many batches make a step of the optimiser; a step that would be short of some is left out.
+    """
+
+    def __init__(self, sampler: EpochSampler, batch_size: int, num_accumulated: int = 1) -> None:
+        self.sampler, self.batch_size, self.num_accumulated = sampler, batch_size, num_accumulated
         self.first = 0
 
     def __len__(self) -> int:
-        return len(self.sampler) // self.batch_size
+        return len(self.sampler) // (self.batch_size * self.num_accumulated) * self.num_accumulated
 
     def __iter__(self) -> Iterator[Draw]:
         order, bits = self.sampler.order(), self.sampler.bits()
@@ -259,8 +265,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     Args:
         num_channels, image_size: shape of the images, ``(num_channels, image_size, image_size)``.
-        batch_size: images per training batch and process.
-        eval_batch_size: images per validation or test batch; has no influence on the scores.
+        batch_size: images per step of the optimiser, over all devices and all batches that a device accumulates.
+        eval_batch_size: images per validation or test batch and device; has no influence on the scores.
         images_per_epoch: images drawn per epoch, with replacement; ``None`` passes through the training split once.
         num_workers: processes that load data; 0 loads in the main process.
         seed: of the order and the augmentation of the training images, at least 0.
@@ -326,14 +332,32 @@ class ImageDataModule(pl.LightningDataModule):
         images = self.train.gather(torch.randint(len(self.train), (num_images,), generator=generator).tolist())
         return self.augmentation(images, draw_bits(num_images, Stream.INITIALIZATION, self.seed, 2))
 
-    def train_dataloader(self) -> DataLoader:
-        sampler = EpochSampler(len(self.train), self.images_per_epoch, self.seed, *self._place())
-        batches = TrainingBatches(sampler, self.batch_size)
-        if len(batches) == 0:
+    def micro_batch_size(self, num_devices: int, num_accumulated: int) -> int:
+        """Images that a device takes at a time, so that all of them together make a step's batch.
+
+        Raises:
+            InputError: the batch cannot be dealt out evenly, or an epoch has fewer images.
+        """
+        if len(self.train) < self.batch_size and self.images_per_epoch is None:
             raise InputError(
-                f"an epoch has {len(sampler)} training images a process, fewer than one batch: "
-                f"data.batch_size must be at most that, not {self.batch_size}"
+                f"an epoch has {len(self.train)} training images, fewer than one batch: data.batch_size must be at "
+                f"most that, not {self.batch_size}"
             )
+        shares = num_devices * num_accumulated
+        size, left_over = divmod(self.batch_size, shares)
+        if left_over:
+            near = " or ".join(str(number * shares) for number in (size, size + 1) if number)
+            raise InputError(
+                f"data.batch_size={self.batch_size} is shared by {num_devices} devices x {num_accumulated} accumulated "
+                f"batches: it must be a multiple of {shares}, such as {near}"
+            )
+        return size
+
+    def train_dataloader(self) -> DataLoader:
+        rank, num_ranks = self._place()
+        num_accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
+        sampler = EpochSampler(len(self.train), self.images_per_epoch, self.seed, rank, num_ranks)
+        batches = TrainingBatches(sampler, self.micro_batch_size(num_ranks, num_accumulated), num_accumulated)
         return TrainingLoader(TrainingImages(self.train, self.augmentation), batches, **self._loading())
 
     def val_dataloader(self) -> DataLoader:

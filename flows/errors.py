@@ -21,6 +21,10 @@ class SweepError(RuntimeError):
     """Some jobs of a sweep failed. The others are done; the message says how many and how to go on."""
 
 
+class ProcessError(RuntimeError):
+    """One of several processes that train together ended, and with it the training. The message names it."""
+
+
 def one_line(error: BaseException) -> str:
     """An error's message without its line breaks."""
     return " ".join(str(error).split())

@@ -20,7 +20,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from pydantic import TypeAdapter, ValidationError
 
-from flows.errors import InputError, NonFiniteError, StorageError, first_line
+from flows.errors import InputError, NonFiniteError, StorageError, first_line, one_line
 
 Config = Mapping[str, Any]
 
@@ -47,7 +47,7 @@ def build(config: Config, mistakes: tuple[type[Exception], ...] = (ValueError,))
         if isinstance(cause, (InputError, NonFiniteError, StorageError)):
             raise cause from error
         if isinstance(cause, mistakes):
-            raise InputError(f"{config['_target_']}: {first_line(cause)}") from error
+            raise InputError(f"{config['_target_']}: {one_line(cause)[:300]}") from error
         raise
 
 

@@ -25,7 +25,9 @@ class FlowModule(pl.LightningModule):
     """Trains a :class:`flows.Flow` by maximum likelihood.
 
     Logs ``train/bits_per_dim`` and ``train/gradient_norm`` at every step, ``val/bits_per_dim`` at every validation.
-    Training noise depends on the seed, the step and the rank; evaluation noise on the index of the image.
+    A step's batch is spread over the devices and over the batches that each of them accumulates. Its noise depends on
+    the seed, the step and an image's place in it, its logged score is the mean over all of it: neither depends on how
+    it is spread. Evaluation noise depends on the index of the image.
 
     Args:
         flow: the model.
@@ -38,6 +40,7 @@ class FlowModule(pl.LightningModule):
         self.flow = flow
         self.make_optimizer = optimizer
         self.seed = seed
+        self._step_losses: list[Tensor] = []
         # Lightning's own mean over ranks rounds their numbers of images; torchmetrics sums values and counts.
         self.validation_scores = nn.ModuleDict({"raw": MeanMetric(), "averaged": MeanMetric()})
 
@@ -48,15 +51,31 @@ class FlowModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, _ = batch
         loss = self.flow.bits_per_dim(images, self.training_noise(images, batch_idx)).mean()
-        self.log("train/bits_per_dim", loss, prog_bar=True, batch_size=len(images))
+        part, num_parts = self._part_of_step(batch_idx)
+        self._step_losses = [*(self._step_losses if part else []), loss.detach()]
+        if part == num_parts - 1:
+            mean = torch.stack(self._step_losses).mean()
+            self.log("train/bits_per_dim", mean, prog_bar=True, batch_size=len(images), sync_dist=True)
         return loss
 
     def training_noise(self, images: Tensor, batch_idx: int) -> Tensor:
-        """The dequantisation noise of a training batch: the same whenever it is asked for."""
-        generator = generator_for(
-            Stream.TRAINING_NOISE, self.seed, self.current_epoch, batch_idx, self.global_rank, device=images.device
-        )
-        return torch.rand(images.shape, generator=generator, device=images.device, dtype=self.flow.dtype)
+        """The dequantisation noise of a training batch: the same whenever it is asked for.
+
+        It is drawn for the step's whole batch, dealt out over the ranks as its images are
+        (:class:`datamodules.base.EpochSampler`).
+        """
+        part, num_parts = self._part_of_step(batch_idx)
+        rank, num_ranks = self.trainer.global_rank, self.trainer.world_size
+        counters = self.seed, self.current_epoch, batch_idx // num_parts, 0
+        generator = generator_for(Stream.TRAINING_NOISE, *counters, device=images.device)
+        shape = (len(images) * num_parts * num_ranks, *images.shape[1:])
+        noise = torch.rand(shape, generator=generator, device=images.device, dtype=self.flow.dtype)
+        return noise[rank::num_ranks][part * len(images) : (part + 1) * len(images)]
+
+    def _part_of_step(self, batch_idx: int) -> tuple[int, int]:
+        """Which of a step's accumulated batches this is, and how many there are."""
+        num_parts = self.trainer.accumulate_grad_batches
+        return batch_idx % num_parts, num_parts
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]

@@ -11,7 +11,7 @@ TINY = ["experiment=smoke", "trainer=cpu"]
 
 def run(program, *arguments, cwd, code=0, **options):
     """Run a program of the project in the folder ``cwd`` and return what it did; its exit code must be ``code``."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_SILENT": "true"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "WANDB_SILENT": "true"}
     done = subprocess.run(
         [sys.executable, str(ROOT / program), *map(str, arguments)],
         cwd=cwd,

@@ -197,16 +197,6 @@ def test_a_checkpoint_from_elsewhere_does_not_continue_in_another_run_s_folder(t
     assert yaml.safe_load((folder / "runs/new/config.yaml").read_text())["trainer"]["max_epochs"] == 3
 
 
-def test_two_processes_train_together(tmp_path):
-    together = ["trainer.devices=2", "+trainer.strategy=ddp", "data.batch_size=4"]
-    done = run("train.py", *TINY, "run_dir=run", *together, cwd=tmp_path)
-    assert done.stdout.count("test bits/dim, raw weights") == 1
-    results = json.loads((tmp_path / "run/results.json").read_text())
-    assert results["num_images"] == 243
-    assert results["steps"] == 4
-    assert len(list(tmp_path.glob("*"))) == 1
-
-
 def test_another_model_is_not_resumed(trained):
     folder, _ = trained
     line = error_line(run("train.py", "resume=runs/first", "model.num_steps=2", cwd=folder, code=2))

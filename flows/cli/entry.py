@@ -22,11 +22,17 @@ from flows.cli.command_line import check_command_line, expand_globs
 from flows.cli.runs import replay_when_resuming
 from flows.cli.sweeps import names
 from flows.cli.sweeps.summary import CURRENT
-from flows.errors import InputError, NonFiniteError, StorageError, SweepError, one_line
+from flows.errors import InputError, NonFiniteError, ProcessError, StorageError, SweepError, one_line
 
-EXIT_CODES: dict[type[Exception], int] = {InputError: 2, NonFiniteError: 3, StorageError: 4, SweepError: 6}
-"""A wrong input; a training that broke; a disk that failed; a sweep with failed jobs. A bug exits with 1 and a
-traceback."""
+EXIT_CODES: dict[type[Exception], int] = {
+    InputError: 2,
+    NonFiniteError: 3,
+    StorageError: 4,
+    SweepError: 6,
+    ProcessError: 7,
+}
+"""A wrong input; a training that broke; a disk that failed; a sweep with failed jobs; a process that was lost.
+A bug exits with 1 and a traceback, a signal with :data:`flows.signals.EXIT_CODE`."""
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str, config_dir: Path) -> None:
@@ -71,7 +77,8 @@ def _mendable_failures_in_one_line() -> Iterator[None]:
 
 def _quieten_lightning() -> None:
     """Leave out what Lightning tells about itself: devices it did not find, products to install, its own imports."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for library in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*", category=FutureWarning)
     for unneeded in (
         ".*does not have many workers.*",  # whole batches are gathered from memory: workers would only cost
@@ -79,5 +86,6 @@ def _quieten_lightning() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",  # run folders are claimed (flows.cli.runs)
         ".*WeightAveraging callback, but saving a checkpoint outside.*",
         ".*The `srun` command is available on your system but is not used.*",  # a single run on a login node is fine
+        ".*`broadcast_buffers` is deprecated.*",  # its successor does not exist before torch 2.13
     ):
         warnings.filterwarnings("ignore", message=unneeded)

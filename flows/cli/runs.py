@@ -26,6 +26,7 @@ from hydra.errors import OverrideParseException
 
 from flows import slurm
 from flows.checkpoint import CHECKPOINTS, find_checkpoint, newest_whole, read_checkpoint
+from flows.cli import processes
 from flows.errors import InputError, StorageError
 from flows.files import atomic_write
 
@@ -54,10 +55,12 @@ def run_name() -> str:
 
     Under SLURM it is made of the number of the job and of the array's task alone: a job that is put back into its queue
     finds its folder again, and all processes of a job find the same. Elsewhere it is the time, and the process's number
-    for those that start in the same second.
+    for those that start in the same second; processes that train together take the first one's.
     """
     job = slurm.job_id()
-    return f"slurm-{job}" if job is not None else f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
+    if job is not None:
+        return f"slurm-{job}"
+    return processes.agreed(f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
 
 
 def require_writable(run_dir: Path) -> None:
@@ -143,12 +146,22 @@ def claim(run_dir: Path, config: dict[str, Any], overrides: list[str]) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / CONFIG).touch(exist_ok=False)
     except FileExistsError as error:
-        raise InputError(
-            f"{run_dir} holds a run already: choose another run_dir, or continue that one with resume={run_dir}"
-        ) from error
+        raise _taken(run_dir) from error
     except OSError as error:
         raise StorageError(f"cannot write to {run_dir}: {error.strerror or error}") from error
     describe(run_dir, config, overrides)
+
+
+def require_unclaimed(run_dir: Path) -> None:
+    """Refuse a run folder that another run has, like :func:`claim`, without making it ours."""
+    if (run_dir / CONFIG).exists():
+        raise _taken(run_dir)
+
+
+def _taken(run_dir: Path) -> InputError:
+    return InputError(
+        f"{run_dir} holds a run already: choose another run_dir, or continue that one with resume={run_dir}"
+    )
 
 
 def disclaim(run_dir: Path) -> None:

@@ -1,0 +1,339 @@
+"""Several processes that train together: they compute what one computes, and end together."""
+
+import csv
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import initialize_config_dir
+from programs import ROOT, error_line, run
+from test_training import Stripes, StripesModule, fit, flow, parameters
+
+import train
+from flows import signals
+from flows.cli import processes, schema
+from flows.cli.command_line import compose_resolved
+from flows.errors import InputError, NonFiniteError, ProcessError, StorageError
+
+DIGITS = [
+    "experiment=smoke",
+    "data=digits",
+    "data.images_per_epoch=null",
+    "data.batch_size=256",
+    "data.eval_batch_size=32",
+    "trainer.limit_val_batches=1.0",
+    "mixing=shuffle",
+    "+callbacks.witness._target_=witness.Witness",
+    "+callbacks.witness.folder=witness",
+]
+BESIDE_THE_PYTHON = Path(sys.executable).parent
+
+
+def witnessed(folder, num_processes):
+    return [json.loads((folder / f"witness/{r}-of-{num_processes}.json").read_text()) for r in range(num_processes)]
+
+
+def logged(run_dir, column):
+    rows = csv.DictReader((run_dir / "metrics/version_0/metrics.csv").open())
+    return [float(row[column]) for row in rows if row.get(column)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    run("train.py", *DIGITS, "trainer=cpu", "run_dir=run", cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The same run by two processes, each of which takes two batches a step; in a folder whose name has a space."""
+    folder = tmp_path_factory.mktemp("a user folder")
+    options = ["trainer=ddp_cpu", "trainer.accumulate_grad_batches=2", "run_dir='a run'"]
+    return folder, run("train.py", *DIGITS, *options, cwd=folder)
+
+
+def test_initialisation_leaves_identical_replicas(together):
+    first, second = witnessed(together[0], 2)
+    assert first["before"] == second["before"]
+    assert any(name.endswith("permutation") for name in first["before"])
+    assert any(name.endswith("actnorm.initialized") for name in first["before"])
+
+
+def test_replicas_and_their_averages_stay_identical_to_the_last_bit(together):
+    first, second = witnessed(together[0], 2)
+    assert first["after"] == second["after"] and first["averaged"] == second["averaged"]
+    changed = [name for name, digest in first["before"].items() if first["after"][name] != digest]
+    assert any(name.endswith("actnorm.bias") for name in changed)
+    assert not any(name.endswith(("permutation", "actnorm.initialized")) for name in changed)
+
+
+def test_each_step_sees_the_images_and_the_noise_that_one_process_sees(alone, together):
+    (whole,), ranks = witnessed(alone, 1), witnessed(together[0], 2)
+    assert len(whole["indices"]) == 10
+    for what in ("indices", "noise"):
+        for step, expected in enumerate(whole[what]):
+            shares = [rank[what][2 * step] + rank[what][2 * step + 1] for rank in ranks]
+            assert [shares[place % 2][place // 2] for place in range(256)] == expected
+    epoch = [index for batch in whole["indices"][:5] for index in batch]
+    assert len(set(epoch)) == len(epoch) == 1280
+
+
+def test_two_processes_learn_as_one_does(alone, together):
+    for column in ("train/bits_per_dim", "train/gradient_norm", "val/bits_per_dim", "val/bits_per_dim_averaged"):
+        one, two = logged(alone / "run", column), logged(together[0] / "a run", column)
+        assert len(one) == len(two) >= 2
+        assert two == pytest.approx(one, abs=2e-4), column
+    one, two = (json.loads((path / "results.json").read_text()) for path in (alone / "run", together[0] / "a run"))
+    assert two["test/bits_per_dim"] == pytest.approx(one["test/bits_per_dim"], abs=2e-4)
+    assert (two["num_images"], two["steps"]) == (one["num_images"], one["steps"]) == (300, 10)
+    assert two["val/bits_per_dim"] == pytest.approx(one["val/bits_per_dim"], abs=2e-4)
+
+
+def test_everything_is_written_once(alone, together):
+    folder, done = together
+    assert sorted(os.listdir(folder)) == ["a run", "witness"]
+    files = [
+        sorted(path.relative_to(run_dir) for path in run_dir.rglob("*") if path.is_file())
+        for run_dir in (alone / "run", folder / "a run")
+    ]
+    assert files[0] == files[1]
+    for words in ("epoch 1, step 5", "epoch 2, step 10", "test bits/dim, raw weights", "writing to"):
+        assert done.stdout.count(words) == 1, words
+    assert not done.stderr.strip()
+
+
+def test_accumulated_batches_train_like_one_batch(tmp_path):
+    modules, losses = [], []
+    for number in (1, 2, 4):
+        model = flow()
+        model.initialize(Stripes(32, 0).gather(range(32)))
+        trainer, module = fit(tmp_path, model=model, data=StripesModule(), lr=1e-2, accumulate_grad_batches=number)
+        modules.append(parameters(module))
+        losses.append(float(trainer.callback_metrics["train/bits_per_dim"]))
+        assert trainer.global_step == 8
+    for weights, loss in zip(modules[1:], losses[1:], strict=True):
+        torch.testing.assert_close(weights, modules[0], atol=1e-4, rtol=1e-4)
+        assert loss == pytest.approx(losses[0], abs=1e-4)
+
+
+# -- other ways to start ----------------------------------------------------------------------------------------------
+
+
+def start(*command, cwd):
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run(
+        [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+PLAIN = [option for option in DIGITS if "witness" not in option]
+
+
+def only_run(folder, done, steps):
+    """The one run folder that a run of one epoch left, seen to be whole."""
+    (run_dir,) = (folder / "runs").iterdir()
+    assert json.loads((run_dir / "results.json").read_text())["steps"] == steps
+    assert len(list(run_dir.glob("samples/step=*.png"))) == steps // 5
+    assert done.stdout.count(f"step {steps}, bits/dim") == 1
+    return run_dir
+
+
+def test_torchrun_trains_in_one_folder_where_processes_started_plainly_go_on(alone, tmp_path):
+    command = [BESIDE_THE_PYTHON / "torchrun", "--standalone", "--nproc-per-node=2", ROOT / "train.py"]
+    done = start(*command, *PLAIN, "trainer=ddp_cpu", "trainer.max_epochs=1", cwd=tmp_path)
+    run_dir = only_run(tmp_path, done, steps=5)
+    done = run("train.py", f"resume='{run_dir}'", "trainer.max_epochs=2", cwd=tmp_path)
+    only_run(tmp_path, done, steps=10)
+    rows = list(csv.DictReader((run_dir / "metrics/version_1/metrics.csv").open()))
+    losses = [float(row["train/bits_per_dim"]) for row in rows if row.get("train/bits_per_dim")]
+    assert losses == pytest.approx(logged(alone / "run", "train/bits_per_dim")[5:], abs=2e-4)
+
+
+@pytest.mark.skipif(
+    not shutil.which("sinfo") or bool(subprocess.run(["sinfo"], capture_output=True).returncode),
+    reason="needs a SLURM cluster",
+)
+def test_srun_trains_in_one_folder(tmp_path):
+    srun = ["srun", "--job-name=g-test", "--ntasks=2", "--ntasks-per-node=2", "--kill-on-bad-exit=1", sys.executable]
+    done = start(*srun, ROOT / "train.py", *PLAIN, "trainer=ddp_cpu", "trainer.max_epochs=1", cwd=tmp_path)
+    only_run(tmp_path, done, steps=5)
+
+
+# -- one that is lost -------------------------------------------------------------------------------------------------
+
+
+def wait_for_the_end_of(pids, seconds):
+    """Fail if any of these processes is there for longer."""
+    deadline, left = time.monotonic() + seconds, set(pids)
+    while left := {pid for pid in left if is_alive(pid)}:
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.2)
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
+    doomed = [*DIGITS, "trainer=ddp_cpu", "run_dir=run", "+callbacks.witness.fate=killed"]
+    line = error_line(run("train.py", *doomed, cwd=tmp_path, code=7))
+    assert line.startswith("error: process 1 of the 2 that train together") and "was killed by SIGKILL" in line
+    wait_for_the_end_of((witness["pid"] for witness in witnessed(tmp_path, 2)), seconds=5)
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Makes a small program the one that is started several times; each process of it notes its number first."""
+
+    def write(body):
+        path = tmp_path / "program.py"
+        note = f"open('{tmp_path}/' + os.environ['RANK'], 'w').write(str(os.getpid()))"
+        path.write_text(f"import os, sys, time\n{note}\nrank = int(os.environ['RANK'])\n{body}\n")
+        monkeypatch.setattr(sys, "argv", [str(path)])
+
+    yield write
+    wait_for_the_end_of((int((tmp_path / f"{rank}").read_text()) for rank in range(3)), seconds=60)
+
+
+def test_all_processes_get_the_arguments_as_they_are(program, tmp_path):
+    program("open(f'{sys.argv[1]}/got {rank}', 'w').write(repr(sys.argv[1:]))")
+    arguments = [str(tmp_path), "run_dir='it\\'s \"here\"'", "a b", "$HOME *"]
+    processes.start(arguments, 3)
+    assert [(tmp_path / f"got {rank}").read_text() for rank in range(3)] == [repr(arguments)] * 3
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "words"),
+    [
+        ("time.sleep(0.3 if rank == 2 else 600)\nsys.exit(2)", InputError, "process 2 of the 3 .* failed"),
+        ("time.sleep(0.3 if rank == 1 else 600)\nsys.exit(3)", NonFiniteError, "process 1 of the 3 .* failed"),
+        ("time.sleep(0.3 if rank == 0 else 600)\nsys.exit(4)", StorageError, "process 0 of the 3 .* failed"),
+        ("time.sleep(0.3 if rank == 1 else 600)\nsys.exit(1)", ProcessError, "process 1 of the 3 .* failed"),
+        ("time.sleep(0.3 if rank == 1 else 600)\nos.kill(os.getpid(), 9)", ProcessError, "process 1 .* by SIGKILL"),
+    ],
+)
+def test_the_first_process_that_ends_too_early_ends_all_and_is_named(body, error, words, program):
+    program(body)
+    with pytest.raises(error, match=words):
+        processes.start([], 3)
+
+
+def test_processes_that_end_upon_a_signal_are_no_error(program):
+    program("time.sleep(0.3 if rank == 0 else 600)\nsys.exit(5)")
+    with pytest.raises(signals.Interrupted) as caught:
+        processes.start([], 3)
+    assert caught.value.code == 5
+
+
+def test_processes_end_when_whoever_started_them_is_killed(program, tmp_path):
+    program("from flows.cli.processes import end_with_whoever_started_them as end\nend()\ntime.sleep(600)")
+    start_them = f"import sys; sys.argv = {sys.argv}; from flows.cli import processes; processes.start([], 3)"
+    starter = subprocess.Popen([sys.executable, "-c", start_them], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    while not all((tmp_path / f"{rank}").exists() for rank in range(3)):
+        assert starter.poll() is None
+        time.sleep(0.2)
+    starter.kill()
+    starter.wait()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.distributed.DistBackendError("NCCL error: remote process exited"),
+        RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"),
+    ],
+)
+def test_a_lost_connection_is_one_line_after_a_while(error, monkeypatch):
+    trainer = two_devices(monkeypatch)
+    monkeypatch.setattr(processes, "PATIENCE", 0.0)
+    monkeypatch.setattr(processes.signal, "signal", lambda number, handler: None)
+    with pytest.raises(ProcessError, match="process 0 of the 2"), processes.losses_explained(trainer):
+        raise error
+    with pytest.raises(RuntimeError, match="a bug"), processes.losses_explained(trainer):
+        raise RuntimeError("a bug")
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_cannot_be_shared_stops_before_any_work(tmp_path):
+    options = ["experiment=smoke", "trainer=ddp_cpu", "data.batch_size=9", "run_dir=run"]
+    line = error_line(run("train.py", *options, cwd=tmp_path, code=2))
+    assert "data.batch_size=9" in line and "it must be a multiple of 2, such as 8 or 10" in line
+    assert not os.listdir(tmp_path)
+
+
+def test_a_batch_must_be_shared_evenly():
+    data = StripesModule(batch_size=24)
+    data.setup()
+    assert data.micro_batch_size(2, 3) == 4
+    with pytest.raises(InputError, match="a multiple of 10, such as 20 or 30"):
+        data.micro_batch_size(5, 2)
+    with pytest.raises(InputError, match="a multiple of 32, such as 32"):
+        data.micro_batch_size(32, 1)
+
+
+@pytest.mark.parametrize(("gpus", "words"), [(0, "No supported gpu backend"), (1, "your machine only has: [0]")])
+def test_more_gpus_than_there_are_is_one_line(gpus, words, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    schema.register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        config = compose_resolved("train", ["trainer=ddp", "trainer.devices=4"])
+    with pytest.raises(InputError) as caught:
+        train._trainer(config | {"callbacks": {}, "logger": {}}, [])
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_processes_that_are_being_ended_say_nothing(monkeypatch):
+    trainer = two_devices(monkeypatch)
+    monkeypatch.setattr(signals, "received", lambda: True)
+    with pytest.raises(signals.Interrupted), processes.losses_explained(trainer):
+        raise torch.distributed.DistBackendError("the other one is gone")
+
+
+def two_devices(monkeypatch, **environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
+    return pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        trainer = two_devices(monkeypatch, SLURM_STEP_NUM_TASKS=2, MASTER_PORT=port)
+        with pytest.raises(InputError, match=rf"port {port} of .*Address already in use.*MASTER_PORT"):
+            processes.are_missing(trainer)
+    assert not processes.are_missing(trainer)
+
+
+@pytest.mark.parametrize("started", [3, 4])
+def test_another_number_of_processes_than_devices_is_refused(started, monkeypatch):
+    trainer = two_devices(monkeypatch, SLURM_STEP_NUM_TASKS=started)
+    with pytest.raises(InputError, match=rf"{started} processes were started, but .* = 2 x 1 = 2"):
+        processes.are_missing(trainer)
+
+
+def test_processes_are_missing_when_nobody_started_them(monkeypatch):
+    assert processes.are_missing(two_devices(monkeypatch))
+
+
+def test_several_nodes_need_somebody_who_starts_processes_there(monkeypatch):
+    trainer = two_devices(monkeypatch)
+    monkeypatch.setattr(type(trainer), "num_nodes", 2)
+    with pytest.raises(InputError, match="by srun or by torchrun there"):
+        processes.are_missing(trainer)
