@@ -73,7 +73,7 @@ class Rollback(pl.Callback):
                 group["lr"] *= factor
                 group["initial_lr"] *= factor
         for config in trainer.lr_scheduler_configs:
-            config.scheduler.base_lrs = [rate * factor for rate in config.scheduler.base_lrs]  # type: ignore[union-attr]
+            config.scheduler.base_lrs = [rate * factor for rate in config.scheduler.base_lrs]
         for logger in trainer.loggers:
             logger.log_metrics({"train/rollbacks": self.times}, step=trainer.global_step)
 
