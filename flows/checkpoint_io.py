@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from flows.checkpoint import require_whole
 from flows.errors import StorageError
 from flows.files import atomic_write
+from flows.notices import warn
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -55,5 +55,5 @@ def try_to_save(trainer: pl.Trainer, path: str | Path, weights_only: bool = Fals
         failure = error
     failure = trainer.strategy.broadcast(failure)
     if failure is not None and trainer.is_global_zero:
-        warnings.warn(f"step {trainer.global_step}: no checkpoint, the training goes on: {failure}", stacklevel=1)
+        warn(f"step {trainer.global_step}: no checkpoint, the training goes on: {failure}")
     return failure

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import warnings
 
 from pytorch_lightning.loggers import CSVLogger
+
+from flows.notices import warn
 
 
 class SteadyCSVLogger(CSVLogger):
@@ -22,4 +23,4 @@ class SteadyCSVLogger(CSVLogger):
             os.makedirs(self.log_dir, exist_ok=True)
             super().save()
         except OSError as error:
-            warnings.warn(f"metrics are not written to {self.log_dir} for now: {error.strerror}", stacklevel=1)
+            warn(f"metrics are not written to {self.log_dir} for now: {error.strerror or error}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
+
+from flows.notices import warn
 
 INTERACTIVE = ("bash", "interactive")
 """Names of jobs in which a person types commands."""
@@ -39,7 +40,7 @@ def requeue() -> None:
             _ask("scontrol", "requeue", job)
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
-        print(f"warning: job {job} could not be requeued: {str(reason).strip()}", file=sys.stderr, flush=True)
+        warn(f"job {job} could not be requeued: {str(reason).strip()}")
 
 
 def _ask(*command: str) -> str:

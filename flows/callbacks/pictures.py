@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flows.errors import InputError, StorageError
 from flows.model import Flow
+from flows.notices import warn
 from flows.pictures import decode_or_white, grid, save_png, to_array
 from flows.randomness import Stream, generator_for
 
@@ -66,7 +67,7 @@ class SamplePictures(pl.Callback):
         try:
             save_png(picture, self.folder / f"step={step:07d}.png")
         except StorageError as error:
-            warnings.warn(f"step {step}: no picture, the training goes on: {error}", stacklevel=1)
+            warn(f"step {step}: no picture, the training goes on: {error}")
         caption = "temperature, top to bottom: " + ", ".join(f"{t:g}" for t in self.temperatures)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

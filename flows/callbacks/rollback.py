@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ import torch
 
 from flows.checkpoint import newest_whole
 from flows.errors import InputError, NonFiniteError
+from flows.notices import warn
 
 
 class Rollback(pl.Callback):
@@ -48,11 +48,9 @@ class Rollback(pl.Callback):
             raise error
         self.times += 1
         if says_so:
-            print(
-                f"warning: rollback {self.times} of {self.max_times}: {error}; going on from {checkpoint} with the "
-                f"learning rate times {self.lr_factor:g}",
-                file=sys.stderr,
-                flush=True,
+            warn(
+                f"rollback {self.times} of {self.max_times}: {error}; going on from {checkpoint} with the "
+                f"learning rate times {self.lr_factor:g}"
             )
         return checkpoint
 

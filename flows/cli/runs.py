@@ -12,7 +12,6 @@ import fcntl
 import functools
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from flows.checkpoint import CHECKPOINTS, find_checkpoint, newest_whole, read_ch
 from flows.cli import processes
 from flows.errors import InputError, StorageError
 from flows.files import atomic_write
+from flows.notices import warn
 
 CONFIG, OVERRIDES, RESULTS, SAMPLES, LOCK = "config.yaml", "overrides.yaml", "results.json", "samples", ".lock"
 EVALUATIONS = "evaluations"
@@ -125,7 +125,7 @@ def _newest_whole(run_dir: Path) -> Path | None:
         raise InputError(f"there is no whole checkpoint in {run_dir}; the latest: {damaged[0]}")
     if slurm.rank() == 0:
         for error in damaged:
-            print(f"warning: passed over, and left as it is: {error}", file=sys.stderr)
+            warn(f"passed over, and left as it is: {error}")
     return newest
 
 
