@@ -8,7 +8,7 @@ from cluster import show, submit, wait_until
 from programs import ROOT
 from test_survival import SHORT, differences, final_state
 
-TOGETHER = ["trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_epochs=16", "data.batch_size=4"]
+TOGETHER = ["trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_epochs=10", "data.batch_size=4"]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -28,10 +28,10 @@ def test_a_preempted_job_is_requeued_once_and_ends_with_the_same_weights(tmp_pat
     preempted, undisturbed = tmp_path / "preempted", tmp_path / "undisturbed"
     job, other = train(preempted, "b-preempted"), train(undisturbed, "b-undisturbed")
     try:
-        wait_until(lambda: "epoch 2" in printed(preempted), 400)
+        wait_until(lambda: "epoch 2" in printed(preempted), 900)
         subprocess.run(["scancel", "--signal=USR1", job], check=True)
-        wait_until(lambda: show(job)["JobState"] in ENDED, 400)
-        wait_until(lambda: show(other)["JobState"] in ENDED, 400)
+        wait_until(lambda: show(job)["JobState"] in ENDED, 900)
+        wait_until(lambda: show(other)["JobState"] in ENDED, 900)
     finally:
         subprocess.run(["scancel", job, other], check=True)
     assert show(job)["JobState"] == show(other)["JobState"] == "COMPLETED", printed(preempted) + printed(undisturbed)
