@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from flows.notices import warn
 
@@ -18,6 +19,7 @@ class SteadyCSVLogger(CSVLogger):
     def __init__(self, save_dir: str, name: str = "metrics", flush_logs_every_n_steps: int = 100) -> None:
         super().__init__(save_dir, name, flush_logs_every_n_steps=flush_logs_every_n_steps)
 
+    @rank_zero_only
     def save(self) -> None:
         try:
             os.makedirs(self.log_dir, exist_ok=True)
