@@ -65,8 +65,8 @@ CONF
     --log-file="$ROOT/munge/munged.log" --seed-file="$ROOT/munge/seed"
   slurmctld -c -f "$SLURM_CONF"
   slurmd -f "$SLURM_CONF" -N "$HOST"
-  for _ in $(seq 300); do
-    [ "$(sinfo --noheader --format=%T 2> /dev/null)" = idle ] && exit 0
+  for _ in $(seq 100); do
+    [ "$(timeout 5 sinfo --noheader --format=%T 2> /dev/null)" = idle ] && exit 0
     sleep 0.1
   done
   echo "the cluster does not come up: see $ROOT/*.log" >&2
