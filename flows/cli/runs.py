@@ -164,11 +164,6 @@ def _taken(run_dir: Path) -> InputError:
     )
 
 
-def disclaim(run_dir: Path) -> None:
-    """Give a run folder back whose run left nothing to go on from, so that the run can start anew in it."""
-    (run_dir / CONFIG).unlink(missing_ok=True)
-
-
 def describe(run_dir: Path, config: dict[str, Any], overrides: list[str]) -> None:
     """Write down the configuration that a run folder's run has, from its start or from when it was resumed.
 

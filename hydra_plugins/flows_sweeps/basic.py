@@ -2,40 +2,34 @@
 
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobStatus, configure_log, run_job
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
+from flows.cli import runs
 from flows.cli.entry import EXIT_CODES
-from flows.cli.sweeps.folders import continuation
-from flows.cli.sweeps.launcher import Job, SweepLauncher, num_processes
-from flows.errors import InputError, first_line, one_line
+from flows.cli.sweeps.launcher import Job, SweepLauncher
+from flows.errors import first_line, one_line
 from flows.signals import Interrupted
 
 
 class InThisProcess(SweepLauncher):
-    """The default: nothing to set, nothing to wait for, and no second process in a job."""
+    """The default, with nothing to set."""
 
-    def check_jobs(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            trainer = job.config.trainer
-            if num_processes(trainer) * int(trainer.get("num_nodes", 1)) > 1:
-                raise InputError(
-                    "the jobs of this sweep run in several processes each (trainer.devices, trainer.num_nodes), which "
-                    "cannot be started from within one: use hydra/launcher=local_pool or hydra/launcher=slurm"
-                )
-
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+    def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, str], None, None]:
         for job in jobs:
             self.note_start(job)
-            config = self.compose(job.index, [*job.placed_overrides(), *continuation(job.folder)])
-            yield job, self._run(config, job)
+            yield job, self._run(job)
 
-    def _run(self, config: DictConfig, job: Job) -> str:
-        config.hydra.sweep.dir, config.hydra.sweep.subdir = str(job.folder.parent), job.folder.name
+    def _run(self, job: Job) -> str:
+        config = job.config
+        config.run_dir, config.resume = str(job.folder), runs.AUTO
+        with read_write(config.hydra):
+            config.hydra.sweep.dir, config.hydra.sweep.subdir = str(job.folder.parent), job.folder.name
+            config.hydra.overrides.task = job.in_its_folder()  # a job of several processes starts them with these
         returned = run_job(
             hydra_context=self.hydra_context,
             task_function=_surviving_exits(self.task_function),

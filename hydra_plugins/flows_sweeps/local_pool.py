@@ -5,15 +5,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import torch
 from hydra.core.config_store import ConfigStore
 
-from flows.cli.sweeps.folders import continuation
-from flows.cli.sweeps.launcher import Job, SweepLauncher, num_gpus, num_processes
-from flows.cli.sweeps.processes import explain_end, open_output, program, stopping_on_signals
+from flows.cli.sweeps.launcher import Job, SweepLauncher, num_processes
+from flows.cli.sweeps.processes import explain_end, open_output, program
 from flows.errors import InputError
 
 POLL_S = 0.2
@@ -86,43 +86,44 @@ class LocalPool(SweepLauncher):
     """
 
     def __init__(self, n_jobs: int | None, grace_s: float) -> None:
-        if n_jobs is not None and n_jobs < 1:
-            raise InputError(f"hydra.launcher.n_jobs must be at least 1, not {n_jobs}")
         self.n_jobs, self.grace_s = n_jobs, grace_s
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+    def check_settings(self) -> None:
+        if self.n_jobs is not None and self.n_jobs < 1:
+            raise InputError(f"hydra.launcher.n_jobs must be at least 1, not {self.n_jobs}")
+
+    def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, str], None, None]:
         if not jobs:
             return
         waiting, running = list(jobs), list[_Running]()
         free = self._shares(jobs)
         try:
-            with stopping_on_signals():
-                while waiting or running:
-                    while waiting and free:
-                        running.append(self._start(waiting.pop(0), free.pop(0)))
-                    time.sleep(POLL_S)
-                    for one in [one for one in running if one.process.poll() is not None]:
-                        running.remove(one)
-                        one.signal(signal.SIGKILL)  # to ranks that its first process left behind
-                        free.append(one.share)
-                        yield one.job, explain_end(one.job.folder, one.process.returncode)
+            while waiting or running:
+                while waiting and free:
+                    running.append(self._start(waiting.pop(0), free.pop(0)))
+                time.sleep(POLL_S)
+                for one in [one for one in running if one.process.poll() is not None]:
+                    running.remove(one)
+                    one.signal(signal.SIGKILL)  # to ranks that its first process left behind
+                    free.append(one.share)
+                    yield one.job, explain_end(one.job.folder, one.process.returncode)
         finally:
             self._stop(running)
 
     def _shares(self, jobs: Sequence[Job]) -> list[Share]:
         cores = sorted(os.sched_getaffinity(0))
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = [str(index) for index in range(num_gpus())]
+        gpus = [str(index) for index in range(torch.cuda.device_count())]
         if gpus and visible:
             gpus = visible.split(",")[: len(gpus)]
-        wanted = max(num_processes(job.config.trainer) if job.config.trainer.devices != "auto" else 1 for job in jobs)
+        wanted = max(num_processes(job.config.trainer, 1) for job in jobs)  # "auto" is all of its share: one
         at_a_time = self.n_jobs or max(1, (len(gpus) or len(cores)) // wanted)
         return shares(min(at_a_time, len(jobs)), cores, gpus, wanted)
 
     def _start(self, job: Job, share: Share) -> _Running:
         self.note_start(job)
-        num_threads = len(share.cores) // num_processes(job.config.trainer)
-        command = program([*job.placed_overrides(), *continuation(job.folder)], list(self.config.hydra.overrides.hydra))
+        num_threads = len(share.cores) // num_processes(job.config.trainer, len(share.gpus))
+        command = program(job.in_its_folder(), list(self.config.hydra.overrides.hydra))
         with open_output(job.folder) as output:
             process = subprocess.Popen(
                 command,

@@ -7,16 +7,17 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import submitit
 from hydra.core.config_store import ConfigStore
 
 from flows.cli.sweeps.launcher import Job, SweepLauncher, num_processes
-from flows.cli.sweeps.processes import explain_end, program, stopping_on_signals
+from flows.cli.sweeps.processes import explain_end, program
 from flows.cli.sweeps.slurm_task import SlurmTask
 from flows.errors import InputError, first_line
 from flows.files import atomic_write
@@ -72,7 +73,9 @@ class Slurm(SweepLauncher):
                 self.parameters[as_submitit_knows_them.get(name, f"slurm_{name}")] = value
 
     def check_settings(self) -> None:
-        missing = [command for command in ("sbatch", "squeue", "srun") if shutil.which(command) is None]
+        missing = [
+            command for command in ("sbatch", "srun", "squeue", "scontrol", "scancel") if shutil.which(command) is None
+        ]
         if missing:
             raise InputError(
                 f"there is no SLURM here ({missing[0]} is not installed): start the sweep on a cluster's login node, "
@@ -82,46 +85,54 @@ class Slurm(SweepLauncher):
     def check_jobs(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             nodes, tasks = self._layout(job)
-            wanted = int(job.config.trainer.get("num_nodes", 1)), num_processes(job.config.trainer)
+            wanted = self._wanted(job)
             if (nodes, tasks) != wanted:
                 raise InputError(
                     f"hydra.launcher starts {tasks} processes on {nodes} nodes, but the trainer wants trainer.devices="
                     f"{wanted[1]} on trainer.num_nodes={wanted[0]}: leave out nodes and tasks_per_node"
                 )
 
-    def _layout(self, job: Job) -> tuple[int, int]:
+    def _wanted(self, job: Job) -> tuple[int, int]:
         trainer = job.config.trainer
-        return self.nodes or int(trainer.get("num_nodes", 1)), self.tasks_per_node or num_processes(trainer)
+        return int(trainer.get("num_nodes", 1)), num_processes(trainer, self.parameters.get("gpus_per_node", 1))
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+    def _layout(self, job: Job) -> tuple[int, int]:
+        nodes, tasks = self._wanted(job)
+        return self.nodes or nodes, self.tasks_per_node or tasks
+
+    def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, str], None, None]:
+        if not jobs:
+            return
         queued = _queued()
+        if queued is None:
+            raise InputError("squeue --me fails: SLURM is not up, or older than 20.11")
         running = {number: job for job in jobs if (number := _number(job)) in queued}
+        found = {job.folder for job in running.values()}
         alike = defaultdict[tuple[int, int], list[Job]](list)
         for job in jobs:
-            if job not in running.values():
+            if job.folder not in found:
                 alike[self._layout(job)].append(job)
         try:
-            with stopping_on_signals():
-                for layout, group in alike.items():
-                    running |= self._submit(layout, group)
-                for number, job in running.items():
-                    self.note_start(job, f" as SLURM job {number}")
-                while running:
-                    time.sleep(POLL_S)
-                    queued = _queued()
-                    for number in [number for number in running if number not in queued]:
-                        job = running.pop(number)
-                        yield job, _explain(number, job.folder)
+            for layout, group in alike.items():
+                running |= self._submit(layout, group)
+            for number, job in running.items():
+                self.note_start(job, f" as SLURM job {number}")
+            while running:
+                time.sleep(POLL_S)
+                queued = _queued()
+                if queued is None:
+                    continue  # the controller is busy or being restarted; its jobs go on
+                for number in [number for number in running if number not in queued]:
+                    job = running.pop(number)
+                    yield job, _explain(number, job.folder)
         finally:
             if running:  # stopped: nobody would wait for them
                 subprocess.run(["scancel", *running], check=False)
 
     def _submit(self, layout: tuple[int, int], jobs: Sequence[Job]) -> dict[str, Job]:
         """Submit jobs of one layout as an array; returns them by their number in the queue."""
-        import submitit  # here, because Hydra imports all launchers when a program starts
-
         hydra_overrides = list(self.config.hydra.overrides.hydra)
-        tasks = [SlurmTask(tuple(program(job.placed_overrides(), hydra_overrides)), job.folder) for job in jobs]
+        tasks = [SlurmTask(tuple(program(job.in_its_folder(), hydra_overrides)), job.folder) for job in jobs]
         executor = submitit.AutoExecutor(
             self.sweep_dir / SCRIPTS, cluster="slurm", slurm_max_num_timeout=self.max_num_timeout
         )
@@ -145,15 +156,11 @@ def _number(job: Job) -> str | None:
         return None
 
 
-def _queued() -> set[str]:
-    """The numbers of all my jobs that wait or run."""
-    while True:
-        asked = subprocess.run(
-            ["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True
-        )
-        if asked.returncode == 0:
-            return set(asked.stdout.split())
-        time.sleep(POLL_S)  # the controller is busy or being restarted; its jobs go on
+def _queued() -> set[str] | None:
+    """The numbers of all my jobs that wait or run; ``None`` if SLURM does not say."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    return set(asked.stdout.split()) if asked.returncode == 0 else None
 
 
 def _explain(number: str, folder: Path) -> str:

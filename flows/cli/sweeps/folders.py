@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from flows.checkpoint import CHECKPOINTS, NAMED
+from flows.checkpoint import CHECKPOINTS
 from flows.cli import runs
 from flows.cli.sweeps.names import NOT_THE_JOB_S
 from flows.errors import InputError
@@ -48,7 +48,7 @@ def finished(folder: Path, config_in: Callable[[str], dict[str, Any]]) -> Score 
     """
     stored = _stored_config(folder)
     score = read_score(folder)
-    if score is None and checkpoint_in(folder) is None:
+    if score is None and not any((folder / CHECKPOINTS).glob("*.ckpt")):
         return None  # nothing that could be lost or mistaken
     differing = _differences(stored, config_in(str(stored.get("run_dir", folder))))
     if differing:
@@ -57,22 +57,6 @@ def finished(folder: Path, config_in: Callable[[str], dict[str, Any]]) -> Score 
             "that folder away"
         )
     return score
-
-
-def checkpoint_in(folder: Path) -> Path | None:
-    """Where a run that did not finish goes on: its last checkpoint (which is whole: they are written atomically)."""
-    candidates = [folder / CHECKPOINTS / f"{name}.ckpt" for name in reversed(NAMED)]
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def continuation(folder: Path, *, is_first_rank: bool = True) -> list[str]:
-    """The overrides with which a job takes up what its folder holds; without a checkpoint it starts anew."""
-    checkpoint = checkpoint_in(folder)
-    if checkpoint is not None:
-        return [f"resume={runs.quoted(checkpoint)}"]
-    if is_first_rank:
-        runs.disclaim(folder)
-    return []
 
 
 def _stored_config(folder: Path) -> dict[str, Any]:

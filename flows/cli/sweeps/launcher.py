@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,9 @@ class Job:
             resolve_width(config)
         return config
 
-    def placed_overrides(self) -> list[str]:
-        """Its overrides as those of a run of its own."""
-        return [*self.overrides, f"run_dir={runs.quoted(self.folder)}"]
+    def in_its_folder(self) -> list[str]:
+        """Its overrides as those of a run of its own, which goes on where an earlier attempt ended."""
+        return [*self.overrides, f"run_dir={runs.quoted(self.folder)}", f"resume={runs.AUTO}"]
 
 
 class SweepLauncher(Launcher):
@@ -87,8 +87,11 @@ class SweepLauncher(Launcher):
         """Raise ``InputError`` if these jobs are not for this launcher; called before any of them is run."""
 
     @abstractmethod
-    def run(self, jobs: Sequence[Job]) -> Iterable[tuple[Job, str]]:
-        """Run the jobs; yield each as it ends, with a line that says why it has no score, in case it has none."""
+    def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, str], None, None]:
+        """Run the jobs; yield each as it ends, with a line that says why it has no score, in case it has none.
+
+        If it is closed before the last has ended, it ends those that still run.
+        """
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
@@ -97,10 +100,11 @@ class SweepLauncher(Launcher):
         rows = dict(self._known(jobs))
         missing = list({job.folder: job for job in jobs if job.folder not in rows}.values())
         try:
-            for job, error in self.run(missing):
-                score = read_score(job.folder)
-                rows[job.folder] = Row(job.index, job.title, job.folder, score, "" if score else error)
-                self._note(rows[job.folder], f"{len(rows)} of {len(jobs)}")
+            with closing(self.run(missing)) as ended:
+                for job, error in ended:
+                    score = read_score(job.folder)
+                    rows[job.folder] = Row(job.index, job.title, job.folder, score, "" if score else error)
+                    self._note(rows[job.folder], f"{len(rows)} of {len(jobs)}")
         finally:
             for job in jobs:  # one that was interrupted has no row yet; of two of the same name, one was run
                 row = rows.get(job.folder, Row(job.index, job.title, job.folder, error="stopped"))
@@ -116,17 +120,12 @@ class SweepLauncher(Launcher):
         own = without(overrides, NOT_THE_JOB_S)
         common = keys_in_common(overrides, OmegaConf.to_container(self.config.hydra.overrides.task))  # type: ignore[arg-type]
         unnamed = f"hydra.job.config.override_dirname.exclude_keys=[{','.join([*NOT_THE_JOB_S, *common])}]"
-        config = self.compose(index, [*overrides, unnamed])
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, [*overrides, unnamed])
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = str(index), index
         with _hydra_is(config):
             folder = self.sweep_dir / str(config.hydra.sweep.subdir)
         return Job(index, tuple(own), " ".join(without(own, common)), Path(os.path.normpath(folder)), config)
-
-    def compose(self, index: int, overrides: list[str]) -> DictConfig:
-        """A job's configuration."""
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        with open_dict(config):
-            config.hydra.job.id, config.hydra.job.num = str(index), index
-        return config
 
     def _known(self, jobs: Sequence[Job]) -> Iterator[tuple[Path, Row]]:
         """The jobs that need not be run, or must not."""
@@ -158,20 +157,13 @@ def _as_hydra_returns_it(job: Job, row: Row) -> JobReturn:
     return returned
 
 
-def num_processes(trainer: DictConfig) -> int:
-    """How many processes a job's ``trainer.devices`` asks for on each node."""
+def num_processes(trainer: DictConfig, num_gpus: int) -> int:
+    """How many processes a job's ``trainer.devices`` asks for on each node, if it may use so many GPUs there."""
     devices = trainer.get("devices", 1)
     if isinstance(devices, str) and "," in devices:
         return len([part for part in devices.split(",") if part.strip()])
     if OmegaConf.is_list(devices):
         return len(devices)
     if str(devices) in ("auto", "-1"):
-        return max(1, num_gpus()) if trainer.get("accelerator", "auto") != "cpu" else 1
+        return max(1, num_gpus) if trainer.get("accelerator", "auto") != "cpu" else 1
     return int(devices)
-
-
-def num_gpus() -> int:
-    """How many GPUs this process may use."""
-    import torch  # here, because Hydra imports all launchers when a program starts
-
-    return torch.cuda.device_count()

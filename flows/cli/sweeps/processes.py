@@ -1,14 +1,13 @@
-"""A job as a process of its own: the program's command line, its output, its end, and the end of all."""
+"""A job as a process of its own: the program's command line, its output, and how it ended."""
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from hydra._internal.utils import get_args_parser  # Hydra's own command line; pinned below 1.4
@@ -19,31 +18,11 @@ OUTPUT, OUTPUTS = "output.log", "output*.log"
 ATTEMPT = "=== attempt of "
 """How each attempt's output starts."""
 
-ENDING = "=== ended: "
+ENDING = "=== "
 """How it may end, if the process could not say why."""
 
 OF_THE_SWEEP = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep")
 """Settings that belong to the sweep and not to its jobs."""
-
-
-class Stopped(SystemExit):
-    """Somebody wants the whole sweep to end: Ctrl-C or SIGTERM. As an exit it passes by whoever handles errors."""
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM raise :class:`Stopped`; the exit code is the shell's, 128 and the signal's number."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        print(f"stopping the sweep: {signal.Signals(number).name}", file=sys.stderr)
-        raise Stopped(128 + number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def program(overrides: Sequence[str], hydra_overrides: Sequence[str]) -> list[str]:
@@ -90,7 +69,8 @@ def end_of_process(code: int) -> str:
 
 
 def _last_attempt(path: Path) -> list[str]:
-    return path.read_text(errors="replace").rpartition(ATTEMPT)[2].splitlines()
+    text = path.read_text(errors="replace").rpartition(ATTEMPT)[2]
+    return re.sub(r"^\[rank\d+\]: ", "", text, flags=re.MULTILINE).splitlines()  # torch puts it before tracebacks
 
 
 def _error_line(lines: list[str]) -> str | None:
@@ -104,4 +84,5 @@ def _raised(lines: list[str]) -> str | None:
 
 
 def _ending(lines: list[str]) -> str | None:
-    return next((line.removeprefix(ENDING) for line in lines if line.startswith(ENDING)), None)
+    endings = (line for line in lines if line.startswith((ENDING, "interrupted by ")))
+    return next((line.removeprefix(ENDING) for line in endings), None)

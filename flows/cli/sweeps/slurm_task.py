@@ -14,7 +14,6 @@ from typing import Any
 
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
-from flows.cli.sweeps.folders import continuation
 from flows.cli.sweeps.processes import ENDING, OUTPUT, end_of_process, open_output
 
 POLL_S = 0.5
@@ -31,7 +30,7 @@ class SlurmTask:
     submitit decides whether the job goes back into the queue.
 
     Args:
-        command: the program's, without where it goes on from.
+        command: the program's, with ``resume=auto``.
         folder: the job's.
     """
 
@@ -49,7 +48,7 @@ class SlurmTask:
         requeue: Any = signal.signal(WARNING, note)
         with open_output(self.folder, name) as output:
             process = subprocess.Popen(
-                [*self.command, *continuation(self.folder, is_first_rank=rank == 0)],
+                self.command,
                 env=os.environ | {"OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_PER_TASK", "1")},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
