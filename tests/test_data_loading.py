@@ -38,7 +38,7 @@ class Place:
     """What a data module asks of a trainer."""
 
     def __init__(self, rank, size):
-        self.global_rank, self.world_size = rank, size
+        self.global_rank, self.world_size, self.accumulate_grad_batches = rank, size, 1
 
 
 def at(rank, size, **options):
@@ -108,8 +108,19 @@ def test_augmentation_depends_neither_on_the_batch_size_nor_on_workers(options):
 def test_two_ranks_augment_as_one_does():
     whole, order = epoch_of(at(0, 1, batch_size=10, augmentation=AUGMENTATION), 1)
     for rank in range(2):
-        images, indices = epoch_of(at(rank, 2, batch_size=5, augmentation=AUGMENTATION), 1)
+        images, indices = epoch_of(at(rank, 2, batch_size=10, augmentation=AUGMENTATION), 1)
         assert torch.equal(indices, order[rank::2]) and torch.equal(images, whole[rank::2])
+
+
+@pytest.mark.parametrize(("num_ranks", "num_accumulated"), [(2, 1), (1, 3), (2, 3), (3, 2)])
+def test_every_step_has_the_same_images_however_they_are_shared(num_ranks, num_accumulated):
+    whole, order = epoch_of(at(0, 1, batch_size=12, augmentation=AUGMENTATION), 1)
+    ranks = [at(rank, num_ranks, batch_size=12, augmentation=AUGMENTATION) for rank in range(num_ranks)]
+    for rank, data in enumerate(ranks):
+        data.trainer.accumulate_grad_batches = num_accumulated
+        images, indices = epoch_of(data, 1)
+        assert len(data.train_dataloader()) == 4 * num_accumulated
+        assert torch.equal(indices, order[rank::num_ranks]) and torch.equal(images, whole[rank::num_ranks])
 
 
 def test_augmentation_touches_training_and_initialisation_alone():
@@ -156,7 +167,7 @@ def test_a_resumed_training_is_shown_what_the_undisturbed_one_is(tmp_path):
 
 def test_too_few_images_for_a_batch_are_refused():
     with pytest.raises(InputError, match="batch_size"):
-        at(0, 2, batch_size=26).train_dataloader()
+        at(0, 2, batch_size=52).train_dataloader()
 
 
 @pytest.mark.parametrize(("total", "number"), [(50, 5), (50_000, 5_000), (7, 3), (10, 0), (5, 5)])
