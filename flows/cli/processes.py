@@ -167,12 +167,14 @@ def losses_explained(trainer: pl.Trainer) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise InputError(f"the processes that train together cannot meet at {where}: {first_line(error)}") from error
     except RuntimeError as error:
-        if not (isinstance(error, torch.distributed.DistBackendError) or "gloo" in str(error)):
+        if not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
             raise
+        if not torch.distributed.is_initialized():
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise InputError(
+                f"the processes that train together cannot meet at {where}: {first_line(error)}"
+            ) from error
         if signals.received():
             raise signals.Interrupted(signals.EXIT_CODE) from error
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
