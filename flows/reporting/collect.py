@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,9 @@ class Run:
 
 @dataclass
 class Collection:
-    """All runs that were found, and what was in the way."""
+    """All runs that were found, named by their path below ``top``, and what was in the way."""
 
+    top: Path = Path()
     runs: list[Run] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -121,6 +122,10 @@ def collect(places: Sequence[str], now: float | None = None) -> Collection:
     if not collection.runs:
         reasons = "; ".join(f"{problem.where}: {problem.what}" for problem in collection.problems[:3])
         raise InputError(f"there is no run to report on ({reasons}): give runs=FOLDER with what train.py wrote")
+    collection.top = Path(os.path.commonpath([run.folder.absolute().parent for run in collection.runs]))
+    collection.runs = [
+        replace(run, name=str(run.folder.absolute().relative_to(collection.top))) for run in collection.runs
+    ]
     return collection
 
 

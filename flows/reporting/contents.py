@@ -11,7 +11,7 @@ from flows.reporting.collect import Collection, Run, Status
 from flows.reporting.comparison import BASELINE, Block, Comparison, Row, differing_keys
 from flows.reporting.figures import SamplingTimes, accuracy_against_time, paper_figures, training_curves
 from flows.reporting.page import Cell, Figure, Group, Report, Section, Table
-from flows.reporting.paper import orders_of, paper_scores, scores_beside
+from flows.reporting.paper import orders_of, paper_sampling, paper_scores, scores_beside
 from flows.reporting.statistics import DIGITS, Estimate, agreement, best, order
 
 NONE = "-"
@@ -41,11 +41,11 @@ def make_report(
     sections += [
         _missing(collection, comparisons),
         _configurations(comparisons, names),
-        _every_run(comparisons, names),
+        _every_run(collection, comparisons, names),
         Section(
             "Receptive fields and masks",
             ["Drawn from this project's layers as they are, with weights of similar size; white is an exact zero."],
-            figures=paper_figures(),
+            figures=[*paper_figures()],
         ),
         _paper(comparisons),
     ]
@@ -304,7 +304,7 @@ def _value(row: Row, key: str) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _every_run(comparisons: Sequence[Comparison], names: Mapping[Comparison, str]) -> Section:
+def _every_run(collection: Collection, comparisons: Sequence[Comparison], names: Mapping[Comparison, str]) -> Section:
     lines = []
     for comparison in comparisons:
         noise = f"K = {comparison.setting.num_noise_samples}"
@@ -316,7 +316,10 @@ def _every_run(comparisons: Sequence[Comparison], names: Mapping[Comparison, str
                 which = [names[comparison], comparison.titles[row], str(run.seed), run.name]
                 lines.append([*which, run.status.value, noise, *scores, time])
     header = ["data", "configuration", "seed", "folder", "state", "bound", "raw weights", "averaged weights", "time"]
-    text = "Test bits/dim ± standard error over the images of one run, which is not the spread over seeds."
+    text = (
+        "Test bits/dim ± standard error over the images of one run, which is not the spread over seeds. Folders are "
+        f"below {collection.top}."
+    )
     return Section("Every run", [text], [Table.of(header, lines, num_left=6)])
 
 
@@ -343,7 +346,15 @@ def _paper(comparisons: Sequence[Comparison]) -> Section:
         "Tables 2, 3, 4 and 6, bits/dim, and the runs of the same data and architecture among these. The paper reports "
         "the checkpoint with the best test score; runs with the house splits select on validation images instead."
     )
-    return Section("The paper's tables", [text], [Table.of(header, lines, num_left=4)])
+    sampling = [
+        [line.mixing, f"{line.mean:.2f}", f"{line.naive:g}", f"{line.accelerated:g}"] for line in paper_sampling()
+    ]
+    table5 = Table.of(
+        ["table 5", "bits/dim", "naive, ms an image", "accelerated, ms an image"],
+        sampling,
+        "Sampling from the models of table 3, CIFAR10; hardware and batch size are not stated.",
+    )
+    return Section("The paper's tables", [text], [Table.of(header, lines, num_left=4), table5])
 
 
 def _plural(count: int, noun: str) -> str:

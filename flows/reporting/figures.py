@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import matplotlib
@@ -42,8 +42,17 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
 }
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a", "#7f7f7f")
-"""Okabe and Ito's, which the colour-blind can tell apart, and two more."""
+COLORS = {
+    "1x1": "#0072b2",
+    "emerging 3x3": "#d55e00",
+    "periodic 3x3": "#009e73",
+    "MAF": "#cc79a7",
+    "1x1 PLU": "#e69f00",
+    "1x1 QR": "#56b4e9",
+}
+"""Okabe and Ito's, which the colour-blind can tell apart, for the paper's layers."""
+
+OTHER_COLORS = ("#6b4c9a", "#7f7f7f", "#8c564b", "#000000")
 
 DASHES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "D", "^")
 
@@ -115,12 +124,12 @@ def thinned(curve: Curve) -> tuple[list[float], list[float]]:
 
 def line_styles(rows: Sequence[Row]) -> dict[Row, LineStyle]:
     """A colour for each mixing layer; dashes and markers for what else differs."""
-    mixings = list(dict.fromkeys(row.mixing for row in rows))
+    others = list(dict.fromkeys(row.mixing for row in rows if row.mixing not in COLORS))
     seen: dict[str, int] = {}
     styles = {}
     for row in rows:
         number = seen[row.mixing] = seen.get(row.mixing, -1) + 1
-        color = COLORS[mixings.index(row.mixing) % len(COLORS)]
+        color = COLORS.get(row.mixing) or OTHER_COLORS[others.index(row.mixing) % len(OTHER_COLORS)]
         styles[row] = LineStyle(color, DASHES[number % len(DASHES)], MARKERS[number % len(MARKERS)])
     return styles
 
@@ -161,7 +170,8 @@ def accuracy_against_time(comparison: Comparison, times: SamplingTimes, weights:
         else:
             ours.set_xlim(0, 1.15 * slowest)
         _legend(canvas, ours)
-        for color, line in zip(COLORS, paper_sampling(), strict=False):
+        for line in paper_sampling():
+            color = COLORS[line.mixing]
             paper.plot([line.naive, line.accelerated], [line.mean] * 2, color=color, linewidth=0.8, alpha=0.6)
             paper.plot(line.naive, line.mean, "o", color=color, fillstyle="none")
             paper.plot(line.accelerated, line.mean, "o", color=color)
@@ -195,10 +205,11 @@ def _take_logarithm(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def paper_figures() -> list[Figure]:
-    """Figures 1, 4 and 5 of the paper, drawn from this project's layers as they are."""
+@cache
+def paper_figures() -> tuple[Figure, ...]:
+    """Figures 1, 4 and 5 of the paper, drawn from this project's layers as they are: every time the same."""
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        return [_filters_and_matrices(), _masks(), _chained_receptive_fields()]
+        return _filters_and_matrices(), _masks(), _chained_receptive_fields()
 
 
 def _filters_and_matrices() -> Figure:
@@ -256,7 +267,7 @@ def _chained_receptive_fields() -> Figure:
         "square": {"mask": "square"},
         "square, dilation 2": {"mask": "square", "dilation": 2},
     }
-    canvas = Canvas(figsize=(7.5, 7.6), layout="constrained")
+    canvas = Canvas(figsize=(10, 6.4), layout="constrained")
     for row, (title, options) in enumerate(kinds.items()):
         emerging = visible(partial(EmergingConv2d, 1, **options))
         assert isinstance(emerging, EmergingConv2d)
@@ -276,7 +287,8 @@ def _chained_receptive_fields() -> Figure:
 
 def _draw(axes: Axes, values: Tensor, title: str, *, centre: bool = False, blocks: int | None = None) -> None:
     """Show non-negative numbers as shades on white; exact zeros, and only they, are white."""
-    shades = torch.where(values > 0, 0.25 + 0.75 * values / values.max().clamp(min=1e-12), torch.zeros(()))
+    nothing = torch.full((), torch.nan)  # is not drawn
+    shades = torch.where(values > 0, 0.25 + 0.75 * values / values.max().clamp(min=1e-12), nothing)
     height, width = values.shape
     axes.imshow(shades.numpy(), cmap="Blues", vmin=0.0, vmax=1.15, interpolation="nearest")
     axes.set_title(title)

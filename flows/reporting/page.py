@@ -104,7 +104,7 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
     paths = folder / HTML, folder / MARKDOWN
     for path, text in zip(paths, (as_html(report), as_markdown(report)), strict=True):
         with atomic_write(path) as file:
-            file.write(text.encode())
+            file.write(text.encode(errors="backslashreplace"))  # names of files need not be UTF-8
     return paths
 
 

@@ -1,0 +1,590 @@
+"""The report: what is read from run folders in any state, what is compared, and the page that comes of it."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from programs import run
+
+from flows import InputError
+from flows.layers import AutoregressiveConv2d, EmergingConv2d, PeriodicConv2d
+from flows.reporting import collect, compare, make_report, write_report
+from flows.reporting.collect import SECONDS_OF_SILENCE, Status
+from flows.reporting.contents import MISSING
+from flows.reporting.figures import SamplingTimes, training_curves
+from flows.reporting.page import as_markdown
+from flows.reporting.paper import orders_of, paper_scores
+from flows.reporting.receptive import equivalent_matrix, receptive_field, visible
+from flows.reporting.statistics import Estimate, best
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+MIXINGS = {
+    "1x1": {"_target_": "flows.layers.Conv1x1", "_partial_": True, "parametrization": "plain"},
+    "emerging": {"_target_": "flows.layers.EmergingConv2d", "_partial_": True, "kernel_size": 3, "solver": None},
+}
+
+
+def write_run(folder, mixing="1x1", seed=1, score=3.5, *, data="photos", finished=True, config=(), results=(), **model):
+    """A run folder as train.py leaves it, without checkpoints. ``config``: further dotted keys, set to these values."""
+    folder.mkdir(parents=True)
+    model = {"num_levels": 2, "num_steps": 4, "hidden_channels": 64, "num_bits": 8, "learn_prior": True, **model}
+    content = {
+        "data": {"_target_": "datamodules.X", "collection": data, "batch_size": 32, "seed": seed, "num_workers": 0},
+        "mixing": MIXINGS[mixing],
+        "model": {"_target_": "flows.Flow", "mixing": MIXINGS[mixing], **model},
+        "optimizer": {"_target_": "flows.optimizers.adamax", "lr": 0.002},
+        "trainer": {"max_epochs": 4, "default_root_dir": str(folder)},
+        "callbacks": {"samples": {"folder": f"{folder}/samples"}},
+        "logger": {"csv": {"save_dir": str(folder)}},
+        "seed": seed,
+        "run_dir": str(folder),
+        "resume": None,
+    }
+    for key, value in dict(config).items():
+        *parents, leaf = key.split(".")
+        node = content
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    write_metrics(folder, [(step, 9 - step / 10, 8 - step / 10) for step in range(0, 40, 10)])
+    (folder / "samples").mkdir()
+    Image.fromarray(np.full((8, 8, 3), 99, dtype=np.uint8)).save(folder / "samples" / "step=0000010.png")
+    if finished:
+        scores = {
+            "data": data,
+            "selection_note": None,
+            "split": "test",
+            "num_images": 243,
+            "test/bits_per_dim": score,
+            "test/bits_per_dim_standard_error": 0.01,
+            "test/bits_per_dim_averaged": score + 0.1,
+            "test/png_bits_per_dim": 5.0,
+            "test/webp_bits_per_dim": 4.0,
+            "num_parameters": 1234,
+            "seconds": 60.0,
+            "steps": 40,
+        }
+        (folder / "results.json").write_text(json.dumps(scores | dict(results)))
+    return folder
+
+
+def write_metrics(folder, rows, version=0):
+    path = folder / "metrics" / f"version_{version}" / "metrics.csv"
+    path.parent.mkdir(parents=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", "step", "train/bits_per_dim", "val/bits_per_dim"])
+        for step, train, val in rows:
+            writer.writerow([step // 10, step, train, ""])
+            writer.writerow([step // 10, step, "", val])
+    return path
+
+
+def read(*places):
+    collection = collect([str(place) for place in places])
+    return collection, compare(collection)
+
+
+def told(collection):
+    """All problems as one text."""
+    return "\n".join(f"{problem.where}: {problem.what}" for problem in collection.problems)
+
+
+def the_row(comparisons, mixing):
+    (row,) = [row for comparison in comparisons for row in comparison.rows if row.mixing.startswith(mixing)]
+    return row
+
+
+def report_on(*places, weights="raw", times=None):
+    collection, comparisons = read(*places)
+    return make_report(collection, comparisons, weights, times or {})
+
+
+def section(report, title):
+    (found,) = [section for section in report.sections if section.title == title]
+    return found
+
+
+def cells(table):
+    return [[cell.text for cell in row] for group in table.groups for row in group.rows]
+
+
+@pytest.fixture(autouse=True)
+def _without_charts(monkeypatch):
+    """Drawing takes a second a chart; those who look at charts use the module's ``page``, which has them."""
+    monkeypatch.setattr("flows.reporting.contents.training_curves", lambda *_: None)
+    monkeypatch.setattr("flows.reporting.contents.paper_figures", lambda: ())
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two layers on three seeds each."""
+    for seed in (1, 2, 3):
+        write_run(tmp_path / f"runs/a/seed={seed}", "1x1", seed, 3.5 + 0.01 * seed)
+        write_run(tmp_path / f"runs/b/seed={seed}", "emerging", seed, 3.4 + 0.02 * seed, hidden_channels=57)
+    return tmp_path / "runs"
+
+
+# -- statistics --------------------------------------------------------------------------------------------------------
+
+
+def test_a_mean_comes_with_the_sample_deviation_and_a_single_value_with_none():
+    assert Estimate.of([1.0, 2.0, 4.0]).deviation == pytest.approx(statistics.stdev([1.0, 2.0, 4.0]))
+    assert Estimate.of([3.0]).show() == "3.000"
+    assert Estimate.of([1.0, 2.0]).show() == "1.500 ± 0.707"
+    assert Estimate.of([]) is None
+
+
+def test_ties_in_the_digits_shown_are_all_best():
+    estimates = [Estimate.of([value]) if value else None for value in (3.4301, 3.4299, 3.4311, None)]
+    assert best(estimates) == [True, True, False, False]
+    assert best(estimates[:1]) == [False]  # best of nothing
+
+
+# -- what belongs together ---------------------------------------------------------------------------------------------
+
+
+def test_runs_that_differ_in_seed_and_place_alone_are_one_row(runs):
+    _, (comparison,) = read(runs)
+    (block,) = comparison.blocks
+    assert [row.mixing for row in block.rows] == ["1x1", "emerging 3x3"]
+    assert all(len(row.runs) == 3 for row in block.rows)
+    estimate = the_row([comparison], "emerging").estimate("raw")
+    assert (estimate.mean, estimate.deviation, estimate.num) == (pytest.approx(3.44), pytest.approx(0.02), 3)
+    assert the_row([comparison], "1x1").estimate("averaged").mean == pytest.approx(3.62)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"data": "hubble"},
+        {"results": {"data": "photos-other-release"}},
+        {"results": {"split": "val"}},
+        {"results": {"num_noise_samples": 16}},
+        {"results": {"num_images": 10}},
+        {"results": {"selection_note": "selected on the test images"}},
+        {"num_bits": 5},
+    ],
+    ids=str,
+)
+def test_figures_that_cannot_be_compared_never_share_a_table(runs, other):
+    write_run(runs / "other", score=1.0, **other)
+    report = report_on(runs)
+    tables = [part.tables[0] for part in report.sections if part.title.startswith("Results on")]
+    assert sorted(len(cells(table)) for table in tables) == [1, 2]
+    assert len({part.title for part in report.sections}) == len(report.sections)
+    assert "cannot be compared" in " ".join(report.sections[0].paragraphs)
+
+
+def test_what_a_figure_means_stands_beside_it(runs):
+    write_run(
+        runs / "fine", seed=1, results={"num_noise_samples": 16, "selection_note": "Selected on the test images."}
+    )
+    text = as_markdown(report_on(runs))
+    assert "K = 1 draw of noise an image" in text
+    assert "bits/dim, raw weights, K = 1 " in text
+    assert "K = 16 draws of noise an image. Selected on the test images." in text
+    assert "bits/dim, averaged weights, K = 16" in text
+    assert "split: test, 243 images; 8 bits" in text
+
+
+def test_rows_that_differ_in_more_than_the_layer_stand_in_blocks_of_their_own(runs):
+    for seed in (1, 2, 3):
+        write_run(runs / f"c/{seed}", "1x1", seed, 4.0, num_steps=2, config={"trainer.log_every_n_steps": 3})
+        write_run(runs / f"d/{seed}", "emerging", seed, 3.9, num_steps=2, config={"trainer.log_every_n_steps": 3})
+    report = report_on(runs)
+    table = section(report, "Results on photos").tables[0]
+    assert [group.title for group in table.groups] == ["D 4", "D 2"]
+    assert "trainer.log_every_n_steps" in table.caption
+    for group in table.groups:
+        assert [row[4].is_bold for row in group.rows] == [False, True]
+    (differences,) = section(report, "Differences between configurations").tables
+    assert "model.num_steps" in differences.header
+    assert not any("seed" in key or "run_dir" in key or "folder" in key for key in differences.header)
+
+
+def test_differences_are_taken_seed_by_seed(runs):
+    shutil.rmtree(runs / "a/seed=2")
+    table = section(report_on(runs), "Results on photos").tables[0]
+    assert table.header[6].startswith("difference to 1x1, same seeds")
+    differences = [3.42 - 3.51, 3.46 - 3.53]
+    expected = f"{statistics.fmean(differences):+.3f} ± {statistics.stdev(differences):.3f}"
+    assert [row[6] for row in cells(table)] == ["-", expected]
+    assert [row[3] for row in cells(table)] == ["2", "3"]
+
+
+def test_of_two_runs_of_one_seed_the_finished_one_counts_once(runs):
+    write_run(runs / "b/again", "emerging", 1, finished=False, hidden_channels=57)
+    collection, comparisons = read(runs)
+    assert len(the_row(comparisons, "emerging").runs) == 3
+    assert "b/again: repeats seed 1 of the configuration in b/seed=1" in told(collection)
+
+
+def test_other_images_by_the_same_name_are_noticed(runs):
+    write_run(runs / "c", "1x1", 9, results={"test/png_bits_per_dim": 5.1})
+    collection, _ = read(runs)
+    assert "png needs from 5.0000 to 5.1000 bits/dim: these are not the same images" in told(collection)
+
+
+# -- the paper's figures -----------------------------------------------------------------------------------------------
+
+
+def test_the_papers_figure_stands_beside_its_own_configuration_only(tmp_path):
+    paper = {"num_levels": 3, "num_steps": 8, "data": "cifar10 (house splits)"}
+    write_run(tmp_path / "a", "1x1", **paper, hidden_channels=512)
+    write_run(tmp_path / "b", "emerging", **paper, hidden_channels=507)
+    write_run(tmp_path / "c", "emerging", **paper, hidden_channels=64)
+    write_run(tmp_path / "d", "emerging", **paper, hidden_channels=507, num_bits=5)
+    report = report_on(tmp_path)
+    table = section(report, "Results on cifar10 (house splits)").tables[0]
+    assert table.header[-1].startswith("the paper")
+    beside = {(row[0], row[1]): row[-1] for row in cells(table)}
+    assert beside[("1x1", "512")] == "3.46 ± 0.005 (table 4); 3.46 (table 6)"
+    assert beside[next(key for key in beside if key[1] == "507")] == "3.43 ± 0.004 (table 4)"
+    assert beside[next(key for key in beside if key[1] == "64")] == "-"
+    (five_bits,) = [part for part in report.sections if part.title.endswith("5 bits")]
+    assert "The paper has no figure" in five_bits.notes[0]
+
+
+def test_on_other_data_the_paper_has_no_figure_but_an_order(runs):
+    part = section(report_on(runs), "Results on photos")
+    assert not any("paper" in name for name in part.tables[0].header)
+    assert "The paper has no figure for these configurations on photos" in part.notes[0]
+    orders = next(table for table in part.tables if "the paper's order" in table.header)
+    rows = {row[2]: row for row in cells(orders)}
+    assert rows["emerging 3x3 < 1x1"][1:4] == ["emerging 3x3 < 1x1", "emerging 3x3 < 1x1", "yes"]
+    assert "table 4 (CIFAR10, D 8): 3.43, 3.46" in rows["emerging 3x3 < 1x1"][4]
+    assert rows["1x1 = emerging 3x3"][3] == "-"  # ImageNet in table 3: no order to bear out
+
+
+def test_the_papers_tables_are_whole():
+    assert len(paper_scores()) == 24
+    (order,) = orders_of(["1x1", "1x1 PLU", "1x1 QR"])
+    assert order.levels == [["1x1", "1x1 QR"], ["1x1 PLU"]]
+
+
+# -- run folders in any state ------------------------------------------------------------------------------------------
+
+
+def test_running_and_dead_runs_are_told_apart_and_named_with_their_progress(runs):
+    running = write_run(runs / "b/seed=4", "emerging", 4, finished=False, hidden_channels=57)
+    dead = write_run(runs / "b/seed=5", "emerging", 5, finished=False, hidden_channels=57)
+    for path in dead.rglob("*"):
+        os.utime(path, (0, time.time() - SECONDS_OF_SILENCE - 60))
+    collection, comparisons = read(runs)
+    states = {run.folder.name: run.status for run in collection.runs}
+    assert states[running.name] is Status.RUNNING
+    assert states[dead.name] is Status.STOPPED
+    row = the_row(comparisons, "emerging")
+    assert (len(row.runs), row.estimate("raw").num) == (5, 3)
+    report = make_report(collection, comparisons, "raw", {})
+    assert cells(section(report, "Results on photos").tables[0])[1][3] == "3 + 1 running + 1 stopped"
+    unfinished = cells(section(report, MISSING).tables[0])
+    assert [row[1:5] for row in unfinished] == [
+        ["b/seed=4", "running", "4 of 4", "5.000"],
+        ["b/seed=5", "stopped", "4 of 4", "5.000"],
+    ]
+
+
+def test_a_row_with_fewer_seeds_is_named(runs):
+    shutil.rmtree(runs / "b/seed=2")
+    assert section(report_on(runs), MISSING).notes == [
+        "photos, emerging 3x3: no finished run with seed 2, which others have."
+    ]
+
+
+def test_when_nothing_is_missing_the_report_says_so(runs):
+    part = section(report_on(runs), MISSING)
+    assert part.paragraphs[0].startswith("Nothing")
+    assert not part.tables
+
+
+def test_a_resumed_run_has_one_curve_without_what_it_went_over_twice(tmp_path):
+    folder = write_run(tmp_path / "run")
+    write_metrics(folder, [(step, 1.0, 2.0) for step in (20, 30, 40, 50)], version=10)
+    write_metrics(folder, [(step, 5.0, 5.0) for step in (20,)], version=2)
+    curve = read(tmp_path)[0].runs[0].curves["val/bits_per_dim"]
+    assert curve.steps == [0, 10, 20, 30, 40, 50]
+    assert curve.values == [8.0, 7.0, 2.0, 2.0, 2.0, 2.0]
+
+
+def test_a_run_that_went_on_after_its_results_is_named(tmp_path):
+    write_metrics(write_run(tmp_path / "run"), [(80, 1.0, 2.0)], version=1)
+    assert "went on to step 80 after its results, which are those of step 40" in told(read(tmp_path)[0])
+
+
+def cut_csv(run):
+    path = run / "metrics/version_0/metrics.csv"
+    path.write_text(path.read_text() + "4,40,3.2")
+
+
+def binary_csv(run):
+    (run / "metrics/version_0/metrics.csv").write_bytes(b"\x00\xff\x80step\x00")
+
+
+def words_in_csv(run):
+    path = run / "metrics/version_0/metrics.csv"
+    path.write_text(path.read_text() + "4,40,many,\n4,41,nan,\n")
+
+
+def half_results(run):
+    path = run / "results.json"
+    path.write_text(path.read_text()[:50])
+
+
+def results_of_nan(run):
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"test/bits_per_dim": float("nan")}))
+
+
+def results_as_list(run):
+    (run / "results.json").write_text("[1]")
+
+
+def half_png(run):
+    path = run / "samples/step=0000010.png"
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def empty_config(run):
+    (run / "config.yaml").write_text("")
+
+
+def broken_config(run):
+    (run / "config.yaml").write_text("a: [1")
+
+
+def circular_config(run):
+    (run / "config.yaml").write_text("&a [*a]")
+
+
+def code_in_config(run):
+    (run / "config.yaml").write_text("!!python/object/apply:os.system ['touch PWNED']")
+
+
+def other_config(run):
+    (run / "config.yaml").write_text("wandb_version: 1")
+
+
+DAMAGES = {
+    cut_csv: "metrics.csv: has a line that is cut off",
+    binary_csv: "metrics.csv: is empty or has no column 'step'",
+    words_in_csv: "metrics.csv: has a line that is cut off or not made of numbers",
+    half_results: "results.json: cannot be read",
+    results_of_nan: "results.json: test/bits_per_dim is nan, not a finite number",
+    results_as_list: "results.json: is not an object of results",
+    half_png: "step=0000010.png: is not a whole PNG",
+    empty_config: "config.yaml: is empty: the run never started",
+    broken_config: "config.yaml: cannot be read as a configuration",
+    circular_config: "config.yaml: cannot be read as a configuration",
+    code_in_config: "config.yaml: cannot be read as a configuration",
+    other_config: "config.yaml: is not a configuration of train.py",
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGES.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_damage_is_named_and_the_rest_is_still_reported(runs, damage, words):
+    damage(runs / "b/seed=2")
+    collection, comparisons = read(runs)
+    assert f"{runs}/b/seed=2/" in told(collection)
+    assert words in told(collection)
+    report = make_report(collection, comparisons, "raw", {})
+    assert [row[0] for row in cells(section(report, "Results on photos").tables[0])] == ["1x1", "emerging 3x3"]
+    assert words.partition(": ")[2] in str(section(report, MISSING).tables)
+
+
+def test_what_a_cut_line_of_a_csv_says_is_not_believed(runs):
+    path = runs / "a/seed=1/metrics/version_0/metrics.csv"
+    path.write_text(path.read_text() + "4,40,,3")  # was to become 3.99
+    run = next(run for run in read(runs)[0].runs if run.folder == runs / "a/seed=1")
+    assert run.curves["val/bits_per_dim"].steps[-1] == 30
+
+
+def test_folders_without_runs_are_named_unless_there_is_nothing_else(runs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    collection, comparisons = read(tmp_path / "empty", tmp_path / "nowhere", runs)
+    assert f"{tmp_path}/empty: holds no run" in told(collection)
+    assert f"{tmp_path}/nowhere: holds no run" in told(collection)
+    assert len(comparisons[0].rows) == 2
+    with pytest.raises(InputError, match="no run to report on"):
+        collect([str(tmp_path / "empty")])
+
+
+def test_patterns_and_overlapping_folders_find_every_run_once(runs):
+    collection, _ = read(f"{runs}/*/seed=1", runs / "a", runs)
+    assert len(collection.runs) == 6
+
+
+def test_a_configuration_inside_of_a_run_is_no_other_run(runs):
+    inner = runs / "a/seed=1/wandb/offline-run-1/files"
+    inner.mkdir(parents=True)
+    (inner / "config.yaml").write_text("wandb_version: 1")
+    collection, _ = read(runs)
+    assert (len(collection.runs), collection.problems) == (6, [])
+
+
+# -- pictures drawn from the layers ------------------------------------------------------------------------------------
+
+
+def test_receptive_fields_are_the_papers():
+    emerging = visible(lambda: EmergingConv2d(2))
+    ones = torch.zeros(7, 7)
+    ones[2:5, 2:5] = 1
+    assert torch.equal((receptive_field(emerging, 2, 7) > 0).float(), ones)
+    lower = torch.zeros(7, 7)
+    lower[3:5, 3:5] = 1
+    assert torch.equal((receptive_field(emerging.lower, 2, 7) > 0).float(), lower)
+    wide = receptive_field(visible(lambda: EmergingConv2d(1, mask="raster")), 1, 7)
+    assert (wide[2:5] > 0).sum() == (wide > 0).sum() == 13
+    corner = receptive_field(visible(lambda: PeriodicConv2d(1)), 1, 5, pixel=(0, 0))
+    assert corner[4, 4] > 0
+    assert corner[2, 2] == 0
+
+
+def test_the_matrix_drawn_is_the_layers_own_map():
+    layer = visible(lambda: AutoregressiveConv2d(2))
+    matrix = equivalent_matrix(layer, 2, 3)
+    x = torch.randn(1, 2, 3, 3)
+    flat = x.permute(0, 2, 3, 1).flatten()
+    z, log_det = layer(x)
+    expected = z - layer(torch.zeros_like(x))[0]
+    assert torch.allclose(matrix @ flat, expected.permute(0, 2, 3, 1).flatten(), atol=1e-5)
+    assert torch.linalg.slogdet(matrix).logabsdet == pytest.approx(log_det.item(), abs=1e-4)
+
+
+def test_drawing_leaves_the_random_numbers_alone():
+    before = torch.get_rng_state()
+    visible(lambda: EmergingConv2d(2))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+HOSTILE = '<script>document.title="taken"</script><img src=http://example.com/x.png> $\\frac{ | `x` [a](http://b)'
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A report with everything in it, some of it hostile, and its folder."""
+    folder = tmp_path_factory.mktemp("page")
+    for seed in (1, 2):
+        write_run(folder / f"runs/a/{seed}", "1x1", seed, 3.5 + 0.01 * seed)
+        write_run(folder / f"runs/b/{seed}", "emerging", seed, 3.4 + 0.01 * seed)
+    write_run(folder / "runs/<b onclick=1>", "emerging", 1, 3.6, config={"optimizer.lr": HOSTILE})
+    write_run(folder / "runs/c", "emerging", 1, 3.3, results={"data": HOSTILE, "selection_note": HOSTILE})
+    collection, comparisons = read(folder / "runs")
+    times = {
+        comparison: SamplingTimes({row: 5.0 + n for n, row in enumerate(comparison.rows)}, 16, "a machine")
+        for comparison in comparisons
+    }
+    report = make_report(collection, comparisons, "raw", times)
+    html, markdown = write_report(report, folder / "report")
+    return report, html, markdown
+
+
+def test_the_page_has_everything_inside_and_refers_to_nothing(page):
+    report, html, _ = page
+    text = html.read_text()
+    assert re.search(r"""default-src 'none'; img-src data:; style-src 'unsafe-inline'""", text)
+    assert "<script" not in text
+    assert set(re.findall(r'(?:src|href)="([^"#:]*[:#])', text)) == {"data:", "#"}
+    for figure in (figure for part in report.sections for figure in [*part.figures, *part.sheets]):
+        assert figure.data_uri in text
+    names = {figure.name for part in report.sections for figure in [*part.figures, *part.sheets]}
+    assert {"1-curves.svg", "1-time.svg", "1-samples-1.png", "figure1.svg", "figure4.svg", "figure5.svg"} <= names
+
+
+def test_contents_lead_to_every_section(page):
+    report, html, _ = page
+    text = html.read_text()
+    for part in report.sections:
+        assert text.count(f'href="#{part.anchor}"') == text.count(f'id="{part.anchor}"') == 1
+
+
+def test_text_from_run_folders_is_shown_as_text(page):
+    _, html, markdown = page
+    assert "&lt;script&gt;" in html.read_text()
+    text = markdown.read_text()
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "[a](http" not in text
+    widths = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
+    for before, after in zip(text.splitlines(), text.splitlines()[1:], strict=False):
+        if before.startswith("|") and after.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", before)) == len(re.findall(r"(?<!\\)\|", after))
+    assert widths
+
+
+def test_the_markdown_s_pictures_are_there(page):
+    _, _, markdown = page
+    pictures = re.findall(r"^!\[.*\]\((.*)\)$", markdown.read_text(), flags=re.MULTILINE)
+    assert len(pictures) > 8
+    for picture in pictures:
+        assert (markdown.parent / picture).is_file()
+
+
+def test_the_same_runs_give_the_same_figures(page):
+    report, html, _ = page
+    _, comparisons = read(html.parent.parent / "runs")
+    drawn = {figure.name: figure.content for part in report.sections for figure in part.figures}
+    again = training_curves(comparisons[0], "1")
+    assert drawn[again.name] == again.content
+
+
+def browse(path, scratch):
+    """Load a file in Chromium, on a narrow screen; the page as it then is on stdout, complaints on stderr."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={scratch}/profile"]
+    options += ["--window-size=500,900", "--virtual-time-budget=5000", "--enable-logging=stderr", "--dump-dom"]
+    return subprocess.run([CHROMIUM, *options, f"file://{path}"], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+def test_a_browser_shows_the_page(page, tmp_path):
+    """Every picture decodes, nothing runs, nothing is wider than a telephone but what scrolls by itself."""
+    _, html, _ = page
+    probe = tmp_path / "probe.html"
+    # The page's policy forbids scripts; for the probe, and only there, one takes its place.
+    script = """<script>addEventListener("load", () => {
+      const pictures = [...document.images];
+      document.documentElement.innerHTML = "<body>RESULT " + JSON.stringify({
+        pictures: pictures.length, broken: pictures.filter(p => !p.naturalWidth).length, title: document.title,
+        overflow: document.documentElement.scrollWidth - innerWidth,
+        requests: performance.getEntriesByType("resource").filter(e => !e.name.startsWith("data:")).length,
+      }) + " END</body>"; });</script>"""
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', script, html.read_text(), count=1)
+    probe.write_text(text)
+    done = browse(probe, tmp_path)
+    found = re.search(r"RESULT (.*?) END", done.stdout)
+    assert found, done.stderr
+    result = json.loads(found[1])
+    assert result["pictures"] == text.count("<img ")
+    assert (result["broken"], result["requests"]) == (0, 0)
+    assert result["title"] == "Invertible convolutions: report"
+    assert result["overflow"] <= 0
+    untouched = browse(html, tmp_path)
+    assert "Invertible convolutions: report" in untouched.stdout
+    assert "CONSOLE" not in untouched.stderr  # where Chromium names whatever the policy had it refuse
+
+
+# -- the program -------------------------------------------------------------------------------------------------------
+
+
+def test_the_program_reports_names_what_it_met_and_writes_both_files(runs, tmp_path):
+    half_results(runs / "b/seed=2")
+    done = run("report.py", f"runs={tmp_path}/runs", "output=here", cwd=tmp_path)
+    assert "results.json: cannot be read" in done.stdout
+    assert "its sampling time could not be measured" in done.stdout  # these runs have no checkpoints
+    assert (tmp_path / "here/report.html").is_file()
+    assert "![" in (tmp_path / "here/report.md").read_text()
