@@ -238,6 +238,27 @@ def test_other_images_by_the_same_name_are_noticed(runs):
     assert "png needs from 5.0000 to 5.1000 bits/dim: these are not the same images" in told(collection)
 
 
+def test_evaluations_stand_in_columns_of_their_own(runs):
+    record = {
+        "data": "photos",
+        "split": "test",
+        "num_images": 243,
+        "weights": "raw",
+        "num_noise_samples": 16,
+        "seed": 0,
+    }
+    for seed, score in ((1, 3.30), (2, 3.34)):
+        (runs / f"b/seed={seed}/evaluations").mkdir()
+        place = runs / f"b/seed={seed}/evaluations"
+        (place / "best-raw-K16-seed0.json").write_text(json.dumps(record | {"bits_per_dim": score}))
+        (place / "best-raw-K1-seed0.json").write_text(json.dumps(record | {"bits_per_dim": 1.0, "num_images": 5}))
+    (place / "best-averaged-K1-seed0.json").write_text("{")
+    table = section(report_on(runs), "Results on photos").tables[1]
+    assert table.header == ["configuration", "bits/dim, raw weights, K = 16, noise seed 0"]
+    assert cells(table) == [["emerging 3x3", "3.320 ± 0.028 (n = 2)"]]
+    assert "best-averaged-K1-seed0.json: is not a whole evaluation" in told(read(runs)[0])
+
+
 # -- the paper's figures -----------------------------------------------------------------------------------------------
 
 

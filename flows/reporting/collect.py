@@ -18,9 +18,10 @@ from typing import Any
 
 import yaml
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
 from flows.checkpoint import CHECKPOINTS
-from flows.cli.runs import CONFIG, RESULTS, SAMPLES
+from flows.cli.runs import CONFIG, EVALUATIONS, RESULTS, SAMPLES
 from flows.errors import InputError, first_line
 
 METRICS = "metrics"
@@ -58,6 +59,19 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """A score of a run's best checkpoint that ``evaluate.py`` left: on which images, with which weights and bound."""
+
+    data: str
+    split: str
+    num_images: int
+    weights: str
+    num_noise_samples: int
+    seed: int
+    bits_per_dim: float
+
+
+@dataclass(frozen=True)
 class Run:
     """What one run folder holds."""
 
@@ -71,6 +85,7 @@ class Run:
     status: Status
     minutes_silent: float
     picture: Path | None
+    evaluations: list[Evaluation]
 
     @property
     def seed(self) -> int:
@@ -165,6 +180,7 @@ def _read_run(folder: Path, now: float, problems: list[Problem]) -> Run | None:
         status=status if results is None else Status.FINISHED,
         minutes_silent=silence / 60,
         picture=_newest_picture(folder / SAMPLES, problems),
+        evaluations=_read_evaluations(folder / EVALUATIONS, problems),
     )
 
 
@@ -204,6 +220,22 @@ def _read_results(path: Path, problems: list[Problem]) -> dict[str, Any] | None:
         problems.append(Problem(str(path), f"has no {RAW}; the run counts as unfinished"))
         return None
     return results
+
+
+def _read_evaluations(folder: Path, problems: list[Problem]) -> list[Evaluation]:
+    evaluations = []
+    wanted = TypeAdapter(Evaluation)
+    for path in sorted(folder.glob("best-*.json")):
+        try:
+            evaluation = wanted.validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            problems.append(Problem(str(path), f"is not a whole evaluation ({first_line(error)}); left out"))
+            continue
+        if math.isfinite(evaluation.bits_per_dim):
+            evaluations.append(evaluation)
+        else:
+            problems.append(Problem(str(path), f"bits_per_dim is {evaluation.bits_per_dim}; left out"))
+    return evaluations
 
 
 def _is_quantity(key: str) -> bool:

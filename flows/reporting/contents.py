@@ -109,7 +109,7 @@ def _results(comparison: Comparison, name: str, weights: Weights, times: Samplin
     return Section(
         f"Results on {name}",
         paragraphs=[comparison.setting.describe()],
-        tables=[_scores(comparison, weights), *([codecs] if codecs else []), *([orders] if orders else [])],
+        tables=[_scores(comparison, weights), *filter(None, [_evaluations(comparison), codecs, orders])],
         notes=notes,
         figures=[figure for figure in (curves, trade_off) if figure is not None],
         sheets=_samples(comparison, stem),
@@ -165,6 +165,33 @@ def _difference(block: Block, row: Row, weights: Weights) -> Estimate | None:
 
 def _show(estimate: Estimate | None, sign: str = "") -> str:
     return NONE if estimate is None else estimate.show(sign=sign)
+
+
+def _evaluations(comparison: Comparison) -> Table | None:
+    """What ``evaluate.py`` found for the same images, a column for each kind of weights, bound and noise."""
+    setting = comparison.setting
+    columns: dict[tuple[str, int, int], dict[Row, list[float]]] = {}
+    for row in comparison.rows:
+        for run in row.runs:
+            for found in run.evaluations:
+                if (found.data, found.split, found.num_images) == (setting.data, setting.split, setting.num_images):
+                    kind = (found.weights, found.num_noise_samples, found.seed)
+                    columns.setdefault(kind, {}).setdefault(row, []).append(found.bits_per_dim)
+    if not columns:
+        return None
+    kinds = sorted(columns)
+    header = [
+        "configuration",
+        *(f"bits/dim, {weights} weights, K = {k}, noise seed {seed}" for weights, k, seed in kinds),
+    ]
+    lines = []
+    for row in comparison.rows:
+        estimates = [Estimate.of(columns[kind].get(row, [])) for kind in kinds]
+        if any(estimates):
+            shown = [NONE if one is None else f"{one.show()} (n = {one.num})" for one in estimates]
+            lines.append([comparison.titles[row], *shown])
+    caption = "Evaluations of the best checkpoints on the same images, from evaluate.py; n: runs that have one."
+    return Table.of(header, lines, caption)
 
 
 def _codecs(comparison: Comparison) -> Table | None:
