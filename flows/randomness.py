@@ -24,6 +24,7 @@ class Stream(IntEnum):
     SAMPLES = 4
     AUGMENTATION = 5
     PREVIEW = 6
+    SEARCH = 7
 
 
 def generator_for(stream: Stream, seed: int, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:

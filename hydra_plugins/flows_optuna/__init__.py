@@ -1,0 +1,1 @@
+"""A Hydra sweeper on Optuna, behind ``hparams_search=optuna``."""

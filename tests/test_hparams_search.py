@@ -1,0 +1,264 @@
+"""A search is resumed, shared, and ended by nothing but its number of trials."""
+
+import functools
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+
+import hydra
+import numpy as np
+import optuna
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from programs import TINY, run
+
+from flows.errors import InputError
+from hydra_plugins.flows_optuna._space import dimension_of
+
+CONFIG = """
+defaults:
+  - override hydra/sweeper: optuna
+  - override hydra/job_logging: disabled
+  - override hydra/hydra_logging: disabled
+x: 1.0
+kind: a
+hydra:
+  output_subdir: null
+  launcher: {_target_: hydra._internal.core_plugins.basic_launcher.BasicLauncher}
+  sweep: {dir: study, subdir: '${hydra.job.num}'}
+"""
+
+X = "x=tag(log,interval(1e-3,10))"
+
+
+@pytest.fixture
+def search(tmp_path, monkeypatch):
+    """Search through Hydra, in this process, as ``-m`` does."""
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "root.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def start(task, trials, *arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", "-m", f"hydra.sweeper.n_trials={trials}", *arguments])
+        hydra.main(version_base="1.3", config_path=str(tmp_path / "conf"), config_name="root")(task)()
+
+    return start
+
+
+@pytest.fixture
+def in_background(search):
+    """The same in a process of its own, which ends with the test."""
+    processes = []
+
+    def start(*arguments):
+        process = multiprocessing.get_context("fork").Process(target=search, args=arguments)
+        process.start()
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def trials_of(name="search", path="study/study.journal"):
+    return optuna.load_study(storage=JournalStorage(JournalFileBackend(path)), study_name=name).trials
+
+
+def finished(state=TrialState.COMPLETE):
+    return [trial for trial in trials_of() if trial.state == state]
+
+
+def distance(cfg):
+    return abs(math.log(cfg.x))
+
+
+def wait_for(path):
+    started = time.monotonic()
+    while not path.exists():
+        assert time.monotonic() - started < 120
+        time.sleep(0.02)
+
+
+def test_the_best_is_named_with_the_command_that_gives_it(search, capsys, tmp_path):
+    search(distance, 12, X, "kind=a,b", "+unsearched=7")
+    best = min(trials_of(), key=lambda trial: trial.value)
+    assert len(finished()) == 12 and best.value < 2
+    printed = capsys.readouterr().out
+    assert f".py +unsearched=7 x={best.params['x']} kind={best.params['kind']}" in printed
+    assert {path.name for path in (tmp_path / "study").iterdir() if path.name.isdigit()} == {str(n) for n in range(12)}
+
+
+def test_the_seed_decides_the_proposals(search):
+    proposals = {}
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        search(distance, 4, X, f"hydra.sweeper.study_name={name}", f"hydra.sweeper.seed={seed}")
+        proposals[name] = [trial.params for trial in trials_of(name)]
+    assert proposals["one"] == proposals["same"] != proposals["other"]
+
+
+def test_a_failing_trial_is_recorded_and_ends_nothing(search, capsys):
+    outcomes = iter([math.nan, math.inf, InputError("not like this"), ZeroDivisionError("a bug"), 1.0])
+
+    def task(cfg):
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    search(task, 5, X)
+    assert [trial.state for trial in trials_of()] == [TrialState.FAIL] * 4 + [TrialState.COMPLETE]
+    errors = capsys.readouterr().err
+    assert "0 failed: its score is nan" in errors and "1 failed: its score is inf" in errors
+    assert "2 failed: not like this" in errors and "3 failed: a bug" in errors
+
+
+def test_a_study_without_a_score_says_so(search):
+    with pytest.raises(InputError, match=r"no trial of the study search in .* gave a score"):
+        search(lambda cfg: math.nan, 2, X)
+
+
+def test_a_finished_study_is_only_reported_and_a_longer_one_continued(search):
+    search(distance, 3, X)
+    before = trials_of()
+    search(distance, 3, X)
+    assert trials_of() == before
+    search(distance, 5, X)
+    assert trials_of()[:3] == before and len(finished()) == 5
+
+
+def test_batches_go_to_the_launcher_together(search, monkeypatch):
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+    sizes, launch = [], BasicLauncher.launch
+
+    def counting(self, job_overrides, initial_job_idx):
+        sizes.append((initial_job_idx, len(job_overrides)))
+        return launch(self, job_overrides, initial_job_idx)
+
+    monkeypatch.setattr(BasicLauncher, "launch", counting)
+    search(distance, 7, X, "hydra.sweeper.n_jobs=3")
+    assert sizes == [(0, 3), (3, 3), (6, 1)]
+
+
+def test_after_a_kill_exactly_the_missing_trials_are_run(search, in_background, tmp_path):
+    def task(cfg, note):
+        if len(finished()) == 2 and not note.exists():
+            note.write_text(str(cfg.x))
+            time.sleep(600)
+        return distance(cfg)
+
+    note = tmp_path / "note"
+    process = in_background(functools.partial(task, note=note), 6, X)
+    wait_for(note)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert [trial.state for trial in trials_of()] == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING]
+    search(functools.partial(task, note=note), 6, X)
+    lost, *others = finished(TrialState.FAIL)
+    assert lost.number == 2 and not others and len(finished()) == 6
+    assert trials_of()[3].params == lost.params  # what was lost is done again
+
+
+def test_a_second_worker_leaves_the_trial_of_the_first_alone(search, in_background, tmp_path):
+    started, go_on = tmp_path / "started", tmp_path / "go_on"
+
+    def slow(cfg):
+        started.touch()
+        wait_for(go_on)
+        return distance(cfg)
+
+    process = in_background(slow, 4, X)
+    wait_for(started)
+    search(distance, 4, X)
+    assert [trial.state for trial in trials_of()] == [TrialState.RUNNING] + [TrialState.COMPLETE] * 3
+    go_on.touch()
+    process.join(120)
+    assert process.exitcode == 0 and len(finished()) == 4 and len(trials_of()) == 4
+
+
+def test_two_workers_share_a_study(in_background):
+    def task(cfg):
+        time.sleep(0.2)
+        return distance(cfg)
+
+    processes = [in_background(task, 12, X) for _ in range(2)]
+    for process in processes:
+        process.join(240)
+        assert process.exitcode == 0
+    assert len(finished()) == 12 == len({trial.params["x"] for trial in trials_of()}) == len(trials_of())
+    assert len({trial.user_attrs["worker"] for trial in trials_of()}) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("a=interval(1,2)", FloatDistribution(1, 2)),
+        ("a=tag(log,interval(1e-4,1e-2))", FloatDistribution(1e-4, 1e-2, log=True)),
+        ("a=int(interval(1,9))", IntDistribution(1, 9)),
+        ("a=range(2,9)", IntDistribution(2, 8)),
+        ("a=range(9,2,-3)", IntDistribution(3, 9, step=3)),
+        ("a=range(0.0,1.0,0.25)", FloatDistribution(0, 0.75, step=0.25)),
+        ("a=1,2.5,null", CategoricalDistribution(["1", "2.5", "null"])),
+        ("a=choice([1,2],'x y')", CategoricalDistribution(["[1,2]", "'x y'"])),
+    ],
+)
+def test_hydras_sweeps_are_dimensions(line, expected):
+    assert dimension_of(OverridesParser.create().parse_override(line)) == expected
+
+
+@pytest.mark.parametrize("line", ["a=range(3,3)", "a=interval(2,1)", "a=tag(log,interval(0,1))"])
+def test_what_cannot_be_searched_is_named(line):
+    with pytest.raises(InputError, match=r"^'a=.* cannot be searched: "):
+        dimension_of(OverridesParser.create().parse_override(line))
+
+
+def test_params_of_the_configuration_are_searched_and_the_command_line_goes_before(search):
+    search(distance, 2, "hydra.sweeper.params={x: 'interval(1,2)', kind: 'choice(a,b)'}", "kind=c")
+    assert all(list(trial.params) == ["x"] for trial in trials_of())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to search"),
+        (["hydra.sweeper.params={y: 'interval(1,2)'}"], "y"),
+        (["hydra.sweeper.params={x: 'interval(1,'}"], "params cannot be read"),
+        ([X, "hydra.sweeper.study_name=../x"], "no plain name"),
+        ([X, "hydra.sweeper.n_jobs=0"], "n_jobs must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(search, arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        search(distance, 2, *arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_search_under_the_same_name_is_refused(search):
+    search(distance, 1, X)
+    with pytest.raises(InputError, match=r"begun with other settings .*kind=b.*study_name"):
+        search(distance, 2, X, "kind=b")
+    assert len(trials_of()) == 1
+
+
+def test_a_search_of_the_learning_rate(tmp_path):
+    arguments = ["-m", "hparams_search=optuna", "hydra.sweeper.n_trials=2", "trainer.max_epochs=1", *TINY]
+    done = run("train.py", *arguments, "optimizer.lr=tag(log,interval(1e-4,1e-2))", cwd=tmp_path)
+    folder = tmp_path / "runs" / "studies" / "search"
+    trials = trials_of(path=str(folder / "study.journal"))
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
+    for trial in trials:
+        assert json.loads((folder / str(trial.number) / "results.json").read_text())["test/bits_per_dim"] > 0
+        assert np.isfinite(trial.value)
+    best = min(trials, key=lambda trial: trial.value)
+    assert f"optimizer.lr={best.params['optimizer.lr']}" in done.stdout.splitlines()[-1]
