@@ -8,14 +8,18 @@ from cluster import show, submit, wait_until
 from programs import ROOT
 from test_survival import SHORT, differences, final_state
 
-TOGETHER = ["trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_epochs=10", "data.batch_size=4"]
+TOGETHER = [
+    "trainer=ddp_cpu",
+    "trainer.max_epochs=10",
+    *(line for line in SHORT if not line.startswith("trainer=") and "epochs=" not in line),
+]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 def train(folder, name):
     """A job of two ranks, in the run folder that is the default."""
     folder.mkdir()
-    command = f"srun --export=ALL,PYTHONPATH={ROOT} {sys.executable} {ROOT}/train.py {' '.join([*SHORT, *TOGETHER])}"
+    command = f"srun --export=ALL,PYTHONPATH={ROOT} {sys.executable} {ROOT}/train.py {' '.join(TOGETHER)}"
     return submit(f"{command} resume=auto", folder, "--ntasks-per-node=2", "--nodes=1", f"--job-name={name}")
 
 
