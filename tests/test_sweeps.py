@@ -303,26 +303,32 @@ def test_slurm_and_the_trainer_must_agree_on_the_processes(sweep, monkeypatch, c
 # -- whole sweeps of processes -----------------------------------------------------------------------------------------
 
 STUB = f"""
-import json, os, sys, time
+import json, os, time
 from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from flows import signals
-from flows.cli import entry
+from flows.cli import entry, runs
 signals.install()
 def task(cfg):
+    "Does not end in its first attempt, and at once in its second."
     print("cores", len(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"], flush=True)
-    time.sleep(cfg.seed)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if (folder / "begun").exists():
+        (folder / runs.RESULTS).write_text({json.dumps(RESULTS)!r})
+    else:
+        (folder / "begun").touch()
+        time.sleep(1000)
 entry.run(task, "train", Path({str(CONF)!r}))
 """
 
 
 def test_stopping_a_pool_stops_its_jobs(tmp_path):
     (tmp_path / "stub.py").write_text(STUB)
-    command = [sys.executable, "stub.py", "-m", "seed=1000,2000", "hydra/launcher=local_pool", "run_dir=grid"]
+    command = [sys.executable, "stub.py", "-m", "seed=1,2", "hydra/launcher=local_pool", "run_dir=grid"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     parent = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-    outputs = [tmp_path / "grid" / f"seed={seed}" / "output.log" for seed in (1000, 2000)]
-    wait_until(lambda: all(path.exists() and "cores" in path.read_text() for path in outputs), 300)
+    begun = [tmp_path / "grid" / f"seed={seed}" / "begun" for seed in (1, 2)]
+    wait_until(lambda: all(path.exists() for path in begun), 300)
     jobs = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True).stdout.split()
     assert len(jobs) >= 2
     parent.send_signal(signal.SIGTERM)
@@ -364,19 +370,37 @@ def test_a_grid_on_slurm_with_ddp_inside(tmp_path):
     assert f"cannot write {spoiled}" in rows[3]["error"]
     for row in rows[:3]:
         assert json.loads((runs.Path(row["folder"]) / runs.RESULTS).read_text())["steps"] == 2
-        assert "MEMBER: 1/2" in (runs.Path(row["folder"]) / "output.log").read_text()
+        assert (runs.Path(row["folder"]) / "output.1.log").is_file()
 
 
-@pytest.mark.usefixtures("slurm")
-def test_a_job_that_slurm_kills_is_reported_as_such(tmp_path):
+@pytest.fixture
+def job_on_slurm(slurm, tmp_path):
+    """A job that runs: the sweep's process, the job's folder, and its number in the queue."""
     (tmp_path / "stub.py").write_text(STUB)
-    where = ["hydra/launcher=slurm", "hydra.launcher.job_name=c-killed", "run_dir=grid", "seed=1000"]
+    where = ["hydra/launcher=slurm", "hydra.launcher.job_name=c-stub", "run_dir=grid", "seed=7"]
     command = [sys.executable, "stub.py", "-m", *where]
-    parent = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    number, output = (tmp_path / "grid" / "seed=1000" / name for name in ("slurm_job", "output.log"))
-    wait_until(lambda: number.exists() and output.exists() and "cores" in output.read_text(), 300)
-    subprocess.run(["scancel", number.read_text()], check=True)
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}) as parent:
+        folder = tmp_path / "grid" / "seed=7"
+        wait_until(lambda: (folder / "begun").exists(), 300)
+        yield parent, folder, (folder / "slurm_job").read_text()
+        parent.terminate()
+
+
+def test_a_job_that_slurm_kills_is_reported_as_such(job_on_slurm):
+    parent, folder, number = job_on_slurm
+    subprocess.run(["scancel", number], check=True)
     assert parent.wait(timeout=300) == 6
-    rows = list(csv.DictReader((tmp_path / "grid" / "summary.csv").open()))
-    assert rows[0]["status"] == "failed"
-    assert "SLURM: cancelled" in rows[0]["error"]
+    [row] = csv.DictReader((folder.parent / "summary.csv").open())
+    assert row["status"] == "failed"
+    assert "SLURM: cancelled" in row["error"]
+
+
+def test_a_job_whose_time_ends_is_queued_again_and_goes_on(job_on_slurm):
+    parent, folder, number = job_on_slurm
+    subprocess.run(["scancel", "--signal=USR2", number], check=True)
+    assert parent.wait(timeout=300) == 0
+    [row] = csv.DictReader((folder.parent / "summary.csv").open())
+    assert row["status"] == "done"
+    output = (folder / "output.log").read_text()
+    assert output.count("attempt of") == 2
+    assert output.count("interrupted by SIGTERM") == 1
