@@ -102,11 +102,11 @@ def test_two_processes_learn_as_one_does(alone, together):
 def test_everything_is_written_once(alone, together):
     folder, done = together
     assert sorted(os.listdir(folder)) == ["a run", "witness"]
-    files = [
-        sorted(path.relative_to(run_dir) for path in run_dir.rglob("*") if path.is_file())
+    left = [
+        sorted(path.relative_to(run_dir) for path in run_dir.rglob("*"))
         for run_dir in (alone / "run", folder / "a run")
     ]
-    assert files[0] == files[1]
+    assert left[0] == left[1]
     for words in ("epoch 1, step 5", "epoch 2, step 10", "test bits/dim, raw weights", "writing to"):
         assert done.stdout.count(words) == 1, words
     assert not done.stderr.strip()
