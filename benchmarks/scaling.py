@@ -16,6 +16,7 @@ import multiprocessing
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
@@ -75,6 +76,8 @@ def make_steps(options: argparse.Namespace, rank: int, num_processes: int) -> di
 def measure(rank: int, num_processes: int, port: int, options: argparse.Namespace) -> dict[str, float]:
     """One of the processes: seconds that each kind of step takes at best, the slowest process counting."""
     torch.set_num_threads(1)
+    # Its successor does not exist before torch 2.13.
+    warnings.filterwarnings("ignore", message=".*`broadcast_buffers` is deprecated.*")
     dist.init_process_group(
         "nccl" if options.device == "cuda" else "gloo",
         init_method=f"tcp://127.0.0.1:{port}",
