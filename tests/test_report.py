@@ -335,7 +335,7 @@ def test_when_nothing_is_missing_the_report_says_so(runs):
 def test_a_resumed_run_has_one_curve_without_what_it_went_over_twice(tmp_path):
     folder = write_run(tmp_path / "run")
     write_metrics(folder, [(step, 1.0, 2.0) for step in (20, 30, 40, 50)], version=10)
-    write_metrics(folder, [(step, 5.0, 5.0) for step in (20,)], version=2)
+    write_metrics(folder, [(step, 5.0, 5.0) for step in (20, 25)], version=2)  # 25 is not logged again
     curve = read(tmp_path)[0].runs[0].curves["val/bits_per_dim"]
     assert curve.steps == [0, 10, 20, 30, 40, 50]
     assert curve.values == [8.0, 7.0, 2.0, 2.0, 2.0, 2.0]
