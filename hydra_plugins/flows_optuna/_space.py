@@ -17,12 +17,17 @@ def dimension_of(override: Override) -> BaseDistribution:
     sweep = override.value()
     try:
         if isinstance(sweep, IntervalSweep):
-            kind = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
-            return kind(sweep.start, sweep.end, log="log" in sweep.tags)
+            low, high, is_log = sweep.start, sweep.end, "log" in sweep.tags
+            if isinstance(low, int) and isinstance(high, int):
+                return IntDistribution(low, high, log=is_log)
+            assert low is not None and high is not None
+            return FloatDistribution(low, high, log=is_log)
         if isinstance(sweep, RangeSweep):
             values = sorted(sweep.range())
-            kind = IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
-            return kind(values[0], values[-1], step=abs(sweep.step), log="log" in sweep.tags)
+            low, high, step, is_log = values[0], values[-1], abs(sweep.step), "log" in sweep.tags
+            if isinstance(low, int) and isinstance(high, int) and isinstance(step, int):
+                return IntDistribution(low, high, log=is_log, step=step)
+            return FloatDistribution(low, high, log=is_log, step=None if is_log else step)
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     except (ValueError, IndexError) as error:
         raise InputError(f"{override.input_line!r} cannot be searched: {first_line(error)}") from error

@@ -22,8 +22,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from flows.errors import InputError, StorageError
 from flows.randomness import Stream, generator_for
 
-SETTINGS, WORKER, LOST, REPEATED = "settings", "worker", "lost", "repeated"
-"""Attributes: what a study searches; whose a trial is; that it died with its worker; and that it was done again."""
+SETTINGS, WORKER, LOST, REPEATS = "settings", "worker", "lost", "repeats"
+"""Attributes: what a study searches; whose a trial is; that it died with its worker; which lost one it does again."""
 
 
 class Study:
@@ -116,10 +116,10 @@ class Study:
 
     def _ask(self) -> Trial:
         trials = self._study.get_trials(deepcopy=False)
-        lost = next((trial for trial in trials if LOST in trial.user_attrs and REPEATED not in trial.user_attrs), None)
+        repeated = {trial.user_attrs.get(REPEATS) for trial in trials}
+        lost = next((one for one in trials if LOST in one.user_attrs and one.number not in repeated), None)
         if lost is not None:
-            self._mark(lost, REPEATED)
-            self._study.enqueue_trial(lost.params)
+            self._study.enqueue_trial(lost.params, user_attrs={REPEATS: lost.number})
         seed = generator_for(Stream.SEARCH, self.seed, len(trials)).initial_seed() % 2**32
         self._study.sampler = TPESampler(seed=seed)
         trial = self._study.ask(self.space)
@@ -131,11 +131,8 @@ class Study:
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             worker = trial.user_attrs.get(WORKER)
             if worker is None or not self._lives(worker):
-                self._mark(trial, LOST)
+                self._study._storage.set_trial_user_attr(trial._trial_id, LOST, True)
                 self._study.tell(trial.number, state=TrialState.FAIL)
-
-    def _mark(self, trial: FrozenTrial, attribute: str) -> None:
-        self._study._storage.set_trial_user_attr(trial._trial_id, attribute, True)
 
     def _lives(self, worker: str) -> bool:
         if worker == self.worker:
@@ -143,11 +140,10 @@ class Study:
         path = self._locks / Path(worker).name
         try:
             with FileLock(path, timeout=0):
+                path.unlink(missing_ok=True)
                 return False
         except Timeout:
             return True
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def _counts(trial: FrozenTrial) -> bool:

@@ -69,24 +69,20 @@ class OptunaSweeper(Sweeper):
     def __init__(
         self, study_name: str, storage: str | None, n_trials: int, n_jobs: int, seed: int, params: Mapping[str, Any]
     ) -> None:
-        if not re.fullmatch(r"[\w-][\w.-]*", study_name):
-            raise InputError(f"hydra.sweeper.study_name={study_name} is no plain name: use letters, digits, ., _ and -")
-        for name, value, least in (("n_trials", n_trials, 1), ("n_jobs", n_jobs, 1), ("seed", seed, 0)):
-            if value < least:
-                raise InputError(f"hydra.sweeper.{name} must be at least {least}, not {value}")
-        self.study_name, self.storage, self.n_trials, self.n_jobs, self.seed = (
-            study_name,
-            storage,
-            n_trials,
-            n_jobs,
-            seed,
-        )
-        self.params = dict(params)
+        self.study_name, self.storage, self.params = study_name, storage, dict(params)
+        self.n_trials, self.n_jobs, self.seed = n_trials, n_jobs, seed
         self.hydra_context: HydraContext | None = None
         self.config: DictConfig | None = None
         self.launcher: Launcher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if not re.fullmatch(r"[\w-][\w.-]*", self.study_name):
+            raise InputError(
+                f"hydra.sweeper.study_name={self.study_name} is no plain name: use letters, digits, ., _ and -"
+            )
+        for name, least in (("n_trials", 1), ("n_jobs", 1), ("seed", 0)):
+            if (value := getattr(self, name)) < least:
+                raise InputError(f"hydra.sweeper.{name} must be at least {least}, not {value}")
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
