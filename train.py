@@ -34,6 +34,7 @@ from flows.evaluation import Score, bits_per_dim, codec_bits_per_dim
 from flows.files import atomic_write
 from flows.instantiation import build
 from flows.lightning_module import FlowModule
+from flows.loggers import WandbLogger, log_checkpoint
 from flows.numerics import set_matmul_precision
 from flows.pictures import decode_or_white, grid, save_png
 from flows.randomness import Stream, generator_for
@@ -83,6 +84,7 @@ def _train(cfg: DictConfig, to_release: contextlib.ExitStack) -> float:
         flow = build(config["model"])
         make_optimizer = build(config["optimizer"])
         make_optimizer(flow.parameters())  # a wrong value stops here, before the run has left anything behind
+        runs.identify(config["logger"], run_dir if _continues(run_dir, config) else None)
         trainer = _trainer(config, overrides)
         data.micro_batch_size(trainer.num_devices * trainer.num_nodes, trainer.accumulate_grad_batches)
         if processes.are_missing(trainer):
@@ -240,9 +242,11 @@ def _conclude(
     rows += [("samples that overflowed, of 64", num_overflown)] if num_overflown else []
     with atomic_write(run_dir / runs.RESULTS) as file:
         file.write(json.dumps(results, indent=2).encode())
+    scores = {key: value for key, value in results.items() if key.startswith("test/")}
     for logger in trainer.loggers:
-        logger.log_metrics({k: v for k, v in results.items() if k.startswith("test/")}, step=trainer.global_step)
-        logger.finalize("success")
+        logger.log_metrics(scores, step=trainer.global_step)
+        log_checkpoint(logger, checkpoint, scores)
+        logger.finalize("finished")
 
     rows += [("parameters", f"{results['num_parameters']:,}"), ("time", report.duration(seconds))]
     report.show_table("Best checkpoint on held-out images", rows)
@@ -253,6 +257,9 @@ def _conclude(
         *(("log", Path(logger.log_dir) / "metrics.csv") for logger in trainer.loggers if isinstance(logger, CSVLogger)),
     ]
     report.show_paths(paths)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            report.console.print(f"Weights & Biases: {logger.whereabouts}", markup=False)
     missing = [str(path) for _, path in paths if not path.exists()]
     if missing:
         raise InputError(f"the run finished, but {', '.join(missing)} vanished meanwhile")

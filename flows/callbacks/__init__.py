@@ -4,6 +4,8 @@ from flows.callbacks.averaging import AveragedWeights
 from flows.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from flows.callbacks.finite import StopOnNonFinite
 from flows.callbacks.inversion import InversionMonitor
+from flows.callbacks.latents import LatentMonitor
+from flows.callbacks.memory import PeakMemory
 from flows.callbacks.pictures import SamplePictures
 from flows.callbacks.progress import ProgressBar
 from flows.callbacks.random_states import RandomStates
@@ -15,6 +17,8 @@ __all__ = [
     "BestCheckpoint",
     "InversionMonitor",
     "LastCheckpoint",
+    "LatentMonitor",
+    "PeakMemory",
     "ProgressBar",
     "RandomStates",
     "Rollback",

@@ -9,22 +9,22 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from flows.errors import InputError, StorageError
+from flows.loggers import log_images
 from flows.model import Flow
 from flows.notices import warn
-from flows.pictures import decode_or_white, grid, save_png, to_array
+from flows.pictures import decode_or_white, grid, save_png
 from flows.randomness import Stream, generator_for
 
 
 class SamplePictures(pl.Callback):
     """Draws a grid of samples at the end of every n-th validation, one row for each temperature.
 
-    The latents are the same every time, so that pictures can be compared; each goes to ``folder`` as a PNG and to
-    every logger that shows images. A flow that has not learned enough may overflow on a latent: such a sample is left
-    white, and a warning counts them.
+    The latents are the same every time, so that pictures can be compared. Each grid goes to ``folder`` as a PNG; the
+    loggers that show images get its rows as ``samples``, captioned with their temperatures. A flow that has not learned
+    enough may overflow on a latent: such a sample is left white, and a warning counts them.
 
     Args:
         folder: where the PNGs go.
@@ -63,17 +63,14 @@ class SamplePictures(pl.Callback):
                 f"step {step}: {num_overflown} of {len(images)} samples overflowed and are white in the picture",
                 stacklevel=1,
             )
-        picture = grid(images, self.num_columns)
         try:
-            save_png(picture, self.folder / f"step={step:07d}.png")
+            save_png(grid(images, self.num_columns), self.folder / f"step={step:07d}.png")
         except StorageError as error:
             warn(f"step {step}: no picture, the training goes on: {error}")
-        caption = "temperature, top to bottom: " + ", ".join(f"{t:g}" for t in self.temperatures)
+        rows = zip(self.temperatures, images.split(self.num_columns), strict=True)
+        captioned = {f"temperature {temperature:g}": grid(row, self.num_columns) for temperature, row in rows}
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image("samples", [to_array(picture)], step=step, caption=[caption])
-            elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("samples", picture, step)
+            log_images(logger, "samples", captioned, step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_validations": self._num_validations}

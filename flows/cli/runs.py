@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -231,6 +232,22 @@ def quoted(path: Path) -> str:
     """A path as a value of Hydra's command line."""
     escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def identify(loggers: dict[str, Any], continued: Path | None) -> None:
+    """Give every logger that knows its runs by an ``id`` one, if it has none: a continued run's own, or a new one.
+
+    Args:
+        loggers: their part of the configuration; the ids are put into it, and with it into the run's folder and into
+            every checkpoint.
+        continued: the folder of the run that goes on, or ``None`` for a new run.
+    """
+    path = None if continued is None else continued / CONFIG
+    stored = yaml.safe_load(path.read_text()) if path is not None and path.is_file() else None
+    for name, node in loggers.items():
+        if isinstance(node, dict) and "id" in node and node["id"] is None:
+            previous = ((stored or {}).get("logger") or {}).get(name) or {}
+            node["id"] = previous.get("id") or secrets.token_hex(4)
 
 
 def require_same_model(checkpoint: Path, config: dict[str, Any]) -> None:

@@ -1,0 +1,81 @@
+"""What a single number cannot say: pictures, histograms and files, for every logger that can show them.
+
+Numbers go through ``LightningModule.log``, which hands them to all loggers. For the rest each logger has methods of its
+own, or none (a CSV file); the functions here hide that from whoever has something to show. Another logger is taught by
+registering what it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import singledispatch
+from pathlib import Path
+
+import numpy as np
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from torch import Tensor
+
+from flows.loggers.weights_and_biases import WandbLogger
+from flows.pictures import to_array
+
+
+@singledispatch
+def log_images(logger: Logger, name: str, images: Mapping[str, Tensor], step: int) -> None:
+    """Show uint8 images ``(1 or 3, H, W)``, each under its caption.
+
+    Args:
+        logger: one that shows no images is left alone.
+        name: of all of them together.
+        images: by their captions.
+        step: the optimiser step at which they were made.
+    """
+
+
+@log_images.register
+def _(logger: TensorBoardLogger, name: str, images: Mapping[str, Tensor], step: int) -> None:
+    for caption, image in images.items():
+        logger.experiment.add_image(f"{name}/{caption}", image, step)
+
+
+@log_images.register
+def _(logger: WandbLogger, name: str, images: Mapping[str, Tensor], step: int) -> None:
+    logger.log_image(name, [to_array(image) for image in images.values()], step, caption=list(images))
+
+
+@singledispatch
+def log_histogram(logger: Logger, name: str, values: Tensor, edges: Tensor, step: int) -> None:
+    """Show how often values fall between two neighbouring edges.
+
+    Args:
+        logger: one that shows no histograms is left alone.
+        name: of the histogram.
+        values: of any shape; what lies outside of the edges is not counted.
+        edges: ascending, one more than there are bins.
+        step: the optimiser step at which the values were seen.
+    """
+
+
+@log_histogram.register
+def _(logger: TensorBoardLogger, name: str, values: Tensor, edges: Tensor, step: int) -> None:
+    logger.experiment.add_histogram(name, values.cpu(), step, bins=edges.numpy())
+
+
+@log_histogram.register
+def _(logger: WandbLogger, name: str, values: Tensor, edges: Tensor, step: int) -> None:
+    logger.log_histogram(name, np.histogram(values.cpu(), edges.numpy()), step)
+
+
+@singledispatch
+def log_checkpoint(logger: Logger, path: Path, metadata: Mapping[str, float]) -> None:
+    """Keep a checkpoint beside the figures.
+
+    Args:
+        logger: one that keeps no files is left alone.
+        path: of the checkpoint, which stays as it is from now on.
+        metadata: what the checkpoint has achieved.
+    """
+
+
+@log_checkpoint.register
+def _(logger: WandbLogger, path: Path, metadata: Mapping[str, float]) -> None:
+    logger.log_checkpoint(path, metadata)

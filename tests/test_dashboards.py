@@ -1,0 +1,251 @@
+"""What the loggers are told, and that none of them stops or stalls a training."""
+
+import csv
+import json
+import os
+import re
+import shlex
+import struct
+import subprocess
+import sys
+import threading
+
+import pytest
+import pytorch_lightning as pl
+import wandb
+from programs import ROOT, TINY, run
+from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_training import StripesModule, flow
+from wandb.proto import wandb_internal_pb2
+from wandb_server import WandbServer
+
+from flows.callbacks import InversionMonitor, LatentMonitor, PeakMemory, SamplePictures, Throughput
+from flows.lightning_module import FlowModule
+from flows.loggers import WandbLogger, log_checkpoint
+from flows.optimizers import adamax
+
+
+@pytest.fixture(autouse=True)
+def _client(tmp_path, monkeypatch):
+    """The W&B client of this process reads its environment anew, and leaves nothing in the user's folders."""
+    for name in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "client"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("WANDB_API_KEY", "WANDB_SILENT", "WANDB_ERROR_REPORTING"):
+        monkeypatch.setenv(name, "")  # so that they are put back whoever sets them
+        monkeypatch.delenv(name)
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def records(folder):
+    """The records of a W&B run that was kept in a folder, in order; they are framed as LevelDB frames its logs."""
+    (path,) = folder.glob("*.wandb")
+    data, position, parts = path.read_bytes(), 7, []
+    while position < len(data):
+        if 32768 - position % 32768 < 7:  # no room for a frame's head: the rest of the block is empty
+            position += 32768 - position % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        parts.append(data[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield wandb_internal_pb2.Record.FromString(b"".join(parts))
+            parts = []
+
+
+def history(folder):
+    """The rows that were logged to a W&B run, as its folder has them."""
+    rows = []
+    for record in records(folder):
+        if record.WhichOneof("record_type") == "history":
+            rows.append({})
+            for item in record.history.item:
+                *path, name = item.nested_key or [item.key]
+                part = rows[-1]
+                for step in path:
+                    part = part.setdefault(step, {})
+                part[name] = json.loads(item.value_json)
+    return rows
+
+
+def wandb_program(*arguments, environment, cwd):
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        [sys.executable, "-m", "wandb", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | environment | {"PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+
+
+def test_every_logger_gets_the_same_figures(tmp_path):
+    loggers = [
+        CSVLogger(tmp_path, "metrics"),
+        TensorBoardLogger(tmp_path, "tensorboard"),
+        WandbLogger(str(tmp_path / "run"), id="first", name="a", group="b", tags=["c"], job_type="d"),
+    ]
+    callbacks = [
+        Throughput(),
+        PeakMemory(),
+        InversionMonitor(),
+        LatentMonitor(),
+        LearningRateMonitor(),
+        SamplePictures(str(tmp_path / "samples"), temperatures=[0.5, 1.0], num_columns=3),
+    ]
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        callbacks=callbacks,
+        logger=loggers,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    loggers[2].log_hyperparams({"mixing": {"kernel_size": 3}})
+    trainer.fit(FlowModule(flow(), adamax), StripesModule())
+    (tmp_path / "best.ckpt").write_bytes(b"weights")
+    for logger in loggers:
+        log_checkpoint(logger, tmp_path / "best.ckpt", {"test/bits_per_dim": 3.5})
+        logger.finalize("finished")
+
+    rows = list(csv.DictReader((tmp_path / "metrics/version_0/metrics.csv").open()))
+    figures = {name for row in rows for name, value in row.items() if value} - {"step", "epoch"}
+    expected = {"train/bits_per_dim", "train/gradient_norm", "train/images_per_second", "lr-Adamax"}
+    expected |= {"val/bits_per_dim", "val/round_trip_error", "val/inverse_gain", "memory/process_gib"}
+    assert figures == expected | {"latents/mean_level_1", "latents/std_level_1"}
+
+    events = EventAccumulator(str(tmp_path / "tensorboard/version_0"), size_guidance={"histograms": 0})
+    tags = events.Reload().Tags()
+    assert set(tags["scalars"]) - {"epoch", "hp_metric"} == figures
+    assert set(tags["images"]) == {"samples/temperature 0.5", "samples/temperature 1"}
+    assert [event.step for event in events.Histograms("latents/level_1")] == [4, 8]
+
+    (folder,) = (tmp_path / "run/wandb").glob("offline-run-*-first")
+    logged = history(folder)
+    names = {name for row in logged for name in row if not name.startswith("_")}
+    assert names - {"epoch", "trainer/global_step"} == figures | {"samples", "latents/level_1"}
+    samples = next(row["samples"] for row in logged if "samples" in row)
+    assert samples["captions"] == ["temperature 0.5", "temperature 1"]
+    assert all((folder / "files" / name).is_file() for name in samples["filenames"])
+    counts = next(row["latents/level_1"]["values"] for row in logged if "latents/level_1" in row)
+    assert sum(counts) == 4 * 16  # every latent of the first batch's images, also those far out
+    said = {record.WhichOneof("record_type"): record for record in records(folder)}
+    start = next(record.run for record in records(folder) if record.WhichOneof("record_type") == "run")
+    assert (start.display_name, start.run_group, list(start.tags), start.job_type) == ("a", "b", ["c"], "d")
+    assert any("kernel_size" in item.value_json for item in said["config"].config.update)
+    (file,) = said["artifact"].artifact.manifest.contents
+    assert (file.path, list(said["artifact"].artifact.aliases)) == ("best.ckpt", ["best", "latest"])
+
+    resumed = WandbLogger(str(tmp_path / "run"), id="first")
+    resumed.log_metrics({"train/bits_per_dim": 1.0}, 3)
+    resumed.finalize("finished")
+    with WandbServer() as server:
+        folders = sorted((tmp_path / "run/wandb").glob("offline-run-*"))
+        wandb_program("sync", *folders, environment=server.environment, cwd=tmp_path)
+        assert list(server.runs) == ["first"]
+        assert [row["_step"] for row in server.runs["first"]["history"].values()] == list(range(len(logged) + 1))
+        assert server.files["checkpoint-first/best.ckpt"] == b"weights"
+
+
+@pytest.mark.parametrize("trouble", ["no key", "a malformed key", "a key that is refused", "no network"])
+def test_a_start_that_fails_leaves_an_offline_run_and_one_warning(trouble, tmp_path, monkeypatch):
+    with WandbServer(code=401) as server:
+        address = "http://127.0.0.1:9" if trouble == "no network" else server.url
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        if trouble != "no key":
+            monkeypatch.setenv("WANDB_API_KEY", "short" if trouble == "a malformed key" else 40 * "k")
+        logger = WandbLogger(str(tmp_path), mode="online", id="first", init_timeout=2)
+        with pytest.warns(UserWarning, match="cannot be used online") as caught:
+            logger.log_metrics({"train/bits_per_dim": 1.0}, 0)
+            logger.finalize("finished")
+    assert len(caught) == 1
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert [row["train/bits_per_dim"] for row in history(folder)] == [1.0]
+    assert f"wandb sync {folder}" in str(caught[0].message)
+    assert logger.whereabouts == f"wandb sync {folder}"
+
+
+def test_a_key_that_is_withdrawn_while_training_is_noticed_at_the_end(tmp_path, monkeypatch):
+    with WandbServer() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        logger = WandbLogger(str(tmp_path), mode="online", id="first", log_model=False, finish_timeout=5)
+        logger.log_metrics({"train/bits_per_dim": 1.0}, 0)
+        server.code = 401
+        with pytest.warns(UserWarning, match="not all of this run has reached") as caught:
+            logger.finalize("finished")
+    assert len(caught) == 1
+
+
+def test_an_online_run_arrives_as_a_whole_and_is_continued(tmp_path):
+    with WandbServer() as server:
+        online = ["logger=wandb", "logger.mode=online", "logger.tags=[mine]", "run_dir=runs/first"]
+        done = run("train.py", *TINY, *online, cwd=tmp_path, env=server.environment)
+        assert "Warning" not in done.stderr, done.stderr
+        assert f"Weights & Biases: {server.url}" in done.stdout
+        ((run_id, online_run),) = server.runs.items()
+        assert (online_run["displayName"], online_run["tags"], online_run["jobType"]) == ("first", ["mine"], "train")
+        assert online_run["groupName"] == "smoke"
+        assert online_run["config"]["model"]["value"]["hidden_channels"] == 8
+        assert (online_run["complete"], online_run["exitcode"]) == (True, 0)
+        rows = online_run["history"]
+        pictures = next(row["samples"] for row in rows.values() if "samples" in row)
+        assert pictures["captions"][:2] == ["temperature 0.5", "temperature 0.7"]
+        assert all(server.files[f"{run_id}/{name}"].startswith(b"\x89PNG") for name in pictures["filenames"])
+        assert any("latents/level_1" in row for row in rows.values())
+        assert sum("test/bits_per_dim" in row for row in rows.values()) == 1
+        artifact = server.artifacts[f"checkpoint-{run_id}"]
+        assert artifact["committed"]
+        assert "test/bits_per_dim" in artifact["metadata"]
+        best = tmp_path / "runs/first/checkpoints/best.ckpt"
+        assert server.files[f"checkpoint-{run_id}/best.ckpt"] == best.read_bytes()
+
+        num_rows = len(rows)
+        run("train.py", "resume=runs/first", "trainer.max_epochs=3", cwd=tmp_path, env=server.environment)
+        assert list(server.runs) == [run_id]
+        assert len(rows) > num_rows
+        assert [row["_step"] for row in rows.values()] == list(range(len(rows)))
+        steps = [row["trainer/global_step"] for row in rows.values()]
+        assert steps[num_rows:][0] == 4
+
+
+def test_a_server_that_dies_costs_one_warning_and_no_row(tmp_path):
+    server = WandbServer()
+    server.on_row = lambda: threading.Thread(target=server.stop).start()
+    online = ["logger=wandb", "logger.mode=online", "logger.finish_timeout=3", "run_dir=run"]
+    done = run("train.py", *TINY, *online, cwd=tmp_path, env=server.environment | {"WANDB_HTTP_TIMEOUT": "3"})
+    warned = re.findall("UserWarning: (.*)", done.stderr)
+    assert len(warned) == 1, done.stderr
+    sync, put = warned[0].split("upload it with: ")[1].split(" && ")
+    (folder,) = (tmp_path / "run/wandb").glob("run-*")
+    with WandbServer() as again:
+        wandb_program(*shlex.split(sync)[1:], environment=again.environment, cwd=tmp_path)
+        assert list(next(iter(again.runs.values()))["history"].values()) == history(folder)
+        wandb_program(*shlex.split(put)[1:], environment=again.environment, cwd=tmp_path)
+        assert next(iter(again.artifacts.values()))["committed"]
+    rows = list(csv.DictReader((tmp_path / "run/metrics/version_0/metrics.csv").open()))
+    for name in ("train/bits_per_dim", "val/bits_per_dim", "test/bits_per_dim"):
+        assert sum(name in row for row in history(folder)) == sum(bool(row[name]) for row in rows) > 0
+
+
+def test_a_sweep_s_agent_trains_what_it_is_told_to(tmp_path):
+    (tmp_path / "train.py").symlink_to(ROOT / "train.py")
+    tiny = {"experiment": "smoke", "trainer": "cpu", "trainer.max_epochs": 1}
+    jobs = [tiny | {"mixing": mixing, "seed": 1} for mixing in ("conv1x1", "periodic")]
+    with WandbServer(jobs=jobs) as server:
+        wandb_program("sweep", ROOT / "sweeps/wandb.yaml", environment=server.environment, cwd=tmp_path)
+        (name,) = server.sweeps
+        wandb_program("agent", f"someone/emerging-flows/{name}", environment=server.environment, cwd=tmp_path)
+        assert [run["sweep"] for run in server.runs.values()] == [name, name]
+        assert len(list(tmp_path.glob("runs/sweep-*/*/results.json"))) == 2
+        layers = [run["tags"][1] for run in server.runs.values()]
+        assert layers == ["conv1x1", "periodic"]
+        assert all(run["exitcode"] == 0 for run in server.runs.values())
