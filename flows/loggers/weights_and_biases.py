@@ -103,7 +103,7 @@ class WandbLogger(LightningWandbLogger):
             for name, value in CLIENT_SETTINGS.items():
                 os.environ.setdefault(name, value)
             self._experiment = self._start_online() if self._mode == "online" else self._start()
-        return self._experiment
+        return self._experiment  # type: ignore[return-value]
 
     def _start_online(self) -> wandb.Run:
         import wandb
