@@ -26,6 +26,20 @@ from flows.lightning_module import FlowModule
 from flows.loggers import WandbLogger, log_checkpoint
 from flows.optimizers import adamax
 
+FIGURES = {
+    "train/bits_per_dim",
+    "train/gradient_norm",
+    "train/images_per_second",
+    "lr-Adamax",
+    "val/bits_per_dim",
+    "val/round_trip_error",
+    "val/inverse_gain",
+    "memory/process_gib",
+    "latents/mean_level_1",
+    "latents/std_level_1",
+}
+"""What is logged of a model with one level on a CPU, whose weights are not averaged."""
+
 
 @pytest.fixture(autouse=True)
 def _client(tmp_path, monkeypatch):
@@ -118,9 +132,7 @@ def test_every_logger_gets_the_same_figures(tmp_path):
 
     rows = list(csv.DictReader((tmp_path / "metrics/version_0/metrics.csv").open()))
     figures = {name for row in rows for name, value in row.items() if value} - {"step", "epoch"}
-    expected = {"train/bits_per_dim", "train/gradient_norm", "train/images_per_second", "lr-Adamax"}
-    expected |= {"val/bits_per_dim", "val/round_trip_error", "val/inverse_gain", "memory/process_gib"}
-    assert figures == expected | {"latents/mean_level_1", "latents/std_level_1"}
+    assert figures == FIGURES
 
     events = EventAccumulator(str(tmp_path / "tensorboard/version_0"), size_guidance={"histograms": 0})
     tags = events.Reload().Tags()
@@ -195,6 +207,7 @@ def test_an_online_run_arrives_as_a_whole_and_is_continued(tmp_path):
         assert (online_run["displayName"], online_run["tags"], online_run["jobType"]) == ("first", ["mine"], "train")
         assert online_run["groupName"] == "smoke"
         assert online_run["config"]["model"]["value"]["hidden_channels"] == 8
+        assert online_run["config"]["logger"]["value"]["mixing"] == "emerging"
         assert (online_run["complete"], online_run["exitcode"]) == (True, 0)
         rows = online_run["history"]
         pictures = next(row["samples"] for row in rows.values() if "samples" in row)
@@ -249,3 +262,21 @@ def test_a_sweep_s_agent_trains_what_it_is_told_to(tmp_path):
         layers = [run["tags"][1] for run in server.runs.values()]
         assert layers == ["conv1x1", "periodic"]
         assert all(run["exitcode"] == 0 for run in server.runs.values())
+
+
+def test_the_workspace_shows_what_is_logged(tmp_path):
+    with WandbServer() as server:
+        subprocess.run(
+            [sys.executable, ROOT / "sweeps/wandb_workspace.py", "someone"],
+            env=os.environ | server.environment,
+            check=True,
+            timeout=300,
+        )
+        (view,) = server.views.values()
+    panels = [
+        panel["config"] for section in view["section"]["panelBankConfig"]["sections"] for panel in section["panels"]
+    ]
+    shown = {name for panel in panels for name in panel.get("metrics", [])}
+    beyond = {"val/bits_per_dim_averaged", "test/bits_per_dim", "test/bits_per_dim_averaged", "memory/device_gib"}
+    assert shown == FIGURES | beyond | {"latents/mean_level_2", "latents/std_level_2"}
+    assert {panel["groupBy"] for panel in panels if "groupBy" in panel} == {"logger.value.mixing"}

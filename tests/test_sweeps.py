@@ -91,6 +91,7 @@ def config_in(run_dir, **changes):
 def test_a_finished_job_is_not_run_again_wherever_it_was_moved(folder):
     assert finished(folder, config_in) == Score(3.5, 3.25)
     assert finished(folder, lambda run_dir: config_in(run_dir, data={"root": "there"}, resume="x")) == Score(3.5, 3.25)
+    assert finished(folder, lambda run_dir: config_in(run_dir, logger={"mode": "online"})) == Score(3.5, 3.25)
 
 
 def test_another_run_s_folder_is_neither_taken_for_this_job_s_nor_touched(folder):

@@ -45,12 +45,11 @@ class WandbLogger(LightningWandbLogger):
         mode: ``offline`` or ``online``.
         project: of W&B, made there if need be.
         entity: user or team; ``None`` is the account's default.
-        name: of the run; ``None`` is the path of the run's folder below the sweep's, or its own name without a sweep.
-        group: runs that belong together; ``None`` is the name of the sweep's folder, or none without a sweep.
+        name: of the run; ``None`` is the name of its folder.
+        group: runs that belong together; ``None`` is the name of the sweep's folder if the run is a job of a sweep.
         tags: to find runs by.
         job_type: distinguishes kinds of runs in a group.
         id: of the run. A run with the same id is continued.
-        sweep_dir: folder of the sweep that this run is a job of; ``save_dir`` itself if there is no sweep.
         log_model: keep the best checkpoint as an artifact.
         init_timeout: seconds after which an online run that has not started becomes an offline one.
         finish_timeout: seconds after which the end of a run no longer waits for its upload.
@@ -67,7 +66,6 @@ class WandbLogger(LightningWandbLogger):
         tags: Sequence[str] = (),
         job_type: str | None = None,
         id: str | None = None,
-        sweep_dir: str | None = None,
         log_model: bool = True,
         init_timeout: float = 20.0,
         finish_timeout: float = 120.0,
@@ -76,13 +74,14 @@ class WandbLogger(LightningWandbLogger):
             raise InputError(f"logger.mode must be offline or online, not {mode!r}")
         if init_timeout <= 0 or finish_timeout <= 0:  # to the client, 0 is for ever
             raise InputError("logger.init_timeout and logger.finish_timeout must be positive")
-        default_name, default_group = _place_in_sweep(Path(save_dir), Path(sweep_dir or save_dir))
+        folder = Path(save_dir).resolve()
+        is_job = (folder.parent / "multirun.yaml").is_file()  # which Hydra puts into a sweep's folder first of all
         self._options: dict[str, Any] = {
             "dir": save_dir,
             "project": project,
             "entity": entity,
-            "name": name or default_name,
-            "group": group or default_group,
+            "name": name or folder.name,
+            "group": group or (folder.parent.name if is_job else None),
             "tags": list(tags),
             "job_type": job_type,
             "id": id,
@@ -197,11 +196,3 @@ class WandbLogger(LightningWandbLogger):
     def whereabouts(self) -> str:
         """Where the run can be seen, or what uploads it so that it can be."""
         return self.experiment.url if self._mode == "online" and self._missing is None else self.sync_command
-
-
-def _place_in_sweep(folder: Path, sweep: Path) -> tuple[str, str | None]:
-    """The name and group of a run by default: its folder, seen from the sweep's."""
-    folder, sweep = folder.resolve(), sweep.resolve()
-    if sweep in folder.parents:
-        return folder.relative_to(sweep).as_posix(), sweep.name
-    return folder.name, None
