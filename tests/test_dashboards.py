@@ -154,7 +154,7 @@ def test_every_logger_gets_the_same_figures(tmp_path):
     assert (start.display_name, start.run_group, list(start.tags), start.job_type) == ("a", "b", ["c"], "d")
     assert any("kernel_size" in item.value_json for item in said["config"].config.update)
     (file,) = said["artifact"].artifact.manifest.contents
-    assert (file.path, list(said["artifact"].artifact.aliases)) == ("best.ckpt", ["best", "latest"])
+    assert (file.path, list(said["artifact"].artifact.aliases)) == ("best.ckpt", ["latest", "best"])
 
     resumed = WandbLogger(str(tmp_path / "run"), id="first")
     resumed.log_metrics({"train/bits_per_dim": 1.0}, 3)

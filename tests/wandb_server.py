@@ -60,7 +60,7 @@ class WandbServer:
         config = {
             "config": json.dumps(run["config"]),
             "summaryMetrics": run["summary"],
-            "wandbConfig": "{}",
+            "wandbConfig": '{"t": 1}',
             "eventsTail": "[]",
         }
         return {name: run.get(name) for name in names} | common | lengths | tails | config | {"tags": [], "notes": None}
