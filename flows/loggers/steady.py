@@ -1,4 +1,4 @@
-"""Loggers that do not end a training."""
+"""A CSV file that does not end a training."""
 
 from __future__ import annotations
 
