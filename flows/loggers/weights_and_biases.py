@@ -190,7 +190,9 @@ class WandbLogger(LightningWandbLogger):
     @property
     def sync_command(self) -> str:
         """What uploads the run."""
-        return f"{shlex.join(['wandb', 'sync', str(Path(self.experiment.dir).parent)])}{self._checkpoint_command}"
+        begun_online = ["--include-online"] if self._mode == "online" else []  # such runs are passed over otherwise
+        command = shlex.join(["wandb", "sync", *begun_online, str(Path(self.experiment.dir).parent)])
+        return f"{command}{self._checkpoint_command}"
 
     @property
     def whereabouts(self) -> str:
