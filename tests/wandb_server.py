@@ -71,9 +71,6 @@ class WandbServer:
         account = {"id": "me", "entity": "someone", "username": "someone", "email": "", "flags": "{}"}
         return {"viewer": account | {"teams": {"edges": []}}}
 
-    def GetDefaultEntity(self):
-        return self.Viewer()
-
     def ServerFeaturesQuery(self):
         return {"serverInfo": {"features": []}}
 
