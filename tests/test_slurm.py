@@ -1,5 +1,6 @@
 """Jobs on a real SLURM: told to end, put back into the queue, and finished with the same weights."""
 
+import shlex
 import subprocess
 import sys
 
@@ -19,8 +20,9 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 def train(folder, name):
     """A job of two ranks, in the run folder that is the default."""
     folder.mkdir()
-    command = f"srun --export=ALL,PYTHONPATH={ROOT} {sys.executable} {ROOT}/train.py {' '.join(TOGETHER)}"
-    return submit(f"{command} resume=auto", folder, "--ntasks-per-node=2", "--nodes=1", f"--job-name={name}")
+    program = [sys.executable, f"{ROOT}/train.py", *TOGETHER, "resume=auto"]
+    command = shlex.join(["srun", f"--export=ALL,PYTHONPATH={ROOT}", *program])
+    return submit(command, folder, "--ntasks-per-node=2", "--nodes=1", f"--job-name={name}")
 
 
 def printed(folder):
@@ -32,7 +34,7 @@ def test_a_preempted_job_is_requeued_once_and_ends_with_the_same_weights(tmp_pat
     preempted, undisturbed = tmp_path / "preempted", tmp_path / "undisturbed"
     job, other = train(preempted, "b-preempted"), train(undisturbed, "b-undisturbed")
     try:
-        wait_until(lambda: "epoch 2" in printed(preempted), 900)
+        wait_until(lambda: "epoch 2" in printed(preempted) or show(job)["JobState"] in ENDED, 900)
         subprocess.run(["scancel", "--signal=USR1", job], check=True)
         wait_until(lambda: show(job)["JobState"] in ENDED, 900)
         wait_until(lambda: show(other)["JobState"] in ENDED, 900)
