@@ -154,7 +154,7 @@ def test_every_logger_gets_the_same_figures(tmp_path):
     assert (start.display_name, start.run_group, list(start.tags), start.job_type) == ("a", "b", ["c"], "d")
     assert any("kernel_size" in item.value_json for item in said["config"].config.update)
     (file,) = said["artifact"].artifact.manifest.contents
-    assert (file.path, list(said["artifact"].artifact.aliases)) == ("best.ckpt", ["latest", "best"])
+    assert (file.path, sorted(said["artifact"].artifact.aliases)) == ("best.ckpt", ["best", "latest"])
 
     resumed = WandbLogger(str(tmp_path / "run"), id="first")
     resumed.log_metrics({"train/bits_per_dim": 1.0}, 3)
@@ -232,18 +232,19 @@ def test_an_online_run_arrives_as_a_whole_and_is_continued(tmp_path):
 
 def test_a_server_that_dies_costs_one_warning_and_no_row(tmp_path):
     server = WandbServer()
-    server.on_row = lambda: threading.Thread(target=server.stop).start()
+    server.on_files = lambda: threading.Thread(target=server.stop).start()
     online = ["logger=wandb", "logger.mode=online", "logger.finish_timeout=3", "run_dir=run"]
     done = run("train.py", *TINY, *online, cwd=tmp_path, env=server.environment | {"WANDB_HTTP_TIMEOUT": "3"})
     warned = re.findall("UserWarning: (.*)", done.stderr)
     assert len(warned) == 1, done.stderr
-    sync, put = warned[0].split("upload it with: ")[1].split(" && ")
+    sync, *put = warned[0].split("upload it with: ")[1].split(" && ")
     (folder,) = (tmp_path / "run/wandb").glob("run-*")
     with WandbServer() as again:
         wandb_program(*shlex.split(sync)[1:], environment=again.environment, cwd=tmp_path)
         assert list(next(iter(again.runs.values()))["history"].values()) == history(folder)
-    assert put.startswith("wandb artifact put --type model")
-    assert put.endswith("best.ckpt")
+    for command in put:  # none if the server lived long enough to be told of the checkpoint
+        assert command.startswith("wandb artifact put --type model")
+        assert command.endswith("best.ckpt")
     rows = list(csv.DictReader((tmp_path / "run/metrics/version_0/metrics.csv").open()))
     for name in ("train/bits_per_dim", "val/bits_per_dim", "test/bits_per_dim"):
         assert sum(name in row for row in history(folder)) == sum(bool(row[name]) for row in rows) > 0

@@ -18,9 +18,9 @@ class WandbServer:
     is the status of every answer.
     """
 
-    def __init__(self, code=200, jobs=(), on_row=lambda: None):
+    def __init__(self, code=200, jobs=(), on_files=lambda: None):
         self.runs, self.files, self.artifacts, self.sweeps, self.views = {}, {}, {}, {}, {}
-        self.code, self.jobs, self.on_row = code, list(jobs), on_row
+        self.code, self.jobs, self.on_files = code, list(jobs), on_files
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self.http.state = self
         self.url = f"http://127.0.0.1:{self.http.server_port}"
@@ -46,8 +46,6 @@ class WandbServer:
         summary = said.get("files", {}).get("wandb-summary.json", {"content": []})
         run["summary"] = [run["summary"], *summary["content"]][-1]
         run |= {key: said[key] for key in ("complete", "exitcode") if key in said}
-        if rows["content"]:
-            self.on_row()
 
     def _run(self, run_id):
         return self.runs.setdefault(run_id, {"name": run_id, "history": {}, "summary": "{}", "config": {}})
@@ -87,6 +85,7 @@ class WandbServer:
         return {"upsertBucket": {"bucket": self._bucket(run), "inserted": inserted}}
 
     def CreateRunFiles(self, run, files, **_):
+        self.on_files()
         places = [{"name": name, "uploadUrl": f"{self.url}/{run}/{name}"} for name in files]
         return {"createRunFiles": {"runID": run, "uploadHeaders": [], "files": places}}
 
