@@ -1,5 +1,6 @@
 """Programs of the project in forked processes: as separate as a user's, without the seconds of a start."""
 
+import multiprocessing.util
 import os
 import sys
 import traceback
@@ -21,6 +22,7 @@ def fork(arguments, cwd, before=lambda: None):
     if pid:
         return pid
     code = 1
+    multiprocessing.util._run_after_forkers()  # as multiprocessing's own forks do: no listener of the parent's is ours
     try:
         os.setsid()
         os.chdir(cwd)

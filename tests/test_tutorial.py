@@ -12,7 +12,7 @@ import pytest
 from programs import ROOT
 
 TEXT = (ROOT / "docs" / "TUTORIAL.md").read_text()
-BLOCKS = re.findall(r"(?:`([\w/.]+)`:\n\n)?(?:In `([\w/.]+)`.*:\n\n)?```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
+BLOCKS = re.findall(r"(?:`([\w/.]+)`:\n\n)?(?:In `([\w/.]+)`[^\n]*:\n\n)?```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
 COMMANDS = [
     line for _, _, language, body in BLOCKS if language == "sh" for line in body.splitlines() if line.startswith("./")
 ]
@@ -23,8 +23,17 @@ SHORTER = ["trainer=cpu", "data.images_per_epoch=8", "data.batch_size=8", "train
 def followed(tmp_path_factory):
     """A copy of the project with the tutorial's files in it, and the output of each command, in order."""
     folder = tmp_path_factory.mktemp("tutorial") / "emerging-flows"
-    ignored = shutil.ignore_patterns(".*", "runs", "build", "data", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, folder, ignore=ignored)
+    produced = {
+        "runs",
+        "build",
+        "data",
+        "sweeps",
+    }  # by the programs, at the root; data and sweeps are folders below, too
+    shutil.copytree(
+        ROOT,
+        folder,
+        ignore=lambda place, names: {n for n in names if n[0] == "." or (Path(place) == ROOT and n in produced)},
+    )
     for new_file, edited_file, _, body in BLOCKS:
         if new_file:
             (folder / new_file).write_text(body)
