@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -161,10 +160,7 @@ def test_torchrun_trains_in_one_folder_where_processes_started_plainly_go_on(alo
     assert losses == pytest.approx(logged(alone / "run", "train/bits_per_dim")[5:], abs=2e-4)
 
 
-@pytest.mark.skipif(
-    not shutil.which("sinfo") or bool(subprocess.run(["sinfo"], capture_output=True).returncode),
-    reason="needs a SLURM cluster",
-)
+@pytest.mark.usefixtures("slurm")
 def test_srun_trains_in_one_folder(tmp_path):
     srun = ["srun", "--job-name=g-test", "--ntasks=2", "--ntasks-per-node=2", "--kill-on-bad-exit=1", sys.executable]
     done = start(*srun, ROOT / "train.py", *PLAIN, "trainer=ddp_cpu", "trainer.max_epochs=1", cwd=tmp_path)
