@@ -1,7 +1,10 @@
 """Training: what Lightning does with a flow, and the callbacks around it."""
 
+import errno
 import math
+import os
 import random
+import shutil
 from functools import partial
 
 import numpy as np
@@ -195,6 +198,20 @@ def test_so_many_predecessors_are_kept(tmp_path):
     ]
     for path in tmp_path.glob("step=*.ckpt"):
         assert torch.load(path, weights_only=True)["global_step"] == int(path.stem.removeprefix("step="))
+
+
+def test_without_hard_links_predecessors_are_copies_and_a_full_disk_costs_only_them(tmp_path, monkeypatch, capsys):
+    def refuse(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", refuse)
+    fit(tmp_path, [LastCheckpoint(tmp_path, every_n_train_steps=1, keep_last=2)])
+    kept = [tmp_path / f"step={step:07d}.ckpt" for step in (6, 7)]
+    assert [torch.load(path, weights_only=True)["global_step"] for path in kept] == [6, 7]
+    monkeypatch.setattr(shutil, "copyfileobj", refuse)
+    fit(tmp_path / "full", [LastCheckpoint(tmp_path / "full", keep_last=2)], max_epochs=2)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["last.ckpt"]
+    assert capsys.readouterr().err.count("is kept this time: ") == 1
 
 
 def test_warm_up_is_linear_and_then_constant():

@@ -16,6 +16,8 @@ from flows import signals
 from flows.checkpoint import NAMED, require_whole
 from flows.checkpoint_io import try_to_save
 from flows.errors import InputError, StorageError
+from flows.files import atomic_write
+from flows.notices import warn
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -131,17 +133,26 @@ class LastCheckpoint(Checkpoint):
         self.failure = try_to_save(trainer, self.path)
 
     def _keep_predecessors(self) -> None:
-        if self.path.exists():
-            step = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-            kept = self.path.with_name(f"step={step:07d}.ckpt")
-            kept.unlink(missing_ok=True)
-            try:
-                os.link(self.path, kept)
-            except OSError:  # a file system without hard links
-                shutil.copy2(self.path, kept)
-        older = sorted(self.path.parent.glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-        for path in older[: -self.keep_last]:
-            path.unlink()
+        try:
+            if self.path.exists():
+                step = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+                _link_or_copy(self.path, self.path.with_name(f"step={step:07d}.ckpt"))
+            older = sorted(self.path.parent.glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+            for path in older[: -self.keep_last]:
+                path.unlink()
+        except OSError as error:
+            warn(f"no predecessor of {self.path} is kept this time: {error.strerror or error}")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file, which will be replaced under its first one, or a copy of it."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        with open(source, "rb") as reading, atomic_write(target) as writing:
+            shutil.copyfileobj(reading, writing)
+        shutil.copystat(source, target)  # by its time it is known which checkpoint is the newest
 
 
 def _can_be_resumed_here(trainer: pl.Trainer) -> bool:
