@@ -238,18 +238,18 @@ def _conclude(
     flow = load_flow(checkpoint, device=trainer.strategy.root_device)
     picture = run_dir / runs.SAMPLES / "final.png"
     samples, num_overflown = decode_or_white(flow, flow.sample_latents(64, 0.7, torch.Generator().manual_seed(0)))
-    save_png(grid(samples, 8), picture)
     rows += [("samples that overflowed, of 64", num_overflown)] if num_overflown else []
-    with atomic_write(run_dir / runs.RESULTS) as file:
-        file.write(json.dumps(results, indent=2).encode())
     scores = {key: value for key, value in results.items() if key.startswith("test/")}
+    rows += [("parameters", f"{results['num_parameters']:,}"), ("time", report.duration(seconds))]
+    report.show_table("Best checkpoint on held-out images", rows)  # first of all: the disk may be full
+
     for logger in trainer.loggers:
         logger.log_metrics(scores, step=trainer.global_step)
         log_checkpoint(logger, checkpoint, scores)
         logger.finalize("finished")
-
-    rows += [("parameters", f"{results['num_parameters']:,}"), ("time", report.duration(seconds))]
-    report.show_table("Best checkpoint on held-out images", rows)
+    with atomic_write(run_dir / runs.RESULTS) as file:
+        file.write(json.dumps(results, indent=2).encode())
+    save_png(grid(samples, 8), picture)
     paths = [
         ("checkpoint", checkpoint),
         ("samples", picture),

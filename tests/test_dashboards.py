@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytorch_lightning as pl
 import wandb
 from programs import ROOT, TINY, run
 from pytorch_lightning.callbacks import LearningRateMonitor
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import StripesModule, flow
 from wandb.proto import wandb_internal_pb2
@@ -23,7 +24,7 @@ from wandb_server import WandbServer
 
 from flows.callbacks import InversionMonitor, LatentMonitor, PeakMemory, SamplePictures, Throughput
 from flows.lightning_module import FlowModule
-from flows.loggers import WandbLogger, log_checkpoint
+from flows.loggers import SteadyCSVLogger, SteadyTensorBoardLogger, WandbLogger, log_checkpoint
 from flows.optimizers import adamax
 
 FIGURES = {
@@ -102,7 +103,7 @@ def wandb_program(*arguments, environment, cwd):
 def test_every_logger_gets_the_same_figures(tmp_path):
     loggers = [
         CSVLogger(tmp_path, "metrics"),
-        TensorBoardLogger(tmp_path, "tensorboard"),
+        SteadyTensorBoardLogger(tmp_path),
         WandbLogger(str(tmp_path / "run"), id="first", name="a", group="b", tags=["c"], job_type="d"),
     ]
     callbacks = [
@@ -281,3 +282,27 @@ def test_the_workspace_shows_what_is_logged(tmp_path):
     beyond = {"val/bits_per_dim_averaged", "test/bits_per_dim", "test/bits_per_dim_averaged", "memory/device_gib"}
     assert shown == FIGURES | beyond | {"latents/mean_level_2", "latents/std_level_2"}
     assert {panel["groupBy"] for panel in panels if "groupBy" in panel} == {"logger.value.mixing"}
+
+
+def test_files_that_cannot_be_written_cost_figures_and_not_the_training(tmp_path, capsys):
+    loggers = SteadyCSVLogger(tmp_path), SteadyTensorBoardLogger(tmp_path)
+    for step in range(5):
+        if step == 1:
+            for logger in loggers:
+                shutil.rmtree(logger.log_dir)
+                (tmp_path / logger.name).rmdir()
+                (tmp_path / logger.name).touch()  # no folder can be made there
+        if step == 3:
+            for logger in loggers:
+                (tmp_path / logger.name).unlink()
+        for logger in loggers:
+            logger.log_metrics({"train/bits_per_dim": float(step)}, step)
+            logger.save()
+    for logger in loggers:
+        logger.finalize("success")
+    said = capsys.readouterr().err
+    assert said.count("TensorBoard's figures are not written to") == said.count("metrics are not written to") == 1
+    rows = csv.DictReader((tmp_path / "metrics/version_0/metrics.csv").open())
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]  # the first went with the folder
+    events = EventAccumulator(str(tmp_path / "tensorboard/version_0")).Reload()
+    assert [event.step for event in events.Scalars("train/bits_per_dim")] == [4]  # the save at 3 has made a new file

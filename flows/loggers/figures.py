@@ -12,9 +12,10 @@ from functools import singledispatch
 from pathlib import Path
 
 import numpy as np
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
+from flows.loggers.steady import SteadyTensorBoardLogger
 from flows.loggers.weights_and_biases import WandbLogger
 from flows.pictures import to_array
 
@@ -32,9 +33,9 @@ def log_images(logger: Logger, name: str, images: Mapping[str, Tensor], step: in
 
 
 @log_images.register
-def _(logger: TensorBoardLogger, name: str, images: Mapping[str, Tensor], step: int) -> None:
+def _(logger: SteadyTensorBoardLogger, name: str, images: Mapping[str, Tensor], step: int) -> None:
     for caption, image in images.items():
-        logger.experiment.add_image(f"{name}/{caption}", image, step)
+        logger.attempt(lambda: logger.experiment.add_image(f"{name}/{caption}", image, step))  # noqa: B023 called at once
 
 
 @log_images.register
@@ -56,8 +57,8 @@ def log_histogram(logger: Logger, name: str, values: Tensor, edges: Tensor, step
 
 
 @log_histogram.register
-def _(logger: TensorBoardLogger, name: str, values: Tensor, edges: Tensor, step: int) -> None:
-    logger.experiment.add_histogram(name, values.cpu(), step, bins=edges.numpy())
+def _(logger: SteadyTensorBoardLogger, name: str, values: Tensor, edges: Tensor, step: int) -> None:
+    logger.attempt(lambda: logger.experiment.add_histogram(name, values.cpu(), step, bins=edges.numpy()))
 
 
 @log_histogram.register

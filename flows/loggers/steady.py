@@ -1,28 +1,92 @@
-"""A CSV file that does not end a training."""
+"""Lightning's loggers of files, which here do not end a training when the disk is full or their folder has vanished."""
 
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from flows.notices import warn
 
 
 class SteadyCSVLogger(CSVLogger):
-    """Lightning's, except that a full disk or a vanished folder costs no training; the rows are written when it works.
+    """A CSV file. Rows that cannot be written are kept, and written when it works again.
 
     Arguments are Lightning's.
     """
 
     def __init__(self, save_dir: str, name: str = "metrics", flush_logs_every_n_steps: int = 100) -> None:
         super().__init__(save_dir, name, flush_logs_every_n_steps=flush_logs_every_n_steps)
+        self._is_waiting = False
 
     @rank_zero_only
     def save(self) -> None:
         try:
             os.makedirs(self.log_dir, exist_ok=True)
             super().save()
+            self._is_waiting = False
         except OSError as error:
-            warn(f"metrics are not written to {self.log_dir} for now: {error.strerror or error}")
+            if not self._is_waiting:
+                warn(f"metrics are not written to {self.log_dir} for now: {error.strerror or error}")
+            self._is_waiting = True
+
+
+class SteadyTensorBoardLogger(TensorBoardLogger):
+    """A TensorBoard event file. When it cannot be written, nothing is until the next checkpoint, which tries a new one.
+
+    What is logged between, and what TensorBoard had not yet written, is lost here; the CSV file has the numbers.
+
+    Arguments are Lightning's.
+    """
+
+    def __init__(self, save_dir: str, name: str = "tensorboard") -> None:
+        super().__init__(save_dir, name)
+        self._is_waiting = False
+        threading.excepthook = partial(_pass_over_what_is_raised_again, threading.excepthook)
+
+    def attempt(self, write: Callable[[], object]) -> None:
+        """Write something, unless the disk has failed since the last checkpoint."""
+        if not self._is_waiting:
+            self._try(write, says_so=True)
+
+    def _try(self, write: Callable[[], object], says_so: bool) -> None:
+        try:
+            write()
+        except (OSError, ValueError) as error:
+            failure = error.__cause__ if isinstance(error, ValueError) else error  # Lightning wraps what it meets
+            if not isinstance(failure, OSError):
+                raise
+            self._experiment, self._is_waiting = None, True  # the thread that writes the file has died of it
+            if says_so:
+                warn(f"TensorBoard's figures are not written to {self.log_dir} for now: {failure.strerror or failure}")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *arguments: Any, **options: Any) -> None:
+        self.attempt(partial(super().log_hyperparams, params, *arguments, **options))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.attempt(partial(super().log_metrics, metrics, step))
+
+    @rank_zero_only
+    def save(self) -> None:
+        was_waiting, self._is_waiting = self._is_waiting, False
+        self._try(super().save, says_so=not was_waiting)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.attempt(partial(super().finalize, status))
+
+
+def _pass_over_what_is_raised_again(
+    otherwise: Callable[[threading.ExceptHookArgs], object], arguments: threading.ExceptHookArgs
+) -> None:
+    """Print no traceback of the thread that writes TensorBoard's file: whoever logs next meets the same exception."""
+    by_tensorboard = type(arguments.thread).__module__.startswith("tensorboard.")
+    if not (by_tensorboard and isinstance(arguments.exc_value, OSError)):
+        otherwise(arguments)
