@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
@@ -179,6 +180,9 @@ def _callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
 
 
 def _trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
+    any_gpu = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
+    if config["trainer"].get("accelerator") == "gpu" and not any_gpu:
+        raise InputError("torch finds no GPU here: trainer=cpu or trainer=ddp_cpu trains without one")
     callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
     loggers = [build(node) for node in config["logger"].values() if isinstance(node, dict)]
     # Lightning's own way to requeue a job saves from within a signal's handler, which hangs where ranks are apart.

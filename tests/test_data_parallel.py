@@ -287,7 +287,7 @@ def test_a_batch_must_be_shared_evenly():
         data.micro_batch_size(32, 1)
 
 
-@pytest.mark.parametrize(("gpus", "words"), [(0, "No supported gpu backend"), (1, "your machine only has: [0]")])
+@pytest.mark.parametrize(("gpus", "words"), [(0, "no GPU here: trainer=cpu"), (1, "your machine only has: [0]")])
 def test_more_gpus_than_there_are_is_one_line(gpus, words, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     schema.register()
