@@ -121,7 +121,8 @@ def test_a_run_is_continued_with_its_own_settings(trained):
     run("train.py", "resume=runs/continued", "trainer.max_epochs=3", cwd=folder)
     results = json.loads((folder / "runs/continued/results.json").read_text())
     assert results["steps"] == 6
-    assert (folder / "runs/continued/metrics/version_1/metrics.csv").is_file()
+    rows = list(csv.DictReader((folder / "runs/continued/metrics/version_0/metrics.csv").open()))
+    assert [row["step"] for row in rows if row["train/bits_per_dim"]] == ["0", "1", "2", "3", "4", "5"]
     run("train.py", *TINY, "run_dir=runs/whole", "mixing=periodic", "seed=7", "trainer.max_epochs=3", cwd=folder)
     continued, whole = (
         torch.load(folder / f"runs/{name}/checkpoints/last.ckpt", weights_only=True) for name in ("continued", "whole")

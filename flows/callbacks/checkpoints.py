@@ -74,6 +74,7 @@ class LastCheckpoint(Checkpoint):
         self.failure: StorageError | None = None
         self._saved_step = 0
         self._is_due = False
+        self._lacks_row = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Lightning's own handler of SIGTERM broadcasts from within the handler, which hangs where ranks are apart.
@@ -89,6 +90,13 @@ class LastCheckpoint(Checkpoint):
             loop.reset_restart_stage()
             loop._restarting = loop.epoch_loop._restarting = False
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._lacks_row:
+            _save_rows(trainer)
+            self._lacks_row = False
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -96,10 +104,11 @@ class LastCheckpoint(Checkpoint):
         if step != self._saved_step and self.every_n_train_steps and step % self.every_n_train_steps == 0:
             self._is_due = True
         if _can_be_resumed_here(trainer):
-            self._save_if_wanted(trainer, self._is_due or step == trainer.max_steps)
+            self._save_if_wanted(trainer, self._is_due or step == trainer.max_steps, is_logged=False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save_if_wanted(trainer, self._is_due or (trainer.current_epoch + 1) % self.every_n_epochs == 0)
+        is_due = self._is_due or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        self._save_if_wanted(trainer, is_due, is_logged=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._saved_step != trainer.global_step:  # fewer epochs than every_n_epochs have passed since
@@ -117,17 +126,20 @@ class LastCheckpoint(Checkpoint):
                 except InputError:
                     os.replace(path, path.with_name(f"{path.name}.damaged"))
 
-    def _save_if_wanted(self, trainer: pl.Trainer, is_due: bool) -> None:
+    def _save_if_wanted(self, trainer: pl.Trainer, is_due: bool, is_logged: bool) -> None:
+        """Save, and end if a signal says so; the step's row, which Lightning logs after the batch, is logged first."""
         is_interrupted = trainer.strategy.reduce_boolean_decision(signals.received(), all=False)
+        if is_interrupted and not is_logged:
+            trainer._logger_connector.update_train_step_metrics()
         if (is_due or is_interrupted) and self._saved_step != trainer.global_step:
             self._save(trainer)
+            self._lacks_row = not is_logged
         if is_interrupted:
             raise signals.Interrupted(signals.EXIT_CODE)
 
     def _save(self, trainer: pl.Trainer) -> None:
         self._saved_step, self._is_due = trainer.global_step, False
-        for logger in trainer.loggers:
-            logger.save()  # who resumes from here should find the rows that led here
+        _save_rows(trainer)
         if self.keep_last and trainer.is_global_zero:
             self._keep_predecessors()
         self.failure = try_to_save(trainer, self.path)
@@ -153,6 +165,12 @@ def _link_or_copy(source: Path, target: Path) -> None:
         with open(source, "rb") as reading, atomic_write(target) as writing:
             shutil.copyfileobj(reading, writing)
         shutil.copystat(source, target)  # by its time it is known which checkpoint is the newest
+
+
+def _save_rows(trainer: pl.Trainer) -> None:
+    """Let the loggers write what they have: who resumes from a checkpoint should find the rows that led to it."""
+    for logger in trainer.loggers:
+        logger.save()
 
 
 def _can_be_resumed_here(trainer: pl.Trainer) -> bool:

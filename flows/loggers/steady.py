@@ -1,7 +1,13 @@
-"""Lightning's loggers of files, which here do not end a training when the disk is full or their folder has vanished."""
+"""Lightning's loggers of files, which here do not end a training when the disk is full or their folder has vanished.
+
+A run has one file in each, however often it is resumed.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -9,20 +15,33 @@ from functools import partial
 from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from flows.files import atomic_write
 from flows.notices import warn
 
 
 class SteadyCSVLogger(CSVLogger):
     """A CSV file. Rows that cannot be written are kept, and written when it works again.
 
+    What an earlier training logged from the step on that a resumed one begins at is dropped: it is done again.
+
     Arguments are Lightning's.
     """
 
     def __init__(self, save_dir: str, name: str = "metrics", flush_logs_every_n_steps: int = 100) -> None:
-        super().__init__(save_dir, name, flush_logs_every_n_steps=flush_logs_every_n_steps)
+        super().__init__(save_dir, name, version=0, flush_logs_every_n_steps=flush_logs_every_n_steps)
         self._is_waiting = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """What writes the file."""
+        if self._experiment is None:
+            self._experiment = _ContinuedFile(self.log_dir)
+        return self._experiment  # type: ignore[return-value]
 
     @rank_zero_only
     def save(self) -> None:
@@ -36,6 +55,33 @@ class SteadyCSVLogger(CSVLogger):
             self._is_waiting = True
 
 
+class _ContinuedFile(ExperimentWriter):
+    """Lightning's, except that it goes on in the file that is there, and never leaves one that is half rewritten."""
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        self._resumes = os.path.isfile(self.metrics_file_path)
+
+    def _check_log_dir_exists(self) -> None:
+        """An earlier training's file is not in the way."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """Rewrite the file, which the first rows of a training and any new column call for."""
+        end = min(row["step"] for row in self.metrics) if self._resumes else math.inf
+        with open(self.metrics_file_path, newline="", encoding="utf-8", errors="replace") as file:
+            earlier = csv.DictReader(file)
+            rows = [row for row in earlier if str(row.get("step")).isdigit() and int(row["step"]) < end]
+            fieldnames.extend(name for name in earlier.fieldnames or () if name not in fieldnames)
+        fieldnames.sort()
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        with atomic_write(self.metrics_file_path) as whole:
+            whole.write(text.getvalue().encode())
+        self._resumes = False
+
+
 class SteadyTensorBoardLogger(TensorBoardLogger):
     """A TensorBoard event file. When it cannot be written, nothing is until the next checkpoint, which tries a new one.
 
@@ -45,7 +91,7 @@ class SteadyTensorBoardLogger(TensorBoardLogger):
     """
 
     def __init__(self, save_dir: str, name: str = "tensorboard") -> None:
-        super().__init__(save_dir, name)
+        super().__init__(save_dir, name, version=0)
         self._is_waiting = False
         threading.excepthook = partial(_pass_over_what_is_raised_again, threading.excepthook)
 
