@@ -97,6 +97,7 @@ def test_good_command_lines_pass(arguments):
         (["-m", "model.num_steps=2,many"], ["model.num_steps must be an integer", "'many'"]),
         (["-m", "experiment=glob(nothing*)"], ["matches no option"]),
         (["mixing=conv1x1,emerging"], ["add -m"]),
+        (["logger=null"], ["'logger=null' names no option; some are csv, tensorboard, wandb"]),
         (["mixing"], ["cannot read the override 'mixing'"]),
     ],
 )

@@ -127,6 +127,8 @@ def _choices(override: Override) -> list[str]:
     """The overrides, without a sweep, that an override stands for."""
     key = override.get_key_element()
     value = override.value()
+    if value is None and (options := _options(override.key_or_group)) and not override.is_delete():
+        raise InputError(f"{override.input_line!r} names no option; some are {', '.join(options[:4])}")
     if isinstance(value, Glob):
         matching = [name for name in _options(override.key_or_group) if _glob_matches(value, name)]
         if not matching:
