@@ -45,7 +45,7 @@ class WandbServer:
             run["history"][number] = json.loads(row)
         summary = said.get("files", {}).get("wandb-summary.json", {"content": []})
         run["summary"] = [run["summary"], *summary["content"]][-1]
-        run |= {key: said[key] for key in ("complete", "exitcode") if key in said}
+        run |= {key: said[key] for key in ("complete", "exitcode", "preempting") if key in said}
 
     def _run(self, run_id):
         return self.runs.setdefault(run_id, {"name": run_id, "history": {}, "summary": "{}", "config": {}})
@@ -170,9 +170,9 @@ class _Handler(BaseHTTPRequestHandler):
             operation = asked.get("operationName") or asked["query"].split("(")[0].split()[1]
             self._reply({"data": getattr(state, operation)(**asked.get("variables") or {})})
         else:
-            self._reply({})
-            if self.path.endswith("/file_stream"):
+            if self.path.endswith("/file_stream"):  # first of all: the next piece comes when this one is answered
                 state.stream(self.path.split("/")[-2], json.loads(said))
+            self._reply({})
 
     def do_PUT(self):
         self.server.state.files[self.path.removeprefix("/")] = self._body()
