@@ -120,7 +120,12 @@ def _train(cfg: DictConfig, to_release: contextlib.ExitStack) -> float:
         last = _callback(trainer, LastCheckpoint)
         unsaved = None if last is None else last.failure
         if unsaved is None or (run_dir / CHECKPOINTS / "best.ckpt").exists():
-            _conclude(run_dir, trainer, data, score, started)
+            try:
+                _conclude(run_dir, trainer, data, score, started)
+            except BaseException:
+                for logger in trainer.loggers:
+                    logger.finalize("failed")
+                raise
         if unsaved is not None:
             raise unsaved
     return float("nan") if score is None else score
@@ -185,6 +190,8 @@ def _trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
         raise InputError("torch finds no GPU here: trainer=cpu or trainer=ddp_cpu trains without one")
     callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
     loggers = [build(node) for node in config["logger"].values() if isinstance(node, dict)]
+    if not loggers:
+        raise InputError("no logger is left; logger.csv is what report.py reads")
     # Lightning's own way to requeue a job saves from within a signal's handler, which hangs where ranks are apart.
     by_slurm = SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched()
     cluster = [SLURMEnvironment(auto_requeue=False)] if by_slurm else []

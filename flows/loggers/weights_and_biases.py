@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
-import warnings
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +16,9 @@ from pytorch_lightning.loggers import WandbLogger as LightningWandbLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
+from flows import signals
 from flows.errors import InputError, first_line
+from flows.notices import warn
 
 if TYPE_CHECKING:
     import wandb
@@ -27,6 +31,7 @@ PATIENCE = 10
 CLIENT_SETTINGS = {
     "WANDB_SILENT": "true",  # what matters is said here, once
     "WANDB_ERROR_REPORTING": "false",  # of the client's own errors to its makers
+    "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1",  # a run that is killed loses the last second, not the last 15
 }
 """Environment variables of the W&B client that are set unless the user has set them."""
 
@@ -38,7 +43,10 @@ class WandbLogger(LightningWandbLogger):
     ``wandb sync`` uploads it at any later time. Online, it is written to ``save_dir/wandb/run-*`` all the same, and
     sent from there by a process of its own. If the server cannot be reached within ``init_timeout`` or refuses the
     key, one warning says so and the run is an offline one. If the server is lost later, the training does not notice;
-    what has not arrived ``finish_timeout`` after the end is left to ``wandb sync``, and one warning says that.
+    what has not arrived ``finish_timeout`` after the end is left to ``wandb sync``, and one warning says that. If the
+    process itself is lost, the run goes on offline; if that fails too, because the disk is full, without W&B.
+
+    A run that a signal ends is marked as preempted, one that ends with an error as failed.
 
     Args:
         save_dir: the run's folder.
@@ -88,44 +96,38 @@ class WandbLogger(LightningWandbLogger):
             "resume": "allow",
         }
         super().__init__(save_dir=save_dir, project=project, id=id)
-        self._mode: Mode = mode
+        self._mode: Mode | Literal["disabled"] = mode
+        self._retreats: list[Mode | Literal["disabled"]] = ["offline", "disabled"]
+        if mode == "online":
+            self._retreats.insert(0, "offline")
+        self._params: Any = None
+        self._is_over = False
         self._log_checkpoint = log_model
         self._init_timeout, self._finish_timeout = init_timeout, finish_timeout
         self._missing: str | None = None  # why something that was logged is not on the server
+        self._unsent: list[Path] = []  # what was begun online and could not be sent to its end
         self._checkpoint_command = ""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> wandb.Run:
         """The run of the W&B client, started when it is first asked for."""
-        if self._experiment is None:
-            for name, value in CLIENT_SETTINGS.items():
-                os.environ.setdefault(name, value)
-            self._experiment = self._start_online() if self._mode == "online" else self._start()
+        while self._experiment is None:
+            try:
+                self._experiment = self._start()
+            except Exception as error:
+                self._retreat(error)
         return self._experiment  # type: ignore[return-value]
 
-    def _start_online(self) -> wandb.Run:
-        import wandb
-
-        try:
-            if not wandb.login(prompt=False, verify=False):
-                raise wandb.errors.UsageError("there is no API key; `wandb login` stores one")
-            return self._start()
-        except (wandb.Error, TimeoutError) as error:
-            wandb.teardown()  # or the client would hold on to the id of the run that it could not start
-            self._mode = "offline"
-            run = self._experiment = self._start()
-            warnings.warn(
-                f"Weights & Biases cannot be used online ({first_line(error)}), so this run is kept offline; when all "
-                f"is well, upload it with: {self.sync_command}",
-                stacklevel=1,
-            )
-            return run
-
     def _start(self) -> wandb.Run:
+        for name, value in CLIENT_SETTINGS.items():
+            os.environ.setdefault(name, value)
         import wandb  # takes a second, and reads the environment
 
-        Path(str(self.save_dir)).mkdir(parents=True, exist_ok=True)  # or the client would choose another folder
+        if self._mode == "online" and not wandb.login(prompt=False, verify=False):
+            raise wandb.errors.UsageError("there is no API key; `wandb login` stores one")
+        if self._mode != "disabled":
+            Path(str(self.save_dir)).mkdir(parents=True, exist_ok=True)  # or the client would choose another folder
         settings = wandb.Settings(
             init_timeout=self._init_timeout,
             finish_timeout=self._finish_timeout,
@@ -133,12 +135,54 @@ class WandbLogger(LightningWandbLogger):
             reinit="create_new",
         )
         run = wandb.init(mode=self._mode, settings=settings, **self._options)
+        self._options["id"] = run.id
         # The client numbers the rows itself and draws them over Lightning's step, so that none is dropped when a
         # resumed run comes by a step for the second time.
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         run.define_metric("val/bits_per_dim", step_metric="trainer/global_step", step_sync=True, summary="min")
         return run
+
+    def _retreat(self, error: Exception) -> None:
+        """Give up the run as it is, and go on in a new part of it: offline or, if that has failed too, without W&B."""
+        if not self._retreats:
+            raise error  # nobody was asked: the mistake is ours
+        import wandb
+
+        if self._mode == "online" and self._experiment is not None:
+            self._unsent.append(Path(self._experiment.dir).parent)
+        with contextlib.suppress(Exception):
+            wandb.teardown()  # or the client would hold on to the id of the run
+        mode = self._mode = self._retreats.pop(0)
+        self._experiment = None
+        if self._params is not None:
+            self.log_hyperparams(self._params)
+        remedy = f"this run is kept offline; when all is well, upload it with: {self.sync_command}"
+        if mode == "disabled":
+            remedy = "what follows of this run is not logged there"
+        if mode == self._mode:  # the new part has begun; if it has not, that was said
+            warn(f"Weights & Biases failed ({first_line(error)}), so {remedy}")
+
+    def _tell(self, message: Callable[[], None]) -> None:
+        """Tell the run something; if its client fails, tell its successor."""
+        while True:
+            try:
+                return message()
+            except Exception as error:
+                self._retreat(error)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        self._params = params
+        self._tell(partial(super().log_hyperparams, params))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._tell(partial(super().log_metrics, metrics, step))
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **options: Any) -> None:
+        self._tell(partial(super().log_image, key, images, step, **options))
 
     @rank_zero_only
     def log_histogram(self, name: str, histogram: tuple[np.ndarray, np.ndarray], step: int) -> None:
@@ -150,10 +194,12 @@ class WandbLogger(LightningWandbLogger):
     @rank_zero_only
     def log_checkpoint(self, path: Path, metadata: Mapping[str, float]) -> None:
         """Keep a checkpoint as an artifact with the alias ``best``, if ``log_model`` asks for it."""
+        if self._log_checkpoint:
+            self._tell(partial(self._log_artifact, path, metadata))
+
+    def _log_artifact(self, path: Path, metadata: Mapping[str, float]) -> None:
         import wandb
 
-        if not self._log_checkpoint:
-            return
         artifact = wandb.Artifact(f"checkpoint-{self.experiment.id}", type="model", metadata=dict(metadata))
         artifact.add_file(str(path), policy="immutable")  # not copied to the user's cache first
         try:
@@ -167,7 +213,7 @@ class WandbLogger(LightningWandbLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """End the W&B run, unless ``status`` is ``success``: Lightning's fitting is done, but scores may follow it."""
-        if status == "success" or self._experiment is None:
+        if status == "success" or self._experiment is None or self._is_over:
             return
         import wandb
 
@@ -176,25 +222,40 @@ class WandbLogger(LightningWandbLogger):
                 wandb.Api(timeout=PATIENCE)  # finish() would say nothing of a key that is no longer good
             except wandb.Error as error:
                 self._missing = first_line(error)
+        self._tell(partial(self._finish, status))
+        self._is_over = True
+        if self._missing is not None:
+            self._unsent.append(Path(self.experiment.dir).parent)
+            warn(
+                f"not all of this run has reached Weights & Biases ({self._missing}), but all of it is on the disk; "
+                f"upload it with: {self.sync_command}"
+            )
+
+    def _finish(self, status: str) -> None:
+        exit_code = 0 if status == "finished" else 1
+        if isinstance(sys.exception(), signals.Interrupted):
+            exit_code = signals.EXIT_CODE
+            self.experiment.mark_preempting()
         try:
-            self._experiment.finish(exit_code=0 if status == "finished" else 1)
+            self.experiment.finish(exit_code=exit_code)
         except TimeoutError:
             self._missing = self._missing or f"it was not uploaded within {self._finish_timeout:g} s"
-        if self._missing is not None:
-            warnings.warn(
-                f"not all of this run has reached Weights & Biases ({self._missing}), but all of it is on the disk; "
-                f"upload it with: {self.sync_command}",
-                stacklevel=1,
-            )
 
     @property
     def sync_command(self) -> str:
-        """What uploads the run."""
-        begun_online = ["--include-online"] if self._mode == "online" else []  # such runs are passed over otherwise
-        command = shlex.join(["wandb", "sync", *begun_online, str(Path(self.experiment.dir).parent)])
-        return f"{command}{self._checkpoint_command}"
+        """What uploads the run: all its parts that the server lacks, those before an interruption too."""
+        begun_online = ["--include-online"] if self._unsent else []  # such parts are passed over otherwise
+        return shlex.join(["wandb", "sync", *begun_online, *map(str, self._parts)]) + self._checkpoint_command
+
+    @property
+    def _parts(self) -> list[Path]:
+        """Folders of the run that the server lacks, oldest first but for those that were begun online."""
+        offline = Path(str(self.save_dir)).resolve().glob(f"wandb/offline-run-*-{self.experiment.id}")
+        return [*self._unsent, *(part for part in sorted(offline) if not list(part.glob("*.synced")))]
 
     @property
     def whereabouts(self) -> str:
         """Where the run can be seen, or what uploads it so that it can be."""
-        return self.experiment.url if self._mode == "online" and self._missing is None else self.sync_command
+        if self._mode == "online" and self._missing is None:
+            return self.experiment.url
+        return self.sync_command if self._parts else "nothing of this run was kept"
