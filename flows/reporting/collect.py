@@ -25,7 +25,7 @@ from flows.cli.runs import CONFIG, EVALUATIONS, RESULTS, SAMPLES
 from flows.errors import InputError, first_line
 
 METRICS = "metrics"
-"""Where a run keeps its CSV files, in one folder each time that it was started."""
+"""Where a run keeps its CSV file; with Lightning's own logger, one in a folder for each time that it was started."""
 
 SECONDS_OF_SILENCE = 15 * 60
 """A run without results that has written nothing for so long is taken for dead."""
@@ -249,8 +249,8 @@ def _is_finite(value: object) -> bool:
 def _read_metrics(folder: Path, problems: list[Problem]) -> tuple[dict[str, Curve], int | None, int | None]:
     """The curves of all versions, last epoch and last step.
 
-    A resumed run writes a version of its own and may go over steps again that the version before it had logged after
-    its last checkpoint; those are dropped there.
+    With Lightning's own logger a resumed run writes a version of its own, and may go over steps again that the version
+    before it had logged after its last checkpoint; those are dropped there.
     """
     points: dict[str, dict[int, float]] = {}
     last_epoch: int | None = None
