@@ -29,6 +29,7 @@ from flows.callbacks import LastCheckpoint, RandomStates, Rollback
 from flows.checkpoint import CHECKPOINTS, FORMAT, Weights, find_checkpoint, read_checkpoint
 from flows.checkpoint_io import AtomicCheckpointIO
 from flows.cli import entry, processes, report, runs
+from flows.cli.command_line import SINGLE
 from flows.cli.matching import resolve_width
 from flows.diagnostics import count_parameters
 from flows.evaluation import Score, bits_per_dim, codec_bits_per_dim
@@ -87,7 +88,7 @@ def _train(cfg: DictConfig, to_release: contextlib.ExitStack) -> float:
         make_optimizer(flow.parameters())  # a wrong value stops here, before the run has left anything behind
         runs.identify(config["logger"], run_dir if _continues(run_dir, config) else None)
         trainer = _trainer(config, overrides)
-        data.micro_batch_size(trainer.num_devices * trainer.num_nodes, trainer.accumulate_grad_batches)
+        data.require_shares(trainer.num_devices * trainer.num_nodes, trainer.accumulate_grad_batches)
         if processes.are_missing(trainer):
             return _train_in_processes(trainer.num_devices, run_dir, config, list(hydra_cfg.overrides.task))
         resumed = _take_run_folder(run_dir, config, overrides, trainer.is_global_zero, to_release)
@@ -135,7 +136,7 @@ def _train_in_processes(num_processes: int, run_dir: Path, config: dict[str, Any
     """The same run by several processes; this one only waits for them."""
     if not _continues(run_dir, config):
         runs.require_unclaimed(run_dir)
-    processes.start([*overrides, f"run_dir={runs.quoted(run_dir)}"], num_processes)
+    processes.start([*overrides, f"run_dir={runs.quoted(run_dir)}", SINGLE], num_processes)
     score = json.loads((run_dir / runs.RESULTS).read_text())["val/bits_per_dim"]
     return float("nan") if score is None else float(score)
 

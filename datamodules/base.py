@@ -353,6 +353,19 @@ class ImageDataModule(pl.LightningDataModule):
             )
         return size
 
+    def require_shares(self, num_devices: int, num_accumulated: int) -> None:
+        """Refuse devices among which the images cannot be dealt out.
+
+        Raises:
+            InputError: as :meth:`micro_batch_size`, or there is not a validation image for each device.
+        """
+        self.micro_batch_size(num_devices, num_accumulated)
+        if 0 < len(self.val) < num_devices:
+            raise InputError(
+                f"{num_devices} devices cannot share a validation split of {len(self.val)}: hold out more images, or "
+                f"set trainer.devices to fewer"
+            )
+
     def train_dataloader(self) -> DataLoader:
         rank, num_ranks = self._place()
         num_accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1

@@ -9,7 +9,7 @@ from programs import ROOT
 
 from flows import Flow, InputError, signals
 from flows.cli import schema
-from flows.cli.command_line import check_command_line, compose_resolved
+from flows.cli.command_line import SINGLE, check_command_line, compose_resolved
 from flows.cli.entry import EXIT_CODES
 from flows.instantiation import build, check
 
@@ -35,7 +35,7 @@ def compose(*overrides):
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_shipped_option_composes_and_fits_what_it_builds(group, option):
-    check_train(f"{group}={option}")
+    check_train(SINGLE, f"{group}={option}")
 
 
 @pytest.mark.parametrize("mixing", [option for group, option in OPTIONS if group == "mixing"])
@@ -98,6 +98,7 @@ def test_good_command_lines_pass(arguments):
         (["-m", "experiment=glob(nothing*)"], ["matches no option"]),
         (["mixing=conv1x1,emerging"], ["add -m"]),
         (["logger=null"], ["'logger=null' names no option; some are csv, tensorboard, wandb"]),
+        (["hparams_search=optuna"], ["searches among several values: add -m"]),
         (["mixing"], ["cannot read the override 'mixing'"]),
     ],
 )

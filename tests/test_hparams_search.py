@@ -1,5 +1,6 @@
 """A search is resumed, shared, and ended by nothing but its number of trials."""
 
+import csv
 import functools
 import json
 import math
@@ -20,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from programs import TINY, run
 
-from flows.errors import InputError
+from flows.errors import InputError, SweepError
 from hydra_plugins.flows_optuna._space import dimension_of
 
 CONFIG = """
@@ -79,6 +80,11 @@ def finished(state=TrialState.COMPLETE):
     return [trial for trial in trials_of() if trial.state == state]
 
 
+def summary():
+    with open("study/summary.csv") as file:
+        return list(csv.DictReader(file))
+
+
 def distance(cfg):
     return abs(math.log(cfg.x))
 
@@ -118,13 +124,13 @@ def test_a_failing_trial_is_recorded_and_ends_nothing(search, capsys):
 
     search(task, 5, X)
     assert [trial.state for trial in trials_of()] == [TrialState.FAIL] * 4 + [TrialState.COMPLETE]
-    errors = capsys.readouterr().err
-    assert "0 failed: its score is nan" in errors and "1 failed: its score is inf" in errors
-    assert "2 failed: not like this" in errors and "3 failed: a bug" in errors
+    assert "trial 0 counts as failed: its score is nan" in capsys.readouterr().err
+    reasons = ["its score is nan", "its score is inf", "not like this", "a bug", ""]
+    assert [row["error"] for row in summary()] == reasons
 
 
 def test_a_study_without_a_score_says_so(search):
-    with pytest.raises(InputError, match=r"no trial of the study search in .* gave a score"):
+    with pytest.raises(SweepError, match=r"no trial of the study search in .* gave a score"):
         search(lambda cfg: math.nan, 2, X)
 
 
@@ -135,6 +141,7 @@ def test_a_finished_study_is_only_reported_and_a_longer_one_continued(search):
     assert trials_of() == before
     search(distance, 5, X)
     assert trials_of()[:3] == before and len(finished()) == 5
+    assert [row["status"] for row in summary()] == ["done before"] * 3 + ["done"] * 2
 
 
 def test_batches_go_to_the_launcher_together(search, monkeypatch):
@@ -164,10 +171,10 @@ def test_after_a_kill_exactly_the_missing_trials_are_run(search, in_background, 
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert [trial.state for trial in trials_of()] == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING]
+    lost = trials_of()[2]
     search(functools.partial(task, note=note), 6, X)
-    lost, *others = finished(TrialState.FAIL)
-    assert lost.number == 2 and not others and len(finished()) == 6
-    assert trials_of()[3].params == lost.params  # what was lost is done again
+    assert len(finished()) == len(trials_of()) == 6
+    assert trials_of()[2].params == lost.params  # in the same folder, where the run is taken up again
 
 
 def test_a_second_worker_leaves_the_trial_of_the_first_alone(search, in_background, tmp_path):
@@ -198,6 +205,9 @@ def test_two_workers_share_a_study(in_background):
         assert process.exitcode == 0
     assert len(finished()) == 8 == len({trial.params["x"] for trial in trials_of()}) == len(trials_of())
     assert len({trial.user_attrs["worker"] for trial in trials_of()}) == 2
+    assert [float(row["val/bits_per_dim"]) for row in summary()] == pytest.approx(
+        [trial.value for trial in trials_of()], abs=1e-4
+    )
 
 
 @pytest.mark.parametrize(

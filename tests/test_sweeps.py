@@ -216,9 +216,7 @@ def sweep(tmp_path, monkeypatch):
     def start(*arguments):
         done.clear()
         GlobalHydra.instance().clear()
-        current = summary.Summary()
-        for module in (entry, sys.modules["flows.cli.sweeps.launcher"]):
-            monkeypatch.setattr(module, "CURRENT", current)
+        vars(summary.CURRENT).update(vars(summary.Summary()))
         monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), "-m", "experiment=smoke", "run_dir=grid", *arguments])
         try:
             entry.run(task, "train", CONF)
@@ -264,6 +262,22 @@ def test_the_same_sweep_again_runs_only_what_is_missing(sweep):
     assert code == 6
     assert sweep("seed=1,7")[::2] == (0, [7])
     assert "other settings" in sweep("seed=1,7", "trainer.max_epochs=7")[1][0]["error"]
+
+
+def test_a_search_survives_its_failures_and_names_the_run_that_did_best(sweep, capsys):
+    search = ["hparams_search=optuna", "seed=range(1,6)", "run_dir=kept", "hydra.sweep.dir=grid"]
+    code, rows, done = sweep(*search, "hydra.sweeper.n_trials=4")
+    said = capsys.readouterr()
+    assert (code, len(rows), len(done)) == (0, 4, 4), said.err
+    assert {row["status"] for row in rows} == {"done", "failed"}
+    assert {row["error"][:18] for row in rows} >= {"", "this seed is not w"}
+    best = next(row for row in rows if row["status"] == "done")
+    assert f"best run: grid/{best['job']}\n" in said.out
+    assert said.out.endswith(f".py experiment=smoke run_dir=kept {best['overrides']}\n")  # one run, no search
+    code, again, done = sweep(*search, "hydra.sweeper.n_trials=4")
+    assert (code, done) == (0, [])
+    assert [(row["overrides"], row["error"]) for row in again] == [(row["overrides"], row["error"]) for row in rows]
+    assert f"done before: val {float(best['val/bits_per_dim']):.3f}" in capsys.readouterr().out
 
 
 def test_a_job_that_is_asked_for_twice_is_run_once(sweep):

@@ -26,6 +26,9 @@ from flows.instantiation import check, did_you_mean, require_targets
 MAX_CHOICES_CHECKED = 64
 """Of a sweep, so many single choices are composed beforehand; the rest are checked as they come up."""
 
+SEARCH, SINGLE = "hparams_search", "hydra.mode=RUN"
+"""The group that chooses a search; and the override by which one of a search's trials is told from the search."""
+
 
 def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, is_replayed: bool = False) -> None:
     """Compose the configuration that ``argv`` asks for, and every choice of a sweep on its own, and check each.
@@ -51,12 +54,8 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
             f"if it has special characters"
         ) from error
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir)):
-        if not arguments.multirun:
-            for override in overrides:
-                if override.is_sweep_override():
-                    raise InputError(
-                        f"{override.input_line!r} is a sweep of several values: add -m to run each of them"
-                    )
+        if not _is_multirun(arguments.multirun, overrides):
+            _require_single_run(overrides, is_replayed)
         for lines in _single_runs(overrides):
             config = compose_resolved(config_name, lines)
             if "budget" in config and matches(config):
@@ -66,6 +65,20 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
             check(config)
             if "run_dir" in config:
                 require_writable(Path(config["run_dir"]))
+
+
+def _is_multirun(is_asked_for: bool, overrides: list[Override]) -> bool:
+    return is_asked_for or any(override.input_line == "hydra.mode=MULTIRUN" for override in overrides)
+
+
+def _require_single_run(overrides: list[Override], is_replayed: bool) -> None:
+    """Refuse what one run cannot do. A trial is one: of a search, or resumed from its checkpoint."""
+    is_trial = is_replayed or any(override.input_line == SINGLE for override in overrides)
+    for override in overrides:
+        if override.is_sweep_override():
+            raise InputError(f"{override.input_line!r} is a sweep of several values: add -m to run each of them")
+        if override.key_or_group == SEARCH and override.value() is not None and not is_trial:
+            raise InputError(f"{override.input_line!r} searches among several values: add -m")
 
 
 def expand_globs(config_dir: Path, argv: list[str]) -> list[str]:

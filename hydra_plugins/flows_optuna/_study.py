@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,13 +16,13 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from flows.errors import InputError, StorageError
 from flows.randomness import Stream, generator_for
 
-SETTINGS, WORKER, LOST, REPEATS = "settings", "worker", "lost", "repeats"
-"""Attributes: what a study searches; whose a trial is; that it died with its worker; which lost one it does again."""
+SETTINGS, WORKER, ERROR = "settings", "worker", "error"
+"""Attributes: what a study searches; whose a trial is; why it has no score."""
 
 
 class Study:
@@ -31,7 +30,7 @@ class Study:
 
     Beside the journal lies the folder ``<journal>.locks``. In it ``study`` is held by whoever takes trials, so that no
     two workers propose at once, and each worker holds a file of its own for as long as it lives. The system lets go of
-    them when a process ends, however it ends: a running trial whose worker's file is free has died with it.
+    them when a process ends, however it ends: a running trial whose worker's file is free has lost it and is anyone's.
 
     Args:
         path: the journal; made where there is none.
@@ -61,11 +60,11 @@ class Study:
             self._locks.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot write to {path.parent}: {error.strerror or error}") from error
-        self._turn = FileLock(self._locks / "study")
+        self.turn = FileLock(self._locks / "study")
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
         self._alive = FileLock(self._locks / self.worker)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with self._turn:
+        with self.turn:
             storage = JournalStorage(JournalFileBackend(str(path)))
             self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
             begun_with = self._study.user_attrs.get(SETTINGS)
@@ -89,54 +88,67 @@ class Study:
         with suppress(OSError):
             (self._locks / self.worker).unlink(missing_ok=True)
 
-    def take(self, at_most: int) -> list[Trial]:
-        """Trials for this worker to run; none if as many as the study shall have are finished or running."""
-        with self._turn:
-            self._give_up_lost_trials()
-            trials = self._study.get_trials(deepcopy=False)
-            missing = self.num_trials - sum(_counts(trial) for trial in trials)
-            taken = [self._ask() for _ in range(min(at_most, missing))]
-        return taken
+    def take(self, at_most: int) -> list[FrozenTrial]:
+        """Trials with consecutive numbers for this worker to run: those that lost theirs first, then new ones.
 
-    def tell(self, number: int, score: float | None) -> None:
-        """Record the score of a trial; ``None`` if it failed."""
+        None if as many as the study shall have are finished or running.
+        """
+        with self.turn:
+            numbers = self._lost(at_most)
+            if not numbers:
+                missing = self.num_trials - sum(map(self._counts, self.trials()))
+                numbers = [self._ask() for _ in range(min(at_most, missing))]
+            trials = self.trials()
+            for number in numbers:
+                self._note(trials[number], WORKER, self.worker)
+            return [trials[number] for number in numbers]
+
+    def tell(self, number: int, score: float | None, error: str = "") -> None:
+        """Record the score of a trial; ``None`` and the reason if it failed."""
+        if score is None:
+            self._note(self.trials()[number], ERROR, error)
         self._study.tell(number, score, state=TrialState.COMPLETE if score is not None else TrialState.FAIL)
 
-    def best(self) -> FrozenTrial:
-        """The finished trial with the lowest score. Raises ``InputError`` if there is none."""
-        try:
-            return self._study.best_trial
-        except ValueError as error:
-            raise InputError(f"no trial of the study {self._study.study_name} in {self.path} gave a score") from error
+    def trials(self) -> list[FrozenTrial]:
+        """All workers', by their numbers."""
+        return self._study.get_trials(deepcopy=False)
 
-    def counts(self) -> dict[str, int]:
-        """How many trials there are in each state."""
-        trials = self._study.get_trials(deepcopy=False)
-        return dict(Counter(f"trials {LOST if LOST in t.user_attrs else t.state.name.lower()}" for t in trials))
+    def finished(self) -> list[FrozenTrial]:
+        """The trials that have a score or an error."""
+        return [trial for trial in self.trials() if trial.state.is_finished() and self._counts(trial)]
 
-    def _ask(self) -> Trial:
-        trials = self._study.get_trials(deepcopy=False)
-        repeated = {trial.user_attrs.get(REPEATS) for trial in trials}
-        lost = next((one for one in trials if LOST in one.user_attrs and one.number not in repeated), None)
-        if lost is not None:
-            self._study.enqueue_trial(lost.params, user_attrs={REPEATS: lost.number})
-        seed = generator_for(Stream.SEARCH, self.seed, len(trials)).initial_seed() % 2**32
+    def best(self) -> FrozenTrial | None:
+        """The finished trial with the lowest score, if there is any."""
+        scored = [trial for trial in self.trials() if trial.state is TrialState.COMPLETE]
+        return min(scored, key=lambda trial: trial.value or 0.0, default=None)
+
+    def _ask(self) -> int:
+        seed = generator_for(Stream.SEARCH, self.seed, len(self.trials())).initial_seed() % 2**32
         self._study.sampler = TPESampler(seed=seed)
-        trial = self._study.ask(self.space)
-        trial.set_user_attr(WORKER, self.worker)
-        return trial
+        return self._study.ask(self.space).number
 
-    def _give_up_lost_trials(self) -> None:
-        """Record those as failed whose worker is gone; the same values are proposed once more."""
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            worker = trial.user_attrs.get(WORKER)
-            if worker is None or not self._lives(worker):
-                self._study._storage.set_trial_user_attr(trial._trial_id, LOST, True)
+    def _lost(self, at_most: int) -> list[int]:
+        """The first run of consecutive trials whose workers are gone; their folders hold what these have saved."""
+        numbers: list[int] = []
+        for trial in self.trials():
+            if trial.state is not TrialState.RUNNING or self._lives(trial.user_attrs.get(WORKER)):
+                continue
+            if not self._counts(trial):
                 self._study.tell(trial.number, state=TrialState.FAIL)
+            elif len(numbers) < at_most and numbers[-1:] in ([], [trial.number - 1]):
+                numbers.append(trial.number)
+        return numbers
 
-    def _lives(self, worker: str) -> bool:
-        if worker == self.worker:
-            return True
+    def _counts(self, trial: FrozenTrial) -> bool:
+        """Whether it is one of those that a study shall have; one whose worker died while proposing it is not."""
+        return trial.params.keys() == self.space.keys()
+
+    def _note(self, trial: FrozenTrial, name: str, value: str) -> None:
+        self._study._storage.set_trial_user_attr(trial._trial_id, name, value)
+
+    def _lives(self, worker: str | None) -> bool:
+        if worker is None or worker == self.worker:
+            return worker is not None
         path = self._locks / Path(worker).name
         try:
             with FileLock(path, timeout=0):
@@ -144,8 +156,3 @@ class Study:
                 return False
         except Timeout:
             return True
-
-
-def _counts(trial: FrozenTrial) -> bool:
-    """Whether it is one of those that a study shall have."""
-    return trial.state != TrialState.WAITING and LOST not in trial.user_attrs

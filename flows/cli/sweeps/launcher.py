@@ -20,7 +20,7 @@ from flows.cli import report, runs
 from flows.cli.matching import resolve_width
 from flows.cli.sweeps.folders import finished, read_score
 from flows.cli.sweeps.names import NOT_THE_JOB_S, keys_in_common, without
-from flows.cli.sweeps.summary import CURRENT, Row
+from flows.cli.sweeps.summary import CURRENT, STOPPED, Row
 from flows.errors import InputError
 
 
@@ -104,10 +104,10 @@ class SweepLauncher(Launcher):
                 for job, error in ended:
                     score = read_score(job.folder)
                     rows[job.folder] = Row(job.index, job.title, job.folder, score, "" if score else error)
-                    self._note(rows[job.folder], f"{len(rows)} of {len(jobs)}")
+                    self._note(rows[job.folder], len(rows), len(jobs))
         finally:
             for job in jobs:  # one that was interrupted has no row yet; of two of the same name, one was run
-                row = rows.get(job.folder, Row(job.index, job.title, job.folder, error="stopped"))
+                row = rows.get(job.folder, Row(job.index, job.title, job.folder, error=STOPPED))
                 CURRENT.add(Row(job.index, job.title, job.folder, row.score, row.error, row.is_old), self.sweep_dir)
         return [_as_hydra_returns_it(job, rows[job.folder]) for job in jobs]
 
@@ -136,11 +136,12 @@ class SweepLauncher(Launcher):
             except InputError as error:
                 row = Row(job.index, job.title, job.folder, error=str(error))
             if row.score is not None or row.error:
-                self._note(row, "not run")
+                self._note(row)
                 yield job.folder, row
 
-    def _note(self, row: Row, progress: str) -> None:
+    def _note(self, row: Row, *ended_of: int) -> None:
         CURRENT.add(row, self.sweep_dir)
+        progress = CURRENT.progress(*ended_of) if ended_of else "not run"
         report.console.print(f"job {row.job} ({row.overrides}) {row.outcome} [{progress}]", markup=False)
 
     def note_start(self, job: Job, where: str = "") -> None:

@@ -12,6 +12,8 @@ from typing import IO
 
 from hydra._internal.utils import get_args_parser  # Hydra's own command line; pinned below 1.4
 
+from flows.cli.command_line import SINGLE
+
 OUTPUT, OUTPUTS = "output.log", "output*.log"
 """What a job prints, in its folder, and what all its processes print; a second attempt is appended."""
 
@@ -35,7 +37,7 @@ def program(overrides: Sequence[str], hydra_overrides: Sequence[str]) -> list[st
     given = get_args_parser().parse_args(sys.argv[1:])
     flags = [word for word in sys.argv[1:] if word not in given.overrides and word not in ("-m", "--multirun")]
     kept = [line for line in hydra_overrides if not line.lstrip("+~").startswith(OF_THE_SWEEP)]
-    return [sys.executable, str(Path(sys.argv[0]).resolve()), *flags, *kept, *overrides]
+    return [sys.executable, str(Path(sys.argv[0]).resolve()), *flags, *kept, SINGLE, *overrides]
 
 
 def open_output(folder: Path, name: str = OUTPUT) -> IO[bytes]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -17,6 +20,9 @@ from flows.files import atomic_write
 
 SUMMARY = "summary.csv"
 COLUMNS = ("job", "overrides", "status", "val/bits_per_dim", "test/bits_per_dim", "error", "folder")
+
+STOPPED = "stopped"
+"""As error: the sweep was ended before this job did."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +38,16 @@ class Row:
 
     @property
     def status(self) -> str:
-        """``done``, ``done before``, or ``failed``."""
+        """``done``, ``done before``, ``failed``, or ``stopped``."""
         if self.score is None:
-            return "failed"
+            return STOPPED if self.error == STOPPED else "failed"
         return "done before" if self.is_old else "done"
 
     @property
     def outcome(self) -> str:
         """In words."""
         if self.score is None:
-            return f"failed: {self.error}"
+            return STOPPED if self.error == STOPPED else f"failed: {self.error}"
         return f"{self.status}: val {self.score.validation:.3f}, test {self.score.test:.3f} bits/dim"
 
     def cells(self) -> tuple[str, ...]:
@@ -51,11 +57,30 @@ class Row:
 
 
 class Summary:
-    """The jobs of a sweep, as they end."""
+    """The jobs of a sweep, as they end; of a search also those that other workers have run."""
 
     def __init__(self) -> None:
         self.rows: dict[int, Row] = {}
         self.sweep_dir: Path | None = None
+        self.num_jobs: int | None = None
+        self._known: Callable[[], Iterable[Row]] = tuple
+        self._turn: AbstractContextManager[Any] = nullcontext()
+        self._is_shown = False
+
+    def follow(
+        self, known: Callable[[], Iterable[Row]], sweep_dir: Path, num_jobs: int, turn: AbstractContextManager[Any]
+    ) -> None:
+        """List the jobs of a search, in which some may fail.
+
+        Args:
+            known: lists those that are recorded as ended, whichever worker has run them.
+            sweep_dir: the folder of the whole search.
+            num_jobs: how many it shall have.
+            turn: held while the summary is written, so that of several workers the last to write knows most.
+        """
+        self.rows, self._is_shown = {}, False
+        self._known, self.sweep_dir, self.num_jobs, self._turn = known, sweep_dir, num_jobs, turn
+        self._write()
 
     def add(self, row: Row, sweep_dir: Path) -> None:
         """Write a job's end down.
@@ -65,34 +90,54 @@ class Summary:
         """
         self.rows[row.job] = row
         self.sweep_dir = sweep_dir
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([COLUMNS, *(self.rows[job].cells() for job in sorted(self.rows))])
-        with atomic_write(sweep_dir / SUMMARY) as file:
-            file.write(text.getvalue().encode())
+        self._write()
+
+    def drop(self, jobs: Iterable[int]) -> None:
+        """Forget jobs that a search has recorded by now."""
+        for job in jobs:
+            self.rows.pop(job, None)
+        self._write()
+
+    def progress(self, num_ended: int, num_jobs: int) -> str:
+        """How far this is: in a search all workers' trials count, else the numbers given."""
+        return f"{num_ended} of {num_jobs}" if self.num_jobs is None else f"{len(self.all_rows())} of {self.num_jobs}"
+
+    def all_rows(self) -> list[Row]:
+        """In the order of the jobs."""
+        rows = {row.job: row for row in self._known()} | self.rows
+        return [rows[job] for job in sorted(rows)]
+
+    def _write(self) -> None:
+        assert self.sweep_dir is not None
+        with self._turn:
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerows([COLUMNS, *(row.cells() for row in self.all_rows())])
+            with atomic_write(self.sweep_dir / SUMMARY) as file:
+                file.write(text.getvalue().encode())
 
     def show(self) -> None:
-        """Print the table, if there was a sweep at all."""
-        if self.sweep_dir is None:
+        """Print the table, once, if there was a sweep at all."""
+        if self.sweep_dir is None or self._is_shown:
             return
+        self._is_shown = True
         table = Table(title="Sweep", title_justify="left", show_lines=True)
         for column in ("job", "overrides", "outcome", "folder"):
             table.add_column(column, overflow="fold")
-        for job in sorted(self.rows):
-            row = self.rows[job]
+        for row in self.all_rows():
             folder = row.folder.name if row.folder.parent == self.sweep_dir else row.folder
-            table.add_row(*map(escape, (str(job), row.overrides, row.outcome, str(folder))))
+            table.add_row(*map(escape, (str(row.job), row.overrides, row.outcome, str(folder))))
         report.console.print(table)
         report.show_paths([("summary", self.sweep_dir / SUMMARY)])
 
     def require_success(self) -> None:
-        """Complain if a job failed.
+        """Complain if a job failed, unless it was one of a search, which records that too.
 
         Raises:
             SweepError: with their number and what to do.
         """
         failed = [row for row in self.rows.values() if row.score is None]
-        if failed:
+        if failed and self.num_jobs is None:
             raise SweepError(
                 f"{len(failed)} of {len(self.rows)} jobs failed, see the table; the same command with "
                 f"run_dir={self.sweep_dir} runs only what is missing"
