@@ -9,7 +9,6 @@ from typing import get_args
 import torch
 from omegaconf import DictConfig, ListConfig
 
-from benchmarks.timing import describe_machine, fastest_of_many
 from flows import InputError, NonFiniteError, load_flow
 from flows.checkpoint import Weights, find_checkpoint
 from flows.cli import entry
@@ -18,6 +17,7 @@ from flows.cli.report import progress as progress_bar
 from flows.cli.runs import pick_device
 from flows.reporting import Collection, Comparison, Problem, Row, collect, compare, make_report, write_report
 from flows.reporting.figures import SamplingTimes
+from flows.timing import describe_machine, fastest_of_many
 
 TEMPERATURE, SECONDS, ROUNDS = 0.7, 2.0, 3
 """Of the samples that are timed; and how long each comparison takes turns, at least."""

@@ -12,21 +12,18 @@ set, ``!`` marks a figure beyond it.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.timing import describe_machine, fastest_of_many, format_table, format_time, write_json
-from flows.errors import InputError
+from benchmarks.program import add_device, conclude, format_time, new_parser, pick_device, run, say, show_machine
 from flows.solvers import BACKENDS, find_backend, prepare_autoregressive_conv
 from flows.solvers.reference import MAX_UNKNOWNS
+from flows.timing import fastest_of_many
 
 # (height, width, channels) after the squeeze of each level
 SHAPES = {
@@ -133,47 +130,38 @@ def as_row(result: dict, columns: list[str], judged: str) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64, 256])
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, help="default: all that are fast and run here")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="default: torch's")
+    add_device(parser)
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each row, besides the naive loop")
     parser.add_argument("--naive", action="store_true", help="time the naive loop, too (up to a minute for each row)")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    device = torch.device(options.device)
+    device = pick_device(options)
     usable = [name for name in BACKENDS if name != "reference" and find_backend(name).unavailable(device) is None]
     backends = options.backends or usable
     judged = backends[-1]  # the table of backends lists the fastest for each device last
     columns = ["forward", *(["naive"] if options.naive else []), *backends]
 
-    machine = describe_machine(device)
-    print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", end="\n\n")
+    machine = show_machine(device)
     results = []
     started = time.perf_counter()
     with torch.inference_mode():
         for name in options.shapes:
             for height, width, num_channels in SHAPES[name]:
                 for batch in options.batches:
-                    print(f"\r{name} {height}x{width}x{num_channels}, batch {batch} ...  ", end="", file=sys.stderr)
+                    say(f"{name} {height}x{width}x{num_channels}, batch {batch} ...")
                     result = measure(
                         (height, width), num_channels, batch, backends, options.naive, options.seconds, device
                     )
                     results.append({**result, "bars_apply": name == "cifar10" and device.type == "cpu"})
-    print(f"\rmeasured for {time.perf_counter() - started:.0f} s{' ' * 40}", file=sys.stderr)
+    say(f"measured for {time.perf_counter() - started:.0f} s")
     header = ["HxWxC", "batch", *columns, f"naive/{judged}", "GFLOP/s", "prepare", "error"]
-    print(format_table(header, [as_row(result, columns, judged) for result in results]))
-    if options.output:
-        write_json(options.output, {"machine": machine, "results": results})
+    rows = [as_row(result, columns, judged) for result in results]
+    conclude(options.output, header, rows, machine=machine, results=results)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run(main)

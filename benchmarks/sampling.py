@@ -15,18 +15,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.inverse import naive_inverse
-from benchmarks.timing import describe_machine, fastest_of_many, format_table, format_time, write_json
-from flows import Flow, InputError
+from benchmarks.program import add_device, conclude, format_time, new_parser, pick_device, run, say, show_machine
+from flows import Flow
 from flows.layers import (
     AffineCoupling,
     AutoregressiveConv2d,
@@ -39,6 +37,7 @@ from flows.layers import (
 from flows.layers.coupling import SCALE_OFFSET
 from flows.solvers import find_backend
 from flows.solvers.compiled import CompiledSolver
+from flows.timing import fastest_of_many
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def as_row(result: dict, fastest: str) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="ratios are to the first")
     parser.add_argument("--solvers", nargs="+", choices=["torch", "compiled", "cuda"], help="default: all that run")
@@ -177,44 +176,34 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num-steps", type=int, help="D; default: the paper's")
     parser.add_argument("--width", type=int, help="of the coupling networks; default: the paper's")
     parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="default: torch's")
+    add_device(parser)
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each batch size, besides the naive rows")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each row, at least")
     parser.add_argument("--naive", action="store_true", help="time naive layers, too (minutes for each batch size)")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    device = torch.device(options.device)
+    device = pick_device(options)
     fastest = "cuda" if device.type == "cuda" else "compiled"
     if fastest == "compiled" and CompiledSolver.unavailable(device) is not None:
         fastest = "torch"
 
-    machine = describe_machine(device)
-    print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", end="\n\n")
+    machine = show_machine(device)
     results = []
     started = time.perf_counter()
     with torch.inference_mode():
         for name in options.data:
             rows = make_rows(DATA[name], options, device)
             for batch in options.batches:
-                print(f"\r{name}, batch {batch} ...  ", end="", file=sys.stderr)
+                say(f"{name}, batch {batch} ...")
                 whole = options.num_steps is None and options.width is None and options.models[0] == "1x1"
                 for result in measure(rows, batch, options, device):
                     bars_apply = name == "cifar10" and device.type == "cpu" and whole
                     results.append({"data": name, **result, "bars_apply": bars_apply})
             rows.clear()
-    print(f"\rmeasured for {time.perf_counter() - started:.0f} s{' ' * 40}", file=sys.stderr)
+    say(f"measured for {time.perf_counter() - started:.0f} s")
     header = ["data", "model", "solver", "batch", "a batch", "ms/image", f"to {options.models[0]}"]
-    print(format_table(header, [as_row(result, fastest) for result in results]))
-    if options.output:
-        write_json(options.output, {"machine": machine, "results": results})
+    conclude(options.output, header, [as_row(result, fastest) for result in results], machine=machine, results=results)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run(main)

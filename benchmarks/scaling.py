@@ -14,23 +14,21 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import socket
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.timing import describe_machine, format_table, format_time, write_json
-from benchmarks.training import MIXINGS
+from benchmarks.program import conclude, format_time, new_parser, say, show_machine
+from benchmarks.program import run as run_program
+from benchmarks.training import MIXINGS, add_model, make_model
 from flows import Flow, InputError
-from flows.layers import AffineCoupling
 
 
 class Loss(nn.Module):
@@ -52,12 +50,7 @@ def device_of(rank: int, options: argparse.Namespace) -> torch.device:
 def make_steps(options: argparse.Namespace, rank: int, num_processes: int) -> dict[str, Callable[[], None]]:
     """A step with the others, and one that does all but average the gradients."""
     device = device_of(rank, options)
-    torch.manual_seed(0)
-    shape = (3, options.image_size, options.image_size)
-    flow = Flow(shape, MIXINGS[options.mixing], AffineCoupling, options.num_levels, options.num_steps, options.width)
-    flow.to(device)
-    images = torch.randint(0, 256, (options.batch, *shape)).to(device, torch.uint8)
-    flow.initialize(images)
+    flow, images = make_model(options.mixing, options, device)
     images = images[rank::num_processes]
     model = DistributedDataParallel(Loss(flow), broadcast_buffers=False)
     optimizer = torch.optim.Adamax(flow.parameters(), lr=1e-3)
@@ -112,27 +105,21 @@ def run(num_processes: int, options: argparse.Namespace) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--mixing", choices=MIXINGS, default="emerging")
-    parser.add_argument("--num-levels", type=int, default=3)
-    parser.add_argument("--num-steps", type=int, default=4)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=32, help="of all processes together")
+    add_model(parser, batch=32)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=10, help="steps that are timed; the fastest counts")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args(arguments)
     undivided = [number for number in options.processes if options.batch % number]
     if undivided:
         raise InputError(f"a batch of {options.batch} cannot be divided among {undivided[0]} processes")
 
-    machine = describe_machine(torch.device(options.device))
-    print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", end="\n\n")
+    machine = show_machine(torch.device(options.device))
     results = []
     for number in options.processes:
-        print(f"\r{number} processes ...", end="", file=sys.stderr)
+        say(f"{number} process{'es' if number > 1 else ''} ...")
         best = run(number, options)
         first = results[0] if results else {"processes": number, "seconds": best["step"]}
         speed_up = first["seconds"] / best["step"]
@@ -146,7 +133,6 @@ def main(arguments: list[str] | None = None) -> None:
                 "efficiency": speed_up * first["processes"] / number,
             }
         )
-    print("\r", end="", file=sys.stderr)
     header = ["processes", "a step", "of it compute", "images/s", "speed-up", "efficiency"]
     rows = [
         [
@@ -159,14 +145,9 @@ def main(arguments: list[str] | None = None) -> None:
         ]
         for row in results
     ]
-    print(format_table(header, rows))
-    if options.output:
-        setting = {key: value for key, value in vars(options).items() if key not in ("output", "processes")}
-        write_json(options.output, {"machine": machine, "setting": setting, "results": results})
+    setting = {key: value for key, value in vars(options).items() if key not in ("output", "processes")}
+    conclude(options.output, header, rows, machine=machine, setting=setting, results=results)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run_program(main)

@@ -15,12 +15,11 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from benchmarks.timing import describe_machine, fastest_of_many, format_table, format_time, write_json
-from flows import Flow, InputError
+from benchmarks.program import add_device, conclude, format_time, new_parser, pick_device, run, say, show_machine
+from flows import Flow
 from flows.layers import (
     AffineCoupling,
     Conv1x1,
@@ -31,6 +30,7 @@ from flows.layers import (
     Reverse,
     Shuffle,
 )
+from flows.timing import fastest_of_many
 
 MIXINGS: dict[str, Callable[[int], Layer]] = {
     "conv1x1": Conv1x1,
@@ -44,15 +44,29 @@ MIXINGS: dict[str, Callable[[int], Layer]] = {
 }
 
 
-def make_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
-    """One step of training with random images."""
+def add_model(parser: argparse.ArgumentParser, batch: int) -> None:
+    """Options of the model that is trained, and of its images: ``batch`` in a step unless something else is given."""
+    parser.add_argument("--num-levels", type=int, default=3)
+    parser.add_argument("--num-steps", type=int, default=4)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=batch, help="images in a step")
+
+
+def make_model(name: str, options: argparse.Namespace, device: torch.device) -> tuple[Flow, torch.Tensor]:
+    """A flow with this mixing layer, initialised, and random images: the same in every process."""
     torch.manual_seed(0)
-    device = torch.device(options.device)
     shape = (3, options.image_size, options.image_size)
     flow = Flow(shape, MIXINGS[name], AffineCoupling, options.num_levels, options.num_steps, options.width)
     flow.to(device)
-    images = torch.randint(0, 256, (options.batch, *shape), device=device).to(torch.uint8)
+    images = torch.randint(0, 256, (options.batch, *shape)).to(device, torch.uint8)
     flow.initialize(images)
+    return flow, images
+
+
+def make_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
+    """One step of training with random images."""
+    flow, images = make_model(name, options, torch.device(options.device))
     optimizer = torch.optim.Adamax(flow.parameters(), lr=1e-3)
 
     def step() -> None:
@@ -83,34 +97,25 @@ def peak_memory(name: str, options: argparse.Namespace) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--mixing", nargs="+", choices=MIXINGS, default=list(MIXINGS), help="ratios are to the first")
-    parser.add_argument("--num-levels", type=int, default=3)
-    parser.add_argument("--num-steps", type=int, default=4)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="default: torch's")
+    add_model(parser, batch=16)
+    add_device(parser)
     parser.add_argument("--seconds", type=float, default=30.0, help="time for all rows together")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
+    device = pick_device(options)
 
-    machine = describe_machine(device)
-    print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n", end="\n\n")
+    machine = show_machine(device)
     started = time.perf_counter()
     memory = {}
     for name in options.mixing:
-        print(f"\rmemory of {name} ...      ", end="", file=sys.stderr)
+        say(f"memory of {name} ...")
         with multiprocessing.get_context("spawn").Pool(1) as process:
             memory[name] = process.apply(peak_memory, (name, options))
-    print("\rtimes of all ...           ", end="", file=sys.stderr)
+    say("times of all ...")
     steps = {name: make_step(name, options) for name in options.mixing}
     best = fastest_of_many(steps, seconds=options.seconds, device=device)
-    print(f"\rmeasured for {time.perf_counter() - started:.0f} s{' ' * 40}", file=sys.stderr)
+    say(f"measured for {time.perf_counter() - started:.0f} s")
 
     results = [
         {
@@ -123,28 +128,19 @@ def main(arguments: list[str] | None = None) -> None:
         for name, seconds in best.items()
     ]
     header = ["mixing", "a step", f"to {options.mixing[0]}", "images/s", "peak memory"]
-    print(
-        format_table(
-            header,
-            [
-                [
-                    result["mixing"],
-                    format_time(result["seconds"]),
-                    f"{result['ratio']:.3f}x",
-                    f"{result['images_per_second']:.3g}",
-                    f"{result['peak_bytes'] / 2**20:.0f} MiB",
-                ]
-                for result in results
-            ],
-        )
-    )
-    if options.output:
-        setting = {key: value for key, value in vars(options).items() if key not in ("output", "mixing")}
-        write_json(options.output, {"machine": machine, "setting": setting, "results": results})
+    rows = [
+        [
+            result["mixing"],
+            format_time(result["seconds"]),
+            f"{result['ratio']:.3f}x",
+            f"{result['images_per_second']:.3g}",
+            f"{result['peak_bytes'] / 2**20:.0f} MiB",
+        ]
+        for result in results
+    ]
+    setting = {key: value for key, value in vars(options).items() if key not in ("output", "mixing")}
+    conclude(options.output, header, rows, machine=machine, setting=setting, results=results)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run(main)

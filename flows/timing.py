@@ -1,4 +1,4 @@
-"""How the benchmarks measure: what is compared takes turns, and the fastest of many runs counts.
+"""How times are measured: what is compared takes turns, and the fastest of many runs counts.
 
 On a shared machine a run can only be slowed down by others, never sped up, so the minimum is the steadiest figure; and
 because neighbours come and go, the candidates are interleaved, and ratios within one table mean more than its times.
@@ -6,11 +6,10 @@ because neighbours come and go, the candidates are interleaved, and ratios withi
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -72,29 +71,3 @@ def describe_machine(device: torch.device) -> dict[str, object]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns as wide as their widest entry, the first aligned left and the others right."""
-    lines = [[str(entry) for entry in row] for row in (header, *rows)]
-    widths = [max(len(line[n]) for line in lines) for n in range(len(header))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0])] + [line[n].rjust(widths[n]) for n in range(1, len(line))])
-        for line in lines
-    )
-
-
-def format_time(seconds: float) -> str:
-    """Three digits, in the unit that suits."""
-    for unit, scale in (("us", 1e6), ("ms", 1e3), ("s", 1.0)):
-        if seconds * scale < 1000 or unit == "s":
-            return f"{seconds * scale:.3g} {unit}"
-    raise AssertionError
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write beside the target and rename, so that a file by this name is always complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    unfinished.replace(path)
