@@ -323,10 +323,11 @@ import json, os, time
 from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from flows import signals
-from flows.cli import entry, runs
+from flows.cli import entry, processes, runs
 signals.install()
 def task(cfg):
     "Does not end in its first attempt, and at once in its second."
+    processes.end_with_whoever_started_them()
     print("cores", len(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"], flush=True)
     folder = Path(HydraConfig.get().runtime.output_dir)
     if (folder / "begun").exists():
@@ -338,21 +339,25 @@ entry.run(task, "train", Path({str(CONF)!r}))
 """
 
 
-def test_stopping_a_pool_stops_its_jobs(tmp_path):
+def test_a_pool_takes_its_jobs_with_it(tmp_path):
+    """Killed, it cannot end them: they see to it themselves. The same sweep goes on; stopped, it ends them."""
     (tmp_path / "stub.py").write_text(STUB)
     command = [sys.executable, "stub.py", "-m", "seed=1,2", "hydra/launcher=local_pool", "run_dir=grid"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-    begun = [tmp_path / "grid" / f"seed={seed}" / "begun" for seed in (1, 2)]
-    wait_until(lambda: all(path.exists() for path in begun), 300)
-    jobs = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True).stdout.split()
-    assert len(jobs) >= 2
-    parent.send_signal(signal.SIGTERM)
-    parent.communicate(timeout=300)
-    assert parent.returncode == signals.EXIT_CODE
-    assert not any(os.path.exists(f"/proc/{job}") for job in jobs)
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, signals.EXIT_CODE)):
+        with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}) as parent:
+            begun = [tmp_path / "grid" / f"seed={seed}" / "begun" for seed in (1, 2)]
+            wait_until(lambda begun=begun: all(path.exists() for path in begun), 300)
+            jobs = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True).stdout.split()
+            assert len(jobs) >= 2
+            parent.send_signal(number)
+            assert parent.wait(timeout=300) == code
+        wait_until(lambda jobs=jobs: not any(os.path.exists(f"/proc/{job}") for job in jobs), 60)
+        for path in begun:
+            path.unlink()
+            log = (path.parent / "output.log").read_text()
+            assert log.splitlines()[-1].startswith("interrupted by SIGTERM")
     rows = list(csv.DictReader((tmp_path / "grid" / "summary.csv").open()))
-    assert [row["error"] for row in rows] == ["stopped", "stopped"]
+    assert [row["status"] for row in rows] == ["stopped", "stopped"]
 
 
 def test_a_pool_of_trainings(tmp_path):

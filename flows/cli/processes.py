@@ -35,6 +35,9 @@ PATIENCE = 5.0
 """Seconds that a process which lost the connection waits for whoever started it to end it and to say why."""
 
 
+GRACE = 45.0
+"""Seconds in which a process saves what it has when whoever started it is gone."""
+
 STARTED_BY = "EMERGING_FLOWS_STARTED_BY"
 """Environment variable with the number of the process that started this one, which may be gone before this one asks."""
 
@@ -107,10 +110,9 @@ def start(arguments: list[str], num_processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ[STARTED_BY] = str(os.getpid())
     logging.disable()  # the launcher tells in a page what is told below in a line
     try:
-        with tempfile.TemporaryDirectory() as notes:
+        with _as_starter(), tempfile.TemporaryDirectory() as notes:
             config = LaunchConfig(
                 min_nodes=1,
                 max_nodes=1,
@@ -139,19 +141,37 @@ def start(arguments: list[str], num_processes: int) -> None:
         logging.disable(logging.NOTSET)
 
 
+@contextmanager
+def _as_starter() -> Iterator[None]:
+    """Within, processes that are started know by whom; afterwards signals are ours again, not the launcher's."""
+    before, handlers = os.environ.get(STARTED_BY), {number: signal.getsignal(number) for number in signals.SIGNALS}
+    os.environ[STARTED_BY] = str(os.getpid())
+    try:
+        yield
+    finally:
+        os.environ.pop(STARTED_BY)
+        if before is not None:
+            os.environ[STARTED_BY] = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def end_with_whoever_started_them() -> None:
     """Let this process end when the launcher that watches over it is gone, so that nothing trains on unattended.
 
-    ``srun`` sees to that by itself; ``torchrun`` cannot when it is killed.
+    It ends as if it were told to: what it has is saved. ``srun`` sees to that by itself; ``torchrun`` cannot when it is
+    killed, nor can a sweep that runs its jobs in processes of their own.
     """
-    if is_torchelastic_launched():
-        parent = int(os.environ.get(STARTED_BY, os.getppid()))
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    started_by = os.environ.get(STARTED_BY)
+    if started_by or is_torchelastic_launched():
+        threading.Thread(target=_end_with, args=(int(started_by or os.getppid()),), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
     os._exit(1)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from hydra.core.config_store import ConfigStore
 
+from flows.cli.processes import STARTED_BY
 from flows.cli.sweeps.launcher import Job, SweepLauncher, num_processes
 from flows.cli.sweeps.processes import explain_end, open_output, program
 from flows.errors import InputError
@@ -47,13 +48,14 @@ def environment(share: Share, num_threads: int, inherited: Mapping[str, str]) ->
     """A job's environment variables: an ordinary run on its share of this machine, whatever the sweep runs in.
 
     Without SLURM's variables, by which Lightning would take the job for one of SLURM's processes, and with a port
-    of its own, at which the processes of the job find each other.
+    of its own, at which the processes of the job find each other. When this process is gone it saves what it has, and
+    ends.
     """
     of_others = ("SLURM_", "SBATCH_", "LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_", "PL_")
     kept = {name: value for name, value in inherited.items() if not name.startswith(of_others)}
     limit = kept.get("OMP_NUM_THREADS", "")
     threads = min(num_threads, int(limit)) if limit.isdigit() else num_threads
-    own = {"OMP_NUM_THREADS": str(max(1, threads)), "MASTER_PORT": str(_free_port())}
+    own = {"OMP_NUM_THREADS": str(max(1, threads)), "MASTER_PORT": str(_free_port()), STARTED_BY: str(os.getpid())}
     if share.gpus:
         own["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
     return kept | own
