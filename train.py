@@ -104,6 +104,8 @@ def _train(cfg: DictConfig, to_release: contextlib.ExitStack) -> float:
         if found is not None:
             report.console.print(found, markup=False)
         report.console.print(f"{count_parameters(flow):,} parameters; writing to {run_dir}", markup=False)
+        if resumed is not None:
+            report.console.print(f"goes on from {resumed}", markup=False)
     while True:
         for logger in trainer.loggers:
             logger.log_hyperparams(config)

@@ -85,7 +85,9 @@ def _end() -> None:
     if slurm.rank() > 0:
         raise Interrupted(0)
     name = _State.received.name if _State.received else "a signal to another process"
-    print(f"interrupted by {name}: resume=auto, or resume=<run folder>, continues", file=sys.stderr, flush=True)
+    is_sweep = not {"-m", "--multirun"}.isdisjoint(sys.argv)
+    how = "the same command" if is_sweep else "resume=auto, or resume=<run folder>,"
+    print(f"interrupted by {name}: {how} continues", file=sys.stderr, flush=True)
     if _State.received != signal.SIGINT:
         slurm.requeue()
     raise Interrupted(EXIT_CODE)

@@ -287,6 +287,14 @@ def test_a_batch_must_be_shared_evenly():
         data.micro_batch_size(32, 1)
 
 
+def test_each_device_needs_a_validation_image():
+    data = StripesModule(batch_size=20)
+    data.setup()
+    data.require_shares(len(data.val), 1)
+    with pytest.raises(InputError, match=r"20 devices cannot share a validation split of 10: .* trainer\.devices"):
+        data.require_shares(20, 1)
+
+
 @pytest.mark.parametrize(("gpus", "words"), [(0, "no GPU here: trainer=cpu"), (1, "your machine only has: [0]")])
 def test_more_gpus_than_there_are_is_one_line(gpus, words, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)

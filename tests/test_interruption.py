@@ -63,6 +63,9 @@ def test_an_interruption_ends_a_sweep(tmp_path):
     sweep = ["-m", *SHORT, "run_dir=sweep", "seed=1,2"]
     assert wait(fork(sweep, tmp_path, at_step(2, send(signal.SIGTERM)))) == 5, output(tmp_path)
     assert len(list(tmp_path.glob("sweep/*/checkpoints"))) == 1
+    assert "interrupted by SIGTERM: the same command continues" in output(tmp_path)
+    assert wait(fork(sweep, tmp_path)) == 0, output(tmp_path)
+    assert output(tmp_path).count("goes on from ") == 1
 
 
 def test_signals_are_handled_before_anything_that_takes_time_is_imported(tmp_path):
