@@ -29,8 +29,8 @@ from flows.callbacks import LastCheckpoint, RandomStates, Rollback
 from flows.checkpoint import CHECKPOINTS, FORMAT, Weights, find_checkpoint, read_checkpoint
 from flows.checkpoint_io import AtomicCheckpointIO
 from flows.cli import entry, processes, report, runs
-from flows.cli.command_line import SINGLE
 from flows.cli.matching import resolve_width
+from flows.cli.sweeps.processes import as_single_run
 from flows.diagnostics import count_parameters
 from flows.evaluation import Score, bits_per_dim, codec_bits_per_dim
 from flows.files import atomic_write
@@ -90,7 +90,10 @@ def _train(cfg: DictConfig, to_release: contextlib.ExitStack) -> float:
         trainer = _trainer(config, overrides)
         data.require_shares(trainer.num_devices * trainer.num_nodes, trainer.accumulate_grad_batches)
         if processes.are_missing(trainer):
-            return _train_in_processes(trainer.num_devices, run_dir, config, list(hydra_cfg.overrides.task))
+            arguments = as_single_run(
+                [*hydra_cfg.overrides.task, f"run_dir={runs.quoted(run_dir)}"], hydra_cfg.overrides.hydra
+            )
+            return _train_in_processes(trainer.num_devices, run_dir, config, arguments)
         resumed = _take_run_folder(run_dir, config, overrides, trainer.is_global_zero, to_release)
     except Exception:
         runs.release_if_unclaimed(run_dir)
@@ -134,11 +137,11 @@ def _train(cfg: DictConfig, to_release: contextlib.ExitStack) -> float:
     return float("nan") if score is None else score
 
 
-def _train_in_processes(num_processes: int, run_dir: Path, config: dict[str, Any], overrides: list[str]) -> float:
+def _train_in_processes(num_processes: int, run_dir: Path, config: dict[str, Any], arguments: list[str]) -> float:
     """The same run by several processes; this one only waits for them."""
     if not _continues(run_dir, config):
         runs.require_unclaimed(run_dir)
-    processes.start([*overrides, f"run_dir={runs.quoted(run_dir)}", SINGLE], num_processes)
+    processes.start(arguments, num_processes)
     score = json.loads((run_dir / runs.RESULTS).read_text())["val/bits_per_dim"]
     return float("nan") if score is None else float(score)
 

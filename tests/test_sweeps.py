@@ -361,9 +361,16 @@ def test_a_pool_takes_its_jobs_with_it(tmp_path):
 
 
 def test_a_pool_of_trainings(tmp_path):
-    """One job trains with DDP, the other fails; then only that one is run again, and goes on failing."""
-    together = ["trainer=ddp_cpu", "trainer.max_epochs=1"]
-    sweep = ["-m", "experiment=smoke", *together, "optimizer.lr=0.001,-1", "hydra/launcher=local_pool", "run_dir=grid"]
+    """One job trains with DDP, the other fails; then only that one is run again, and goes on failing.
+
+    The experiment lies in the user's own folder, which all processes must be told.
+    """
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text(
+        "# @package _global_\ndefaults: [smoke, override /trainer: ddp_cpu]\ntrainer: {max_epochs: 1}\n"
+    )
+    own = [f"hydra.searchpath=[file://{tmp_path}/mine]", "experiment=own"]
+    sweep = ["-m", *own, "optimizer.lr=0.001,-1", "hydra/launcher=local_pool", "run_dir=grid"]
     run("train.py", *sweep, "hydra.launcher.n_jobs=2", cwd=tmp_path, code=6, timeout=900)
     good, bad = (tmp_path / "grid" / f"optimizer.lr={rate}" for rate in ("0.001", "-1"))
     assert json.loads((good / runs.RESULTS).read_text())["steps"] == 2

@@ -31,7 +31,7 @@ from flows.cli.command_line import SEARCH, SINGLE
 from flows.cli.sweeps.folders import Score, read_score
 from flows.cli.sweeps.names import without
 from flows.cli.sweeps.summary import CURRENT, Row
-from flows.errors import InputError, SweepError, first_line
+from flows.errors import InputError, SweepError, first_line, one_line
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -207,7 +207,7 @@ def assignments(params: Mapping[str, Any]) -> list[str]:
 def _score_of(result: JobReturn) -> tuple[float | None, str]:
     """What a job returned; ``None``, and why, if it failed or the score is not finite."""
     if result.status != JobStatus.COMPLETED:
-        return None, first_line(result._return_value)  # the property raises it
+        return None, one_line(result._return_value)  # the property raises it
     score = float(result.return_value)
     return (score, "") if math.isfinite(score) else (None, f"its score is {score}")
 

@@ -28,16 +28,22 @@ OF_THE_SWEEP = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper
 
 
 def program(overrides: Sequence[str], hydra_overrides: Sequence[str]) -> list[str]:
-    """The command that does one job of this program's sweep as a run of its own.
+    """The command that does one job of this program's sweep as a run of its own."""
+    return [sys.executable, str(Path(sys.argv[0]).resolve()), *as_single_run(overrides, hydra_overrides)]
+
+
+def as_single_run(overrides: Sequence[str], hydra_overrides: Sequence[str]) -> list[str]:
+    """The arguments that make this program do one run in another process, a sweep's job or just the run it does now.
 
     Args:
-        overrides: the job's.
-        hydra_overrides: those of Hydra's own settings that the sweep was started with; what concerns the job is kept.
+        overrides: the run's.
+        hydra_overrides: those of Hydra's own settings that this program was started with; what concerns the run is
+            kept.
     """
     given = get_args_parser().parse_args(sys.argv[1:])
     flags = [word for word in sys.argv[1:] if word not in given.overrides and word not in ("-m", "--multirun")]
     kept = [line for line in hydra_overrides if not line.lstrip("+~").startswith(OF_THE_SWEEP)]
-    return [sys.executable, str(Path(sys.argv[0]).resolve()), *flags, *kept, SINGLE, *overrides]
+    return [*flags, *kept, SINGLE, *overrides]
 
 
 def open_output(folder: Path, name: str = OUTPUT) -> IO[bytes]:
