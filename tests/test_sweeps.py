@@ -2,10 +2,12 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -278,6 +280,22 @@ def test_a_search_survives_its_failures_and_names_the_run_that_did_best(sweep, c
     assert (code, done) == (0, [])
     assert [(row["overrides"], row["error"]) for row in again] == [(row["overrides"], row["error"]) for row in rows]
     assert f"done before: val {float(best['val/bits_per_dim']):.3f}" in capsys.readouterr().out
+
+
+def test_a_sweep_waits_for_what_a_killed_one_left_in_its_folders(sweep, tmp_path):
+    def save_and_end():
+        with runs.held(tmp_path / "grid" / "seed=1"):
+            (tmp_path / "held").touch()
+            time.sleep(3)
+            (tmp_path / "saved").touch()
+
+    left = multiprocessing.get_context("fork").Process(target=save_and_end)
+    left.start()
+    wait_until((tmp_path / "held").exists, 60)
+    assert sweep("seed=1,5")[0] == 0
+    saved, results = tmp_path / "saved", tmp_path / "grid" / "seed=1" / runs.RESULTS
+    assert saved.stat().st_mtime_ns < results.stat().st_mtime_ns
+    left.join()
 
 
 def test_a_job_that_is_asked_for_twice_is_run_once(sweep):

@@ -109,6 +109,20 @@ def held(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def is_held(run_dir: Path) -> bool:
+    """Whether another process writes into a run folder."""
+    try:
+        file = open(run_dir / LOCK, "rb+")  # noqa: SIM115 closed below
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+    return False
+
+
 def checkpoint_to_resume(resume: str | None, run_dir: Path) -> Path | None:
     """The checkpoint that a run continues from, or ``None`` if it begins.
 

@@ -217,9 +217,7 @@ def _rows(study: "Study", own: set[int], folder: Path) -> list[Row]:
     rows = []
     for trial in study.finished():
         run_dir, is_old = folder / str(trial.number), trial.number not in own
-        score = None
-        if trial.value is not None:
-            score = read_score(run_dir) or Score(trial.value, math.nan)
-        error = "" if score else trial.user_attrs.get("error", "")
+        score = None if trial.value is None else read_score(run_dir) or Score(trial.value, math.nan)
+        error = trial.user_attrs.get("error", "")
         rows.append(Row(trial.number, " ".join(assignments(trial.params)), run_dir, score, error, is_old))
     return rows

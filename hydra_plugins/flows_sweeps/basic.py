@@ -20,6 +20,7 @@ class InThisProcess(SweepLauncher):
     """The default, with nothing to set."""
 
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, str], None, None]:
+        self.wait_for_former_attempts(jobs)
         for job in jobs:
             self.note_start(job)
             yield job, self._run(job)

@@ -97,6 +97,7 @@ class LocalPool(SweepLauncher):
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, str], None, None]:
         if not jobs:
             return
+        self.wait_for_former_attempts(jobs)
         waiting, running = list(jobs), list[_Running]()
         free = self._shares(jobs)
         try:

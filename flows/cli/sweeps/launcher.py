@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -22,6 +23,9 @@ from flows.cli.sweeps.folders import finished, read_score
 from flows.cli.sweeps.names import NOT_THE_JOB_S, keys_in_common, without
 from flows.cli.sweeps.summary import CURRENT, STOPPED, Row
 from flows.errors import InputError
+
+PATIENCE = 60.0
+"""Seconds that a sweep waits for processes which end by themselves, if they do."""
 
 
 @contextmanager
@@ -143,6 +147,15 @@ class SweepLauncher(Launcher):
         CURRENT.add(row, self.sweep_dir)
         progress = CURRENT.progress(*ended_of) if ended_of else "not run"
         report.console.print(f"job {row.job} ({row.overrides}) {row.outcome} [{progress}]", markup=False)
+
+    def wait_for_former_attempts(self, jobs: Sequence[Job]) -> None:
+        """Let processes that a killed sweep has left in its jobs' folders save and end, which they do by themselves."""
+        deadline = time.monotonic() + PATIENCE
+        for job in jobs:
+            if runs.is_held(job.folder):
+                report.console.print(f"job {job.index} ({job.title}) waits for its former attempt to end", markup=False)
+            while runs.is_held(job.folder) and time.monotonic() < deadline:
+                time.sleep(0.2)
 
     def note_start(self, job: Job, where: str = "") -> None:
         """One line for a job that starts."""
