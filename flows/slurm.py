@@ -26,13 +26,20 @@ def rank() -> int:
 
 
 def requeue() -> None:
-    """Put this process' job back into its queue; nothing outside of SLURM, or if SLURM is ending the job itself.
+    """Put this process' job back into its queue; nothing outside of SLURM, or if whoever submitted it does so."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:  # see flows.cli.sweeps.slurm_task
+        put_back()
 
-    A job that its user has cancelled, or that SLURM has preempted and requeues anyway, is no longer "running" when its
-    processes are told to end. So a job is put back once, and only if nobody else has decided about it.
+
+def put_back() -> None:
+    """Put this process' job back into its queue, unless SLURM is ending it.
+
+    A job that its user has cancelled, or that SLURM requeues anyway, is no longer "running" when its processes are told
+    to end; a preempted one is while its time of grace lasts, and what ends then SLURM does not requeue. So a job is put
+    back once, and only if nobody else has decided about it.
     """
     job = job_id()
-    if job is None or "SUBMITIT_EXECUTOR" in os.environ:  # submitit puts its jobs back itself
+    if job is None:
         return
     try:
         state = _ask("squeue", "--noheader", "--format=%T", f"--jobs={job}")

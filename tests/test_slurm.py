@@ -1,6 +1,8 @@
 """Jobs on a real SLURM: told to end, put back into the queue, and finished with the same weights."""
 
+import os
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -48,3 +50,36 @@ def test_a_preempted_job_is_requeued_once_and_ends_with_the_same_weights(tmp_pat
     one, two = map(final_state, runs)
     for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "random_states"):
         assert not differences(one[key], two[key], key)
+
+
+# -- a preempted job of a sweep, with stand-ins for SLURM's commands ---------------------------------------------------
+
+SAVES = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(5))
+open("begun", "w").close()
+time.sleep(600)
+"""
+TASK = f"""
+import sys
+from pathlib import Path
+from flows.cli.sweeps.slurm_task import SlurmTask
+SlurmTask((sys.executable, "-c", {SAVES!r}), Path())()
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "rank", "asked"), [("RUNNING", 0, "requeue 5\n"), ("RUNNING", 1, ""), ("COMPLETING", 0, "")]
+)
+def test_a_sweep_s_job_in_its_time_of_grace_is_put_back_unless_slurm_does(state, rank, asked, tmp_path):
+    for name, line in (("squeue", f"echo {state}"), ("scontrol", 'echo "$@" >> asked')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "5", "SLURM_PROCID": str(rank), "SUBMITIT_EXECUTOR": "slurm"}
+    environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    (tmp_path / "asked").touch()
+    with subprocess.Popen([sys.executable, "-c", TASK], cwd=tmp_path, env=environment) as task:
+        wait_until(lambda: (tmp_path / "begun").exists(), 60)
+        task.send_signal(signal.SIGTERM)
+        assert task.wait(timeout=60) == 5
+    assert (tmp_path / "asked").read_text() == asked

@@ -71,6 +71,14 @@ def test_what_all_jobs_have_in_common_is_not_in_their_names():
     assert keys_in_common(["experiment=smoke"], ["experiment=smoke"]) == []
 
 
+def test_a_key_given_first_for_all_and_then_swept_is_in_the_names():
+    job = ["data=digits", "model.num_steps=1", "model.num_steps=3"]
+    assert keys_in_common(job, ["data=digits", "model.num_steps=1", "model.num_steps=2,3"]) == ["data"]
+    assert keys_in_common(job, ["data=digits,photos", "model.num_steps=1,2", "model.num_steps=3"]) == [
+        "model.num_steps"
+    ]
+
+
 # -- what is missing ---------------------------------------------------------------------------------------------------
 
 

@@ -41,10 +41,12 @@ def register() -> None:
 def keys_in_common(overrides: Sequence[str], given: Sequence[str]) -> list[str]:
     """The keys of a job's overrides that every job of its sweep has, by the command line that was given.
 
-    They are left out of names and tables; unless nothing else is there.
+    They are left out of names and tables; unless nothing else is there. A key that is given once for all and then swept
+    has the swept values: the last counts.
     """
     parser = OverridesParser.create()
-    fixed = {line.key_or_group for line in parser.parse_overrides(list(given)) if not line.is_sweep_override()}
+    last = {line.key_or_group: line for line in parser.parse_overrides(list(given))}
+    fixed = {key for key, line in last.items() if not line.is_sweep_override()}
     keys = [
         line.key_or_group for line in parser.parse_overrides(list(overrides)) if line.key_or_group not in NOT_THE_JOB_S
     ]

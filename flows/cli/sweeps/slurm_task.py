@@ -14,6 +14,7 @@ from typing import Any
 
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
+from flows import slurm
 from flows.cli.sweeps.processes import ENDING, OUTPUT, end_of_process, open_output
 
 POLL_S = 0.5
@@ -27,7 +28,8 @@ class SlurmTask:
     """Runs the program as this rank of its job; where a former attempt was interrupted it goes on.
 
     Upon SLURM's warning the program is asked to end, as by anybody else, with SIGTERM. When it has saved what it has,
-    submitit decides whether the job goes back into the queue.
+    submitit decides whether the job goes back into the queue. A partition that gives preempted jobs a time of grace
+    says SIGTERM instead, and takes a job that then ends for ended: it is put back here.
 
     Args:
         command: the program's, with ``resume=auto``.
@@ -40,12 +42,13 @@ class SlurmTask:
     def __call__(self) -> None:
         rank = int(os.environ["SLURM_PROCID"])
         name = OUTPUT if rank == 0 else f"output.{rank}.log"
-        warned: list[int] = []
+        told: list[int] = []
 
         def note(number: int, frame: FrameType | None) -> None:
-            warned.append(number)
+            told.append(number)
 
         requeue: Any = signal.signal(WARNING, note)
+        signal.signal(signal.SIGTERM, note)
         with open_output(self.folder, name) as output:
             process = subprocess.Popen(
                 self.command,
@@ -55,11 +58,12 @@ class SlurmTask:
                 stderr=subprocess.STDOUT,
                 preexec_fn=_ignore_the_warning,
             )
-            while process.poll() is None and not warned:
+            while process.poll() is None and not told:
                 time.sleep(POLL_S)
-            if warned:
+            if told:
                 process.terminate()
                 process.wait()
+            if WARNING in told:
                 try:
                     requeue(WARNING, None)  # on the first rank this ends here, and the job starts again
                 except UncompletedJobError as refusal:
@@ -67,6 +71,8 @@ class SlurmTask:
                     raise
             elif process.returncode:
                 output.write(f"{ENDING}{end_of_process(process.returncode)}\n".encode())
+                if told and rank == 0:
+                    slurm.put_back()
                 sys.exit(abs(process.returncode))
 
     def checkpoint(self) -> DelayedSubmission:
