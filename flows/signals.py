@@ -2,8 +2,8 @@
 
 SIGTERM, SIGUSR1 (what SLURM sends before a time limit, if asked to) and Ctrl-C end a program with the exit code
 :data:`EXIT_CODE`. While a training runs (:func:`deferred`) they are noted only, and the training ends by itself after
-the batch; a second Ctrl-C then ends it at once. Under SLURM the job is put back into its queue
-(:func:`flows.slurm.requeue`).
+the batch; a second Ctrl-C then ends it at once. Under SLURM the job is put back into its queue upon SIGUSR1, and upon
+SIGTERM if it is preempted (:func:`flows.slurm.requeue`).
 
 This module imports nothing that takes time, since the default action of these signals is to kill: ``train.py``
 installs the handlers before it imports torch.
@@ -89,5 +89,5 @@ def _end() -> None:
     how = "the same command" if is_sweep else "resume=auto, or resume=<run folder>,"
     print(f"interrupted by {name}: {how} continues", file=sys.stderr, flush=True)
     if _State.received != signal.SIGINT:
-        slurm.requeue()
+        slurm.requeue(only_if_preempted=_State.received == signal.SIGTERM)
     raise Interrupted(EXIT_CODE)

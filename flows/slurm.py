@@ -25,25 +25,28 @@ def rank() -> int:
     return max(int(os.environ.get(name, 0)) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
 
 
-def requeue() -> None:
-    """Put this process' job back into its queue; nothing outside of SLURM, or if whoever submitted it does so."""
-    if "SUBMITIT_EXECUTOR" not in os.environ:  # see flows.cli.sweeps.slurm_task
-        put_back()
+def requeue(only_if_preempted: bool) -> None:
+    """Like :func:`put_back`, for a job that was not submitted by submitit: what submits with it sees to that itself."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        put_back(only_if_preempted)
 
 
-def put_back() -> None:
-    """Put this process' job back into its queue, unless SLURM is ending it.
+def put_back(only_if_preempted: bool) -> None:
+    """Put this process' job back into its queue, if nobody else has decided about it; nothing outside of SLURM.
 
-    A job that its user has cancelled, or that SLURM requeues anyway, is no longer "running" when its processes are told
-    to end; a preempted one is while its time of grace lasts, and what ends then SLURM does not requeue. So a job is put
-    back once, and only if nobody else has decided about it.
+    A job that its user has cancelled, or that SLURM requeues by itself, is no longer "running" when its processes are
+    told to end. A preempted one is while its time of grace lasts, and if it ends within that, SLURM lets it be.
+
+    Args:
+        only_if_preempted: and not if its processes were told to end for another reason: when one has failed, ``srun``
+            tells the others, and a job that begins again would fail again.
     """
     job = job_id()
     if job is None:
         return
     try:
-        state = _ask("squeue", "--noheader", "--format=%T", f"--jobs={job}")
-        if state == "RUNNING":
+        state = _ask("squeue", "--noheader", "--Format=State,PreemptTime", f"--jobs={job}").split()
+        if state[:1] == ["RUNNING"] and not (only_if_preempted and state[1:] == ["N/A"]):
             _ask("scontrol", "requeue", job)
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error

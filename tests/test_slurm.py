@@ -11,6 +11,8 @@ from cluster import show, submit, wait_until
 from programs import ROOT
 from test_survival import SHORT, differences, final_state
 
+from flows import signals
+
 TOGETHER = [
     "trainer=ddp_cpu",
     "trainer.max_epochs=10",
@@ -52,34 +54,61 @@ def test_a_preempted_job_is_requeued_once_and_ends_with_the_same_weights(tmp_pat
         assert not differences(one[key], two[key], key)
 
 
-# -- a preempted job of a sweep, with stand-ins for SLURM's commands ---------------------------------------------------
+# -- who is put back, with stand-ins for SLURM's commands --------------------------------------------------------------
 
-SAVES = """
-import signal, sys, time
-signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(5))
-open("begun", "w").close()
-time.sleep(600)
-"""
-TASK = f"""
+PREEMPTED = "RUNNING 2030-01-01T00:00:00"
+
+
+@pytest.fixture
+def process(tmp_path):
+    """Starts a process of a job of which SLURM says this, and which says so when it begins; in a folder of its own."""
+
+    def start(said, program, **environment):
+        for name, line in (("squeue", f"echo {said}"), ("scontrol", 'echo "$@" >> asked')):
+            (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+            (tmp_path / name).chmod(0o755)
+        (tmp_path / "asked").touch()
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "5"}
+        command = [sys.executable, "-c", program]
+        running = subprocess.Popen(command, cwd=tmp_path, env=os.environ | path | environment)
+        wait_until(lambda: (tmp_path / "begun").exists(), 60)
+        return running, tmp_path / "asked"
+
+    return start
+
+
+BEGIN = "import signal, sys, time; from flows import signals; signals.install(); open('begun', 'w'); time.sleep(600)"
+ENDS_WHEN_TOLD = f"""
 import sys
 from pathlib import Path
 from flows.cli.sweeps.slurm_task import SlurmTask
-SlurmTask((sys.executable, "-c", {SAVES!r}), Path())()
+SlurmTask((sys.executable, "-c", {BEGIN!r}), Path())()
 """
 
 
 @pytest.mark.parametrize(
-    ("state", "rank", "asked"), [("RUNNING", 0, "requeue 5\n"), ("RUNNING", 1, ""), ("COMPLETING", 0, "")]
+    ("number", "said", "asked"),
+    [
+        (signal.SIGUSR1, "RUNNING N/A", "requeue 5\n"),
+        (signal.SIGUSR1, "COMPLETING N/A", ""),
+        (signal.SIGUSR1, "", ""),
+        (signal.SIGTERM, PREEMPTED, "requeue 5\n"),
+        (signal.SIGTERM, "RUNNING N/A", ""),  # srun says it to the others when one process has failed
+        (signal.SIGINT, PREEMPTED, ""),
+    ],
 )
-def test_a_sweep_s_job_in_its_time_of_grace_is_put_back_unless_slurm_does(state, rank, asked, tmp_path):
-    for name, line in (("squeue", f"echo {state}"), ("scontrol", 'echo "$@" >> asked')):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
-        (tmp_path / name).chmod(0o755)
-    slurm = {"SLURM_JOB_ID": "5", "SLURM_PROCID": str(rank), "SUBMITIT_EXECUTOR": "slurm"}
-    environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    (tmp_path / "asked").touch()
-    with subprocess.Popen([sys.executable, "-c", TASK], cwd=tmp_path, env=environment) as task:
-        wait_until(lambda: (tmp_path / "begun").exists(), 60)
-        task.send_signal(signal.SIGTERM)
-        assert task.wait(timeout=60) == 5
-    assert (tmp_path / "asked").read_text() == asked
+def test_a_job_is_put_back_if_nobody_else_has_decided_about_it(number, said, asked, process):
+    running, requests = process(said, BEGIN)
+    running.send_signal(number)
+    assert running.wait(timeout=60) == signals.EXIT_CODE
+    assert requests.read_text() == asked
+
+
+@pytest.mark.parametrize(
+    ("said", "rank", "asked"), [(PREEMPTED, 0, "requeue 5\n"), (PREEMPTED, 1, ""), ("RUNNING N/A", 0, "")]
+)
+def test_so_is_a_job_of_a_sweep_by_its_first_process(said, rank, asked, process):
+    running, requests = process(said, ENDS_WHEN_TOLD, SLURM_PROCID=str(rank), SUBMITIT_EXECUTOR="slurm")
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=60) == (signals.EXIT_CODE if rank == 0 else 0)
+    assert requests.read_text() == asked

@@ -72,7 +72,7 @@ class SlurmTask:
             elif process.returncode:
                 output.write(f"{ENDING}{end_of_process(process.returncode)}\n".encode())
                 if told and rank == 0:
-                    slurm.put_back()
+                    slurm.put_back(only_if_preempted=True)
                 sys.exit(abs(process.returncode))
 
     def checkpoint(self) -> DelayedSubmission:
