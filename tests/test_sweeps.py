@@ -342,6 +342,19 @@ def test_slurm_and_the_trainer_must_agree_on_the_processes(sweep, monkeypatch, c
     assert "starts 4 processes on 1 nodes, but the trainer wants trainer.devices=2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("plus", ["", "+"])
+def test_further_options_reach_sbatch(plus, sweep, monkeypatch, tmp_path, capsys):
+    for name in ("sbatch", "srun", "squeue", "scontrol", "scancel"):
+        (tmp_path / name).write_text(f"#!/bin/sh\n[ {name} = squeue ] || (echo {name}: no >&2; exit 1)\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    options = plus + "hydra.launcher.additional_parameters={account: mine, exclusive: true}"
+    assert sweep("seed=1", "hydra/launcher=slurm", options)[0] == 2
+    assert "SLURM refuses the jobs" in capsys.readouterr().err
+    (script,) = tmp_path.glob("grid/slurm/*.sh")
+    assert {"#SBATCH --account=mine", "#SBATCH --exclusive"} <= set(script.read_text().splitlines())
+
+
 # -- whole sweeps of processes -----------------------------------------------------------------------------------------
 
 STUB = f"""

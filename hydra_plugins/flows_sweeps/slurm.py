@@ -41,7 +41,7 @@ class Slurm(SweepLauncher):
         max_num_timeout: so many times at most.
         array_parallelism: jobs at a time.
         setup: lines of shell for the batch script.
-        additional_parameters: further options of sbatch.
+        additional_parameters: further options of sbatch by their long names, ``{account: mine, exclusive: true}``.
         partition, cpus_per_task, gpus_per_node, mem_gb, job_name: as SLURM knows them.
     """
 
@@ -116,7 +116,8 @@ class Slurm(SweepLauncher):
             for layout, group in alike.items():
                 running |= self._submit(layout, group)
             for number, job in running.items():
-                self.note_start(job, f" as SLURM job {number}")
+                still = "still " if job.folder in found else ""
+                self.note_start(job, f"is {still}in the queue as SLURM job {number}")
             while running:
                 time.sleep(POLL_S)
                 queued = _queued()
@@ -203,7 +204,7 @@ class SlurmConf:
     array_parallelism: int = 256
     job_name: str = "${hydra.job.name}"
     setup: list[str] = field(default_factory=list)
-    additional_parameters: dict[str, Any] = field(default_factory=dict)
+    additional_parameters: Any = None  # a dict, but Hydra lets nobody add to one without a +
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmConf, provider="flows")

@@ -157,9 +157,9 @@ class SweepLauncher(Launcher):
             while runs.is_held(job.folder) and time.monotonic() < deadline:
                 time.sleep(0.2)
 
-    def note_start(self, job: Job, where: str = "") -> None:
-        """One line for a job that starts."""
-        report.console.print(f"job {job.index} ({job.title}) starts{where}: {job.folder}", markup=False)
+    def note_start(self, job: Job, how: str = "starts") -> None:
+        """One line for a job that starts, or that will."""
+        report.console.print(f"job {job.index} ({job.title}) {how}: {job.folder}", markup=False)
 
 
 def _as_hydra_returns_it(job: Job, row: Row) -> JobReturn:
