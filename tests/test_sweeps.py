@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from programs import ROOT, run
 
-from flows import InputError, signals
+from flows import InputError, StorageError, signals
 from flows.cli import entry, runs
 from flows.cli.sweeps import summary
 from flows.cli.sweeps.folders import Score, finished, read_score
@@ -257,6 +257,16 @@ def test_a_failing_job_never_takes_the_sweep_with_it(sweep, capsys):
     assert "3 of 5 jobs failed" in said.err.splitlines()[-1]
     for row in rows:
         assert row["error"][:12] in said.out
+
+
+def test_a_disk_that_fails_costs_the_summary_and_not_the_jobs(sweep, monkeypatch, capsys):
+    def fail(path):
+        raise StorageError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(summary, "atomic_write", fail)
+    code, rows, done = sweep("seed=1,5")
+    assert (code, rows, done) == (0, [], [1, 5])
+    assert "its summary is not up to date: cannot write" in capsys.readouterr().err
 
 
 def test_a_batch_with_a_failure_does_not_keep_the_next_from_running(sweep):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,10 +58,7 @@ class SamplePictures(pl.Callback):
         step = trainer.global_step
         images, num_overflown = self.draw(pl_module.flow)
         if num_overflown:
-            warnings.warn(
-                f"step {step}: {num_overflown} of {len(images)} samples overflowed and are white in the picture",
-                stacklevel=1,
-            )
+            warn(f"step {step}: {num_overflown} of {len(images)} samples overflowed and are white in the picture")
         try:
             save_png(grid(images, self.num_columns), self.folder / f"step={step:07d}.png")
         except StorageError as error:

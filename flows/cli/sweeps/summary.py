@@ -15,8 +15,9 @@ from rich.table import Table
 
 from flows.cli import report
 from flows.cli.sweeps.folders import Score
-from flows.errors import SweepError
+from flows.errors import StorageError, SweepError
 from flows.files import atomic_write
+from flows.notices import warn
 
 SUMMARY = "summary.csv"
 COLUMNS = ("job", "overrides", "status", "val/bits_per_dim", "test/bits_per_dim", "error", "folder")
@@ -83,11 +84,7 @@ class Summary:
         self._write()
 
     def add(self, row: Row, sweep_dir: Path) -> None:
-        """Write a job's end down.
-
-        Raises:
-            StorageError: the sweep's folder cannot be written to.
-        """
+        """Write a job's end down."""
         self.rows[row.job] = row
         self.sweep_dir = sweep_dir
         self._write()
@@ -108,13 +105,17 @@ class Summary:
         return [rows[job] for job in sorted(rows)]
 
     def _write(self) -> None:
+        """Write everything anew; a disk that fails for a while costs the file, not the jobs."""
         assert self.sweep_dir is not None
         with self._turn:
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
             writer.writerows([COLUMNS, *(row.cells() for row in self.all_rows())])
-            with atomic_write(self.sweep_dir / SUMMARY) as file:
-                file.write(text.getvalue().encode())
+            try:
+                with atomic_write(self.sweep_dir / SUMMARY) as file:
+                    file.write(text.getvalue().encode())
+            except StorageError as error:
+                warn(f"the sweep goes on, but its summary is not up to date: {error}")
 
     def show(self) -> None:
         """Print the table, once, if there was a sweep at all."""
