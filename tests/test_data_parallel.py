@@ -302,7 +302,7 @@ def test_more_gpus_than_there_are_is_one_line(gpus, words, monkeypatch):
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         config = compose_resolved("train", ["trainer=ddp", "trainer.devices=4"])
     with pytest.raises(InputError) as caught:
-        train._trainer(config | {"callbacks": {}, "logger": {}}, [])
+        train._trainer(config | {"callbacks": {}}, [])
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 

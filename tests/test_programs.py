@@ -164,7 +164,7 @@ def test_other_loggers_need_no_account_and_no_network(tmp_path, logger):
         (["seed=-1"], "seed must be"),
         (["data.num_workers=-1"], "data.num_workers must be at least 0"),
         (["trainer.max_epochs=0"], "nothing to report"),
-        (["trainer=gpu"], "gpu"),
+        (["trainer=gpu"], "no GPU here"),
         (["callbacks.samples.temperatures=[]"], "callbacks.samples.temperatures"),
     ],
 )

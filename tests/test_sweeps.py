@@ -226,7 +226,6 @@ def sweep(tmp_path, monkeypatch):
     def start(*arguments):
         done.clear()
         GlobalHydra.instance().clear()
-        vars(summary.CURRENT).update(vars(summary.Summary()))
         monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), "-m", "experiment=smoke", "run_dir=grid", *arguments])
         try:
             entry.run(task, "train", CONF)

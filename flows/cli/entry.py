@@ -41,6 +41,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, config_dir: Path) -
     schema.register()
     names.register()
     _quieten_lightning()
+    CURRENT.begin()
     with _mendable_failures_in_one_line():
         given = sys.argv[1:]
         replayed = replay_when_resuming(given)

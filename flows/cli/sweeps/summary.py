@@ -61,6 +61,10 @@ class Summary:
     """The jobs of a sweep, as they end; of a search also those that other workers have run."""
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Know of no sweep, as at the start of a program."""
         self.rows: dict[int, Row] = {}
         self.sweep_dir: Path | None = None
         self.num_jobs: int | None = None
