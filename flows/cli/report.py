@@ -32,9 +32,13 @@ def show_paths(paths: Iterable[tuple[str, Path]]) -> None:
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr that counts images; yields ``advance(num_images)``. It disappears when done."""
+    """A progress bar on stderr that counts images; yields ``advance(num_images)``. It disappears when done.
+
+    Where stderr is no terminal nothing is shown, not even the empty line that rich would leave.
+    """
     columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(description, total=total)
         yield lambda num_images: bar.advance(task, num_images)
 
