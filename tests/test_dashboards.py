@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -373,3 +374,22 @@ def test_files_that_cannot_be_written_cost_figures_and_not_the_training(tmp_path
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4]  # the first went with the folder
     events = EventAccumulator(str(tmp_path / "tensorboard/version_0")).Reload()
     assert [event.step for event in events.Scalars("train/bits_per_dim")] == [4]  # the save at 3 has made a new file
+
+
+def test_a_disk_that_fills_up_within_a_row_costs_no_row_and_no_column(tmp_path, capsys):
+    logger, path = SteadyCSVLogger(tmp_path), tmp_path / "metrics/version_0/metrics.csv"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for step, (figures, room) in enumerate([("a", 99), ("a", 5), ("a", 99), ("ab", 0), ("ab", 99), ("ab", 99)]):
+        size = path.stat().st_size if path.exists() else 0
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, limits[1]))
+        try:
+            logger.log_metrics(dict.fromkeys(figures, step + 0.25), step)
+            logger.save()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert room == 99 or path.stat().st_size == size
+    rows = list(csv.DictReader(path.open()))
+    assert [(row["step"], row["a"], row["b"]) for row in rows] == [
+        (str(step), f"{step}.25", f"{step}.25" if step > 2 else "") for step in range(6)
+    ]
+    assert capsys.readouterr().err.count("metrics are not written to") == 2

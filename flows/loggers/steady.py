@@ -11,6 +11,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -61,9 +62,22 @@ class _ContinuedFile(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         self._resumes = os.path.isfile(self.metrics_file_path)
+        self._num_bytes = 0
 
     def _check_log_dir_exists(self) -> None:
         """An earlier training's file is not in the way."""
+
+    def save(self) -> None:
+        """Append the rows, all or none: when the disk fails, the file and what is known of its columns stay."""
+        columns = list(self.metrics_keys)
+        self._num_bytes = os.path.getsize(self.metrics_file_path) if os.path.isfile(self.metrics_file_path) else 0
+        try:
+            super().save()
+        except OSError:
+            self.metrics_keys = columns
+            with suppress(OSError):
+                os.truncate(self.metrics_file_path, self._num_bytes)
+            raise
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         """Rewrite the file, which the first rows of a training and any new column call for."""
@@ -77,9 +91,10 @@ class _ContinuedFile(ExperimentWriter):
         writer = csv.DictWriter(text, fieldnames, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
+        content = text.getvalue().encode()
         with atomic_write(self.metrics_file_path) as whole:
-            whole.write(text.getvalue().encode())
-        self._resumes = False
+            whole.write(content)
+        self._resumes, self._num_bytes = False, len(content)
 
 
 class SteadyTensorBoardLogger(TensorBoardLogger):
