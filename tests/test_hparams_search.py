@@ -177,6 +177,26 @@ def test_after_a_kill_exactly_the_missing_trials_are_run(search, in_background, 
     assert trials_of()[2].params == lost.params  # in the same folder, where the run is taken up again
 
 
+def test_a_worker_that_is_killed_while_it_writes_holds_up_nobody(in_background):
+    def task(cfg):
+        os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+        return distance(cfg)
+
+    for doomed, exit_code in ((task, -signal.SIGKILL), (distance, 0)):
+        process = in_background(doomed, 2, X)
+        process.join(60)
+        assert process.exitcode == exit_code
+    assert len(finished()) == 2
+
+
+def test_half_a_line_in_the_journal_spoils_no_other(search, tmp_path):
+    search(distance, 2, X)
+    with (tmp_path / "study" / "study.journal").open("ab") as journal:
+        journal.write(b'{"op_code":6,"wor')
+    search(distance, 4, X)
+    assert len(finished()) == 4
+
+
 def test_a_second_worker_leaves_the_trial_of_the_first_alone(search, in_background, tmp_path):
     started, go_on = tmp_path / "started", tmp_path / "go_on"
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
@@ -23,6 +24,22 @@ from flows.randomness import Stream, generator_for
 
 SETTINGS, WORKER, ERROR = "settings", "worker", "error"
 """Attributes: what a study searches; whose a trial is; why it has no score."""
+
+
+class _Journal(JournalFileBackend):
+    """Optuna's, of which a worker that is killed in the middle of a line leaves neither the lock nor half the line.
+
+    Optuna's own lock is a link, at which others wait until it is old, or for ever if the journal's path is relative.
+    """
+
+    def __init__(self, path: Path, lock: FileLock) -> None:
+        super().__init__(str(path), lock)  # type: ignore[arg-type] # it can be acquired and released
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with self._lock:  # type: ignore[attr-defined]
+            with open(self._file_path, "rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+            super().append_logs(logs)
 
 
 class Study:
@@ -65,7 +82,7 @@ class Study:
         self._alive = FileLock(self._locks / self.worker)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self.turn:
-            storage = JournalStorage(JournalFileBackend(str(path)))
+            storage = JournalStorage(_Journal(path, FileLock(self._locks / "journal")))
             self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
             begun_with = self._study.user_attrs.get(SETTINGS)
             if begun_with is None:
