@@ -74,7 +74,6 @@ class LastCheckpoint(Checkpoint):
         self.failure: StorageError | None = None
         self._saved_step = 0
         self._is_due = False
-        self._lacks_row = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Lightning's own handler of SIGTERM broadcasts from within the handler, which hangs where ranks are apart.
@@ -89,13 +88,6 @@ class LastCheckpoint(Checkpoint):
             loop.epoch_progress.increment_completed()
             loop.reset_restart_stage()
             loop._restarting = loop.epoch_loop._restarting = False
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if self._lacks_row:
-            _save_rows(trainer)
-            self._lacks_row = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -133,7 +125,6 @@ class LastCheckpoint(Checkpoint):
             trainer._logger_connector.update_train_step_metrics()
         if (is_due or is_interrupted) and self._saved_step != trainer.global_step:
             self._save(trainer)
-            self._lacks_row = not is_logged
         if is_interrupted:
             raise signals.Interrupted(signals.EXIT_CODE)
 

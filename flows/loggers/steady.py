@@ -98,9 +98,10 @@ class _ContinuedFile(ExperimentWriter):
 
 
 class SteadyTensorBoardLogger(TensorBoardLogger):
-    """A TensorBoard event file. When it cannot be written, nothing is until the next checkpoint, which tries a new one.
+    """A TensorBoard event file. When it cannot be written, nothing is until :meth:`save`, which tries a new one.
 
-    What is logged between, and what TensorBoard had not yet written, is lost here; the CSV file has the numbers.
+    Lightning saves after every row. What is logged between, and what TensorBoard had not yet written, is lost here; the
+    CSV file has the numbers.
 
     Arguments are Lightning's.
     """
@@ -111,7 +112,7 @@ class SteadyTensorBoardLogger(TensorBoardLogger):
         threading.excepthook = partial(_pass_over_what_is_raised_again, threading.excepthook)
 
     def attempt(self, write: Callable[[], object]) -> None:
-        """Write something, unless the disk has failed since the last checkpoint."""
+        """Write something, unless the disk has failed since the last :meth:`save`."""
         if not self._is_waiting:
             self._try(write, says_so=True)
 
