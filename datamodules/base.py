@@ -208,12 +208,15 @@ class TrainingLoader(DataLoader):
     """Loads :class:`TrainingBatches`, and can be taken up in the middle of an epoch.
 
     Lightning keeps :meth:`state_dict` in its checkpoints. Batches that workers have loaded in advance do not count.
+
+    Raises:
+        InputError: it is taken up within an epoch, but with another number of batches in a step.
     """
 
     def __init__(self, dataset: TrainingImages, batches: TrainingBatches, **options: Any) -> None:
         super().__init__(dataset, batch_sampler=cast(Any, batches), **options)
         self.batches = batches
-        self._place = {"epoch": 0, "num_batches": 0}
+        self._place = {"epoch": 0, "num_batches": 0, "num_accumulated": batches.num_accumulated}
         self._resumed_place = self._place
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -222,14 +225,24 @@ class TrainingLoader(DataLoader):
         epoch = self.batches.sampler.epoch
         resumes = epoch == self._resumed_place["epoch"]
         self.batches.first = self._resumed_place["num_batches"] if resumes else 0
-        self._resumed_place = {"epoch": epoch, "num_batches": 0}  # whoever iterates again starts from the beginning
-        self._place = {"epoch": epoch, "num_batches": self.batches.first}
+        self._require_same_steps()
+        self._resumed_place = self._place | {"epoch": epoch, "num_batches": 0}  # whoever iterates again starts anew
+        self._place = self._resumed_place | {"num_batches": self.batches.first}
         for batch in super().__iter__():
             self._place["num_batches"] += 1
             yield batch
 
+    def _require_same_steps(self) -> None:
+        given = self.batches.num_accumulated
+        stored = self._resumed_place.get("num_accumulated", given)
+        if self.batches.first and stored != given:
+            raise InputError(
+                f"the checkpoint lies within an epoch of steps of {stored} batches, not {given}: resume it with "
+                f"trainer.accumulate_grad_batches={stored}, or one that was written at the end of an epoch"
+            )
+
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches have been handed out."""
+        """The epoch, how many of its batches have been handed out, and how many make a step."""
         return dict(self._place)
 
     def load_state_dict(self, state: dict[str, int]) -> None:

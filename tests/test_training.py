@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from datamodules import ImageDataModule, ImageDataset
-from flows import Flow, NonFiniteError, load_flow
+from flows import Flow, InputError, NonFiniteError, load_flow
 from flows.callbacks import (
     AveragedWeights,
     InversionMonitor,
@@ -187,6 +187,15 @@ def test_resumed_from_any_step_training_ends_where_the_undisturbed_one_does(tmp_
         assert torch.equal(parameters(whole), parameters(resumed)), path
         averages = [parameters(averaging._average_model.module) for averaging in (all_kept[1], again[1])]
         assert torch.equal(*averages), path
+
+
+def test_steps_of_more_batches_begin_with_an_epoch(tmp_path):
+    fit(tmp_path, [LastCheckpoint(tmp_path, every_n_train_steps=1, keep_last=100)])
+    within, at_the_end = (tmp_path / f"step={step:07d}.ckpt" for step in (2, 4))
+    with pytest.raises(InputError, match=r"resume it with trainer\.accumulate_grad_batches=1"):
+        fit(tmp_path, ckpt_path=within, accumulate_grad_batches=2)
+    trainer, _ = fit(tmp_path, ckpt_path=at_the_end, accumulate_grad_batches=2)
+    assert trainer.global_step == 8
 
 
 def test_so_many_predecessors_are_kept(tmp_path):
