@@ -393,3 +393,15 @@ def test_a_disk_that_fills_up_within_a_row_costs_no_row_and_no_column(tmp_path, 
         (str(step), f"{step}.25", f"{step}.25" if step > 2 else "") for step in range(6)
     ]
     assert capsys.readouterr().err.count("metrics are not written to") == 2
+
+
+def test_a_resumed_training_replaces_the_rows_of_the_steps_that_it_does_again(tmp_path):
+    for training, steps in (("first", range(5)), ("second", range(3, 6))):
+        logger = SteadyCSVLogger(tmp_path)
+        for step in steps:
+            for name in ("both", training):
+                logger.log_metrics({name: step + 0.25}, step)
+                logger.save()
+    rows = list(csv.DictReader((tmp_path / "metrics/version_0/metrics.csv").open()))
+    logged = [(int(row["step"]), name) for row in rows for name in row if name != "step" and row[name]]
+    assert logged == [(step, name) for step in range(6) for name in ("both", "first" if step < 3 else "second")]
