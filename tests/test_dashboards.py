@@ -181,6 +181,30 @@ def test_every_logger_gets_the_same_figures(tmp_path):
         assert server.files["checkpoint-first/best.ckpt"] == b"weights"
 
 
+class Overflow(pl.Callback):
+    """Makes the model useless before it is validated."""
+
+    def on_validation_start(self, trainer, pl_module):
+        for _, step, _ in pl_module.flow.steps():
+            step.actnorm.log_scale.data.fill_(80.0)
+
+
+def test_latents_that_overflow_when_a_model_is_validated_do_not_end_the_training(tmp_path):
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        callbacks=[Overflow(), InversionMonitor(), LatentMonitor()],
+        logger=[SteadyTensorBoardLogger(tmp_path), WandbLogger(str(tmp_path))],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(FlowModule(flow(), adamax), StripesModule())
+    trainer.loggers[1].finalize("finished")
+    assert np.isnan(float(trainer.callback_metrics["val/bits_per_dim"]))
+
+
 @pytest.mark.parametrize("trouble", ["no key", "a malformed key", "a key that is refused", "no network"])
 def test_a_start_that_fails_leaves_an_offline_run_and_one_warning(trouble, tmp_path, monkeypatch, capsys):
     with WandbServer(code=401) as server:

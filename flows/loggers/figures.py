@@ -58,7 +58,10 @@ def log_histogram(logger: Logger, name: str, values: Tensor, edges: Tensor, step
 
 @log_histogram.register
 def _(logger: SteadyTensorBoardLogger, name: str, values: Tensor, edges: Tensor, step: int) -> None:
-    logger.attempt(lambda: logger.experiment.add_histogram(name, values.cpu(), step, bins=edges.numpy()))
+    values = values.cpu()
+    counted = values[(edges[0] <= values) & (values <= edges[-1])]  # no NaN either
+    if len(counted):  # TensorBoard knows no empty histograms
+        logger.attempt(lambda: logger.experiment.add_histogram(name, counted, step, bins=edges.numpy()))
 
 
 @log_histogram.register
