@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from flows import threads
+
+    threads.share_the_machine()
+
 from functools import partial
 from pathlib import Path
 from typing import get_args

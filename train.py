@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from flows import signals
+    from flows import signals, threads
 
     signals.install()  # before the seconds that the imports take: what is not handled kills
+    threads.share_the_machine()
 
 import contextlib
 import json

@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import torch
 import yaml
 from PIL import Image
 from programs import ROOT, TINY, error_line, run
+
+from flows import threads
 
 
 @pytest.fixture(scope="module")
@@ -290,3 +294,25 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
     assert sorted(os.listdir(checkpoints)) == ["best.ckpt", "last.ckpt"]
     for name in ("best.ckpt", "last.ckpt"):
         assert torch.load(checkpoints / name, weights_only=True)["epoch"] == 0
+
+
+@pytest.mark.parametrize("program", ["train.py", "sample.py", "evaluate.py", "report.py"])
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, threads.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_waiting_threads_sleep_soon_unless_the_user_has_decided(program, given, expected):
+    """The library that they belong to reads its settings when PyTorch is imported."""
+    code = (
+        "import os, runpy, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *arguments):\n"
+        "        if name == 'torch':\n"
+        "            print(os.environ.get('GOMP_SPINCOUNT'), flush=True)\n"
+        "            os._exit(0)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"runpy.run_path({str(ROOT / program)!r}, run_name='__main__')\n"
+    )
+    inherited = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment = inherited | {"PYTHONPATH": str(ROOT)} | given
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str(expected), done.stderr

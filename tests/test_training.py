@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from datamodules import ImageDataModule, ImageDataset
 from flows import Flow, InputError, NonFiniteError, load_flow
@@ -221,6 +222,12 @@ def test_without_hard_links_predecessors_are_copies_and_a_full_disk_costs_only_t
     fit(tmp_path / "full", [LastCheckpoint(tmp_path / "full", keep_last=2)], max_epochs=2)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["last.ckpt"]
     assert capsys.readouterr().err.count("is kept this time: ") == 1
+
+
+def test_processes_that_resumed_at_different_steps_do_not_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(SingleDeviceStrategy, "broadcast", lambda self, obj, src=0: 4 if obj == 0 else obj)
+    with pytest.raises(InputError, match="process 0 resumed at step 0, the first one at 4"):
+        fit(tmp_path, [LastCheckpoint(tmp_path)])
 
 
 def test_warm_up_is_linear_and_then_constant():

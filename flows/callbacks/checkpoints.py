@@ -80,6 +80,7 @@ class LastCheckpoint(Checkpoint):
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _require_same_step(trainer)
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             self._clear_away()
@@ -145,6 +146,16 @@ class LastCheckpoint(Checkpoint):
                 path.unlink()
         except OSError as error:
             warn(f"no predecessor of {self.path} is kept this time: {error.strerror or error}")
+
+
+def _require_same_step(trainer: pl.Trainer) -> None:
+    """Refuse to train when ranks have resumed from different checkpoints, as a network's stale folder may show them."""
+    first = trainer.strategy.broadcast(trainer.global_step)
+    if trainer.strategy.reduce_boolean_decision(first != trainer.global_step, all=False):
+        raise InputError(
+            f"the processes do not see the same checkpoints: process {trainer.global_rank} resumed at step "
+            f"{trainer.global_step}, the first one at {first}; start again, or name the checkpoint by resume="
+        )
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
