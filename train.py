@@ -129,7 +129,7 @@ def _train(cfg: DictConfig, to_release: contextlib.ExitStack) -> float:
         if unsaved is None or (run_dir / CHECKPOINTS / "best.ckpt").exists():
             try:
                 _conclude(run_dir, trainer, data, score, started)
-            except BaseException:
+            except BaseException:  # a signal too: nowhere should the run look as if it were going on
                 for logger in trainer.loggers:
                     logger.finalize("failed")
                 raise

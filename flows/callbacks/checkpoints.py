@@ -131,7 +131,8 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: pl.Trainer) -> None:
         self._saved_step, self._is_due = trainer.global_step, False
-        _save_rows(trainer)
+        for logger in trainer.loggers:
+            logger.save()  # who resumes from here should find the rows that led here
         if self.keep_last and trainer.is_global_zero:
             self._keep_predecessors()
         self.failure = try_to_save(trainer, self.path)
@@ -167,12 +168,6 @@ def _link_or_copy(source: Path, target: Path) -> None:
         with open(source, "rb") as reading, atomic_write(target) as writing:
             shutil.copyfileobj(reading, writing)
         shutil.copystat(source, target)  # by its time it is known which checkpoint is the newest
-
-
-def _save_rows(trainer: pl.Trainer) -> None:
-    """Let the loggers write what they have: who resumes from a checkpoint should find the rows that led to it."""
-    for logger in trainer.loggers:
-        logger.save()
 
 
 def _can_be_resumed_here(trainer: pl.Trainer) -> bool:

@@ -44,7 +44,7 @@ class WandbLogger(LightningWandbLogger):
     sent from there by a process of its own. If the server cannot be reached within ``init_timeout`` or refuses the
     key, one warning says so and the run is an offline one. If the server is lost later, the training does not notice;
     what has not arrived ``finish_timeout`` after the end is left to ``wandb sync``, and one warning says that. If the
-    process itself is lost, the run goes on offline; if that fails too, because the disk is full, without W&B.
+    process itself is lost, the run goes on offline; if that fails too, since nothing can be written, without W&B.
 
     A run that a signal ends is marked as preempted, one that ends with an error as failed.
 
@@ -97,6 +97,7 @@ class WandbLogger(LightningWandbLogger):
         }
         super().__init__(save_dir=save_dir, project=project, id=id)
         self._mode: Mode | Literal["disabled"] = mode
+        # What comes after a failure, each once; an offline run whose client is lost has an offline successor.
         self._retreats: list[Mode | Literal["disabled"]] = ["offline", "disabled"]
         if mode == "online":
             self._retreats.insert(0, "offline")
