@@ -125,3 +125,17 @@ def test_killed_twenty_times_at_any_moment_a_run_ends_with_the_same_weights(undi
             run += 1
             if kills == 20:
                 return
+
+
+@pytest.mark.parametrize("end", ["trainer.max_epochs=1", "+trainer.max_steps=6"])
+def test_a_run_killed_between_its_last_two_checkpoints_ends_with_both(end, tmp_path):
+    """In its last epoch it writes ``last.ckpt`` twice, ``best.ckpt`` and, had it not been killed, ``last.ckpt``."""
+    arguments = [*SHORT, end, "run_dir=run", "resume=auto"]
+    assert wait(fork(arguments, tmp_path, lambda: kill_in_a_write(2, "after it"))) == -signal.SIGKILL
+    assert final_state(tmp_path / "run")["global_step"] == 4
+    assert wait(fork(arguments, tmp_path)) == 0, output(tmp_path)
+    last = final_state(tmp_path / "run")
+    best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
+    assert last["global_step"] == 6
+    for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "random_states"):
+        assert not differences(last[key], best[key], key)

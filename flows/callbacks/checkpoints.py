@@ -79,11 +79,16 @@ class LastCheckpoint(Checkpoint):
         # Lightning's own handler of SIGTERM broadcasts from within the handler, which hangs where ranks are apart.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not when the training starts: where no step is left to be made, Lightning does not start it.
+        if trainer.is_global_zero:
+            self._clear_away()
+            if trainer.ckpt_path is not None:
+                self._catch_up_with(Path(trainer.ckpt_path))
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _require_same_step(trainer)
         self._saved_step = trainer.global_step
-        if trainer.is_global_zero:
-            self._clear_away()
         loop = trainer.fit_loop
         if loop.restarted_on_epoch_end:  # with max_steps, Lightning takes up an epoch again that had ended
             loop.epoch_progress.increment_completed()
@@ -118,6 +123,20 @@ class LastCheckpoint(Checkpoint):
                     require_whole(path)
                 except InputError:
                     os.replace(path, path.with_name(f"{path.name}.damaged"))
+
+    def _catch_up_with(self, resumed: Path) -> None:
+        """Let ``last.ckpt`` be the checkpoint that the training goes on from, if that is a later one of this run.
+
+        A process that is killed after ``best.ckpt`` was written and before ``last.ckpt`` was leaves them so. If it was
+        at its last step, the resumed training has nothing left to do and would not write ``last.ckpt`` again.
+        """
+        if resumed.resolve().parent != self.path.resolve().parent:
+            return
+        if not self.path.exists() or self.path.stat().st_mtime_ns < resumed.stat().st_mtime_ns:
+            try:
+                _link_or_copy(resumed, self.path)
+            except OSError as error:
+                warn(f"{self.path} stays older than {resumed}: {error.strerror or error}")
 
     def _save_if_wanted(self, trainer: pl.Trainer, is_due: bool, is_logged: bool) -> None:
         """Save, and end if a signal says so; the step's row, which Lightning logs after the batch, is logged first."""
@@ -160,14 +179,18 @@ def _require_same_step(trainer: pl.Trainer) -> None:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file, which will be replaced under its first one, or a copy of it."""
-    target.unlink(missing_ok=True)
+    """A second name for a file, or a copy of it: files of checkpoints are replaced, never written to."""
+    part = target.with_name(f".{target.name}.part")
+    part.unlink(missing_ok=True)
     try:
-        os.link(source, target)
+        os.link(source, part)
+        os.replace(part, target)
     except OSError:  # a file system without hard links
         with open(source, "rb") as reading, atomic_write(target) as writing:
             shutil.copyfileobj(reading, writing)
         shutil.copystat(source, target)  # by its time it is known which checkpoint is the newest
+    finally:
+        part.unlink(missing_ok=True)  # to rename one name of a file to another of its names does nothing
 
 
 def _can_be_resumed_here(trainer: pl.Trainer) -> bool:
