@@ -178,7 +178,7 @@ def _go_back(
     diverged = _callback(trainer, Rollback)
     if diverged is None:
         raise error
-    checkpoint = diverged.checkpoint_after(error, run_dir, says_so=trainer.is_global_zero)
+    checkpoint = diverged.checkpoint_after(error, trainer.global_step, run_dir, says_so=trainer.is_global_zero)
     trainer = _trainer(config, overrides)
     again = _callback(trainer, Rollback)
     assert again is not None  # the same configuration

@@ -62,15 +62,14 @@ def find_checkpoint(given: str | Path, prefer: str = "best") -> Path:
 
 
 def newest_whole(
-    run_dir: Path, is_wanted: Callable[[dict[str, Any]], bool] = lambda content: True
+    folder: Path, is_wanted: Callable[[dict[str, Any]], bool] = lambda content: True
 ) -> tuple[Path | None, list[InputError]]:
-    """The checkpoint that a run wrote last, of those that are whole and wanted, and what is wrong with damaged ones.
+    """The checkpoint written last, of those that are whole and wanted, and what is wrong with damaged ones.
 
     "Last" is by the time of writing, not by the step: a training that went back has later checkpoints of earlier steps.
     """
     damaged = []
-    paths = (run_dir / CHECKPOINTS).glob("*.ckpt")
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
             content = read_checkpoint(path)
         except InputError as error:
@@ -79,6 +78,24 @@ def newest_whole(
             if is_wanted(content):
                 return path, damaged
     return None, damaged
+
+
+def newest_good(folder: Path, failed_step: int) -> Path | None:
+    """The newest whole checkpoint with finite weights other than those with which a training has failed.
+
+    Going on from these, however slowly, would meet the same batch and fail at once.
+
+    Args:
+        folder: where the checkpoints lie.
+        failed_step: the step of the optimiser that could not be made.
+    """
+
+    def is_good(content: dict[str, Any]) -> bool:
+        states = [content["state_dict"], content.get("current_model_state", {})]
+        is_finite = all(bool(torch.isfinite(value).all()) for state in states for value in state.values())
+        return is_finite and content["global_step"] < failed_step
+
+    return newest_whole(folder, is_good)[0]
 
 
 def require_whole(path: str | Path) -> None:

@@ -7,9 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flows.errors import InputError
+from flows.errors import InputError, NonFiniteError
 from flows.layers import Layer
 from flows.model import Flow
+
+NOT_INVERTIBLE = (NonFiniteError, torch.linalg.LinAlgError, InputError)
+"""What inverses raise: something overflows; a matrix is singular; a filter has a zero or a NaN on its diagonal."""
 
 
 @torch.no_grad()
@@ -53,12 +56,15 @@ def _floating_tensors(output: object) -> list[Tensor]:
 def round_trip_error(flow: Flow, images: Tensor) -> float:
     """Largest ``|inverse(forward(v)) - v|`` over some uint8 images, in grey levels of ``num_bits``.
 
-    Below 0.5 the decoded pixels equal the originals. NaN and infinity are returned as such, not raised.
+    Below 0.5 the decoded pixels equal the originals. Infinite where something overflows or has no inverse.
     """
     dequantizer = flow.dequantizer
     v = dequantizer.dequantize(images.to(flow.device), 0.5, flow.dtype)
     latents, _ = flow(v)
-    return float((flow.inverse(latents) - v).abs().max() * dequantizer.num_levels)
+    try:
+        return _or_infinite((flow.inverse(latents) - v).abs().max() * dequantizer.num_levels)
+    except NOT_INVERTIBLE:
+        return math.inf
 
 
 @torch.no_grad()
@@ -67,7 +73,7 @@ def inverse_gain(layer: Layer, shape: tuple[int, int, int]) -> float:
 
     An impulse in every channel is sent from the two opposite corners, which autoregressive inverses propagate
     furthest, and from the middle. About 1 for an orthogonal layer; above ``1e5`` float32 cannot invert exactly.
-    For a layer that is not linear this is its gain around zero; for one that cannot be inverted at all, infinity.
+    For a layer that is not linear this is its gain around zero. Infinite where the inverse overflows or there is none.
 
     Args:
         layer: any layer that keeps the shape.
@@ -82,9 +88,14 @@ def inverse_gain(layer: Layer, shape: tuple[int, int, int]) -> float:
         batch[index, index, row, column] = 1.0
     try:
         at_rest = layer.inverse(torch.zeros_like(impulses[0, :1]))
-        return float((layer.inverse(impulses.flatten(0, 1)) - at_rest).abs().max())
-    except (torch.linalg.LinAlgError, InputError):  # a singular matrix; a zero on a filter's diagonal
+        return _or_infinite((layer.inverse(impulses.flatten(0, 1)) - at_rest).abs().max())
+    except NOT_INVERTIBLE:
         return math.inf
+
+
+def _or_infinite(error: Tensor) -> float:
+    """A NaN as infinity, which no maximum over layers, images or processes passes over."""
+    return float(error.nan_to_num(math.inf, posinf=math.inf))
 
 
 def mixing_gains(flow: Flow) -> dict[str, float]:

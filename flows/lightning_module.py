@@ -42,7 +42,9 @@ class FlowModule(pl.LightningModule):
         self.seed = seed
         self._step_losses: list[Tensor] = []
         # Lightning's own mean over ranks rounds their numbers of images; torchmetrics sums values and counts.
-        self.validation_scores = nn.ModuleDict({"raw": MeanMetric(), "averaged": MeanMetric()})
+        self.validation_scores = nn.ModuleDict(
+            {name: MeanMetric(nan_strategy="disable") for name in ("raw", "averaged")}
+        )
 
     def configure_optimizers(self) -> Any:
         optimizer, scheduler = self.make_optimizer(self.flow.parameters())

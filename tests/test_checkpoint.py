@@ -13,7 +13,7 @@ from programs import ROOT
 import flows
 import flows.layers
 from flows import InputError, StorageError, load_flow
-from flows.checkpoint import FORMAT, find_checkpoint, newest_whole, read_checkpoint
+from flows.checkpoint import FORMAT, find_checkpoint, newest_good, newest_whole, read_checkpoint
 from flows.checkpoint_io import AtomicCheckpointIO
 from flows.cli import schema
 from flows.cli.command_line import check_command_line
@@ -83,19 +83,29 @@ def test_a_flipped_weight_is_not_resumed_from(tmp_path):
         io.load_checkpoint(tmp_path / "some.ckpt", weights_only=True)
 
 
+def test_a_good_checkpoint_has_finite_weights_from_before_the_step_that_failed(tmp_path):
+    for number, (step, weight) in enumerate([(2, 1.0), (4, 1.0), (6, 1.0), (5, float("nan"))]):
+        path = tmp_path / f"{step}.ckpt"
+        torch.save(content() | {"global_step": step, "current_model_state": {"w": torch.tensor(weight)}}, path)
+        os.utime(path, (number, number))
+    assert newest_good(tmp_path, failed_step=7) == tmp_path / "6.ckpt"
+    assert newest_good(tmp_path, failed_step=6) == tmp_path / "4.ckpt"
+    assert newest_good(tmp_path, failed_step=2) is None
+
+
 def test_the_newest_whole_checkpoint_of_a_run_is_found(tmp_path):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for number, name in enumerate(("step=2", "best", "step=1", "last")):
         torch.save(content(), folder / f"{name}.ckpt")
         os.utime(folder / f"{name}.ckpt", (number, number))
-    assert newest_whole(tmp_path) == (folder / "last.ckpt", [])
+    assert newest_whole(folder) == (folder / "last.ckpt", [])
     size = (folder / "last.ckpt").stat().st_size
     os.truncate(folder / "last.ckpt", size // 2)
     (folder / "step=1.ckpt").write_bytes(b"")
     for path, number in ((folder / "last.ckpt", 3), (folder / "step=1.ckpt", 2)):
         os.utime(path, (number, number))
-    newest, damaged = newest_whole(tmp_path)
+    newest, damaged = newest_whole(folder)
     assert newest == folder / "best.ckpt"
     assert ["last.ckpt" in str(damaged[0]), "step=1.ckpt" in str(damaged[1])] == [True, True]
     assert checkpoint_to_resume("auto", tmp_path) == newest

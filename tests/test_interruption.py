@@ -145,6 +145,15 @@ def test_a_training_that_diverges_goes_back_and_learns_more_slowly(tmp_path):
     assert content["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(config["lr"] / 2)
 
 
+def test_a_training_goes_back_beyond_the_weights_that_gave_nan(tmp_path):
+    """Step 8 begins with those of ``last.ckpt``; its predecessor is best.ckpt, of step 6."""
+    nan = at_step(8, lambda loss: loss * float("nan"))
+    assert wait(fork([*AUTO, "on_nan=rollback"], tmp_path, nan)) == 0, output(tmp_path)
+    assert "rollback 1 of 3: training stopped at step 8" in output(tmp_path)
+    assert "going on from run/checkpoints/best.ckpt" in output(tmp_path).replace(f"{tmp_path}/", "")
+    assert json.loads((tmp_path / "run/results.json").read_text())["steps"] == 48
+
+
 def test_a_training_that_goes_on_diverging_ends(tmp_path):
     always = [*AUTO, "on_nan=rollback", "callbacks.rollback.max_times=2", "callbacks.finite.max_bits_per_dim=8.2"]
     assert wait(fork(always, tmp_path)) == 3, output(tmp_path)

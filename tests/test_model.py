@@ -19,6 +19,7 @@ from flows.layers import (
     Conv1x1,
     EmergingConv2d,
     Layer,
+    MaskedAutoregressiveFlow,
     PeriodicConv2d,
     Reverse,
     Shuffle,
@@ -283,6 +284,15 @@ def test_a_layer_that_cannot_be_inverted_has_an_infinite_gain():
     with torch.no_grad():
         autoregressive.lower.weight.zero_()
     assert inverse_gain(autoregressive, (3, 4, 4)) == math.inf
+
+
+def test_latents_that_overflow_have_an_infinite_error_and_gain():
+    flow = Flow((1, 4, 4), MaskedAutoregressiveFlow, AffineCoupling, num_levels=1, num_steps=2, hidden_channels=4)
+    with torch.no_grad():
+        flow.levels[0][1].mixing.back.last.bias.fill_(-1e30)  # a scale of nearly 0, which the inverse divides by
+        flow.levels[0][2].actnorm.log_scale.fill_(80.0)
+    assert round_trip_error(flow, torch.zeros(2, 1, 4, 4, dtype=torch.uint8)) == math.inf
+    assert max(mixing_gains(flow).values()) == math.inf
 
 
 def test_sampling_that_overflows_raises():

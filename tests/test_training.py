@@ -277,9 +277,9 @@ class NanAt(pl.Callback):
 
 def test_nan_stops_the_training_and_names_step_layer_and_checkpoint(tmp_path):
     name = "flow.levels.0.layers.1.mixing.layers.1.conv1x1.weight.weight"
-    checkpoint = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1)
+    checkpoint = ModelCheckpoint(tmp_path, "last", every_n_train_steps=2)
     with pytest.raises(NonFiniteError) as caught:
-        fit(tmp_path, [NanAt(3, name), StopOnNonFinite(), checkpoint])
+        fit(tmp_path, [NanAt(3, name), StopOnNonFinite(), checkpoint, Described()])
     message = str(caught.value)
     assert "step 3" in message
     assert name.removeprefix("flow.") in message
@@ -288,9 +288,25 @@ def test_nan_stops_the_training_and_names_step_layer_and_checkpoint(tmp_path):
     assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
 
 
+class OneNan(FlowModule):
+    """Cannot tell the bits/dim of the first image."""
+
+    def bits_per_dim(self, batch):
+        bits = super().bits_per_dim(batch)
+        return torch.where(batch[1] == 0, math.nan, bits)
+
+
+def test_one_nan_in_a_validation_is_not_left_out_of_its_mean(tmp_path):
+    module = OneNan(flow(), adamax)
+    pl.Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False).validate(
+        module, StripesModule(), verbose=False
+    )
+    assert math.isnan(module.trainer.callback_metrics["val/bits_per_dim"])
+
+
 def test_overflow_names_the_layer_where_it_happens(tmp_path):
     spoil = NanAt(1, "flow.levels.0.layers.2.actnorm.log_scale", 60.0)
-    with pytest.raises(NonFiniteError, match=r"levels\.0\.layers\.2\.actnorm.*no checkpoint"):
+    with pytest.raises(NonFiniteError, match=r"levels\.0\.layers\.2\.actnorm.*no good checkpoint"):
         fit(tmp_path, [spoil, StopOnNonFinite()])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flows.callbacks.checkpoints import LastCheckpoint
+from flows.checkpoint import newest_good
 from flows.diagnostics import first_non_finite
 from flows.errors import InputError, NonFiniteError
 
@@ -61,12 +63,11 @@ class StopOnNonFinite(pl.Callback):
 
     @staticmethod
     def _message(trainer: pl.Trainer, what: str, where: str) -> str:
-        paths = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-        paths += [
-            str(c.path) for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint) and c.path.exists()
-        ]
-        saved = next((path for path in reversed(paths) if path), None)
-        remedy = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
+        callbacks = trainer.checkpoint_callbacks
+        folders = [Path(c.dirpath) for c in callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
+        folders += [c.path.parent for c in callbacks if isinstance(c, LastCheckpoint)]
+        saved = newest_good(folders[0], trainer.global_step) if folders else None
+        remedy = f"the last good checkpoint is {saved}" if saved else "there is no good checkpoint yet"
         return (
             f"training stopped at step {trainer.global_step} (epoch {trainer.current_epoch}): {what}; first seen in "
             f"{where}; {remedy}; a lower optimizer.lr or a longer optimizer.warmup_steps usually helps"

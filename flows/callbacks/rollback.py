@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 
-from flows.checkpoint import newest_whole
+from flows.checkpoint import CHECKPOINTS, newest_good
 from flows.errors import InputError, NonFiniteError
 from flows.notices import warn
 
@@ -19,7 +18,7 @@ class Rollback(pl.Callback):
     How often a training has gone back is kept in its checkpoints, with the learning rate that it then had.
 
     Args:
-        on_nan: ``"stop"``, or ``"rollback"`` to the newest checkpoint whose weights are finite.
+        on_nan: ``"stop"``, or ``"rollback"`` to the newest good checkpoint (:func:`flows.checkpoint.newest_good`).
         max_times: how often, at least 1.
         lr_factor: by what the learning rate is multiplied each time, in (0, 1).
     """
@@ -35,15 +34,15 @@ class Rollback(pl.Callback):
         self.times = 0
         self._times_at_checkpoint = 0
 
-    def checkpoint_after(self, error: NonFiniteError, run_dir: Path, says_so: bool) -> Path:
-        """The checkpoint to go back to; counts.
+    def checkpoint_after(self, error: NonFiniteError, step: int, run_dir: Path, says_so: bool) -> Path:
+        """The checkpoint to go back to when a step of the optimiser could not be made; counts.
 
         Raises:
             NonFiniteError: the given one, if the training is to end, or has gone back often enough, or cannot go back.
         """
         if self.on_nan == "stop" or self.times == self.max_times:
             raise error
-        checkpoint, _ = newest_whole(run_dir, is_wanted=_is_finite)
+        checkpoint = newest_good(run_dir / CHECKPOINTS, step)
         if checkpoint is None:
             raise error
         self.times += 1
@@ -74,8 +73,3 @@ class Rollback(pl.Callback):
             config.scheduler.base_lrs = [rate * factor for rate in config.scheduler.base_lrs]
         for logger in trainer.loggers:
             logger.log_metrics({"train/rollbacks": self.times}, step=trainer.global_step)
-
-
-def _is_finite(checkpoint: dict[str, Any]) -> bool:
-    states = [checkpoint["state_dict"], checkpoint.get("current_model_state", {})]
-    return all(bool(torch.isfinite(value).all()) for state in states for value in state.values())

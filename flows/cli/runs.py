@@ -135,7 +135,7 @@ def checkpoint_to_resume(resume: str | None, run_dir: Path) -> Path | None:
 
 
 def _newest_whole(run_dir: Path) -> Path | None:
-    newest, damaged = newest_whole(run_dir)
+    newest, damaged = newest_whole(run_dir / CHECKPOINTS)
     if newest is None and damaged:
         raise InputError(f"there is no whole checkpoint in {run_dir}; the latest: {damaged[0]}")
     if slurm.rank() == 0:
