@@ -1,7 +1,7 @@
 """Data sets: uint8 images in three splits."""
 
 from datamodules.augmentation import Augmentation
-from datamodules.base import ImageBatch, ImageDataModule, ImageDataset
+from datamodules.base import ImageDataModule
 from datamodules.cifar10 import CIFAR10
 from datamodules.digits import Digits
 from datamodules.folder import ImageFolder
@@ -9,6 +9,7 @@ from datamodules.galaxy import Galaxies
 from datamodules.imagenet import DownsampledImageNet
 from datamodules.photographs import PhotographCrops
 from datamodules.prepared import PreparedDataModule
+from datamodules.sets import ImageBatch, ImageDataset
 
 __all__ = [
     "CIFAR10",

@@ -16,8 +16,8 @@ import requests
 from numpy.typing import NDArray
 
 from datamodules.archives import extract, file_digest
-from datamodules.base import Subset, held_out
 from datamodules.prepared import Plan, PreparedDataModule, PreparedImages
+from datamodules.sets import Subset, held_out
 from datamodules.unpickling import load_plain
 from flows.errors import InputError, StorageError
 

@@ -8,7 +8,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import pad
 
-from datamodules.base import ImageDataModule, Tensors, held_out
+from datamodules.base import ImageDataModule
+from datamodules.sets import Tensors, held_out
 from flows.errors import InputError
 
 DIGIT_SIZE = 8

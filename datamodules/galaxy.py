@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.transform import resize
 
-from datamodules.base import Concatenation
 from datamodules.cifar10 import SELECTED_ON_TEST, Splits
 from datamodules.pictures import chunks_of, list_files
 from datamodules.prepared import Plan, PreparedDataModule, PreparedImages
+from datamodules.sets import Concatenation
 from flows.errors import InputError
 
 FOLDERS = {"train": "training", "val": "validation", "test": "test"}

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.archives import file_digest, index_pictures
-from datamodules.base import Subset, held_out
 from datamodules.cifar10 import SELECTED_ON_TEST, Splits
 from datamodules.decoding import decode_exact, read_file
 from datamodules.prepared import MANIFEST, Chunk, Plan, PreparedDataModule, PreparedImages
+from datamodules.sets import Subset, held_out
 from flows.errors import InputError
 
 Release = Literal["oord", "npz"]

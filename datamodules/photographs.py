@@ -14,7 +14,8 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from datamodules.base import ImageDataModule, ImageDataset
+from datamodules.base import ImageDataModule
+from datamodules.sets import ImageDataset
 from flows.errors import InputError
 
 Collection = Literal["photos", "hubble"]

@@ -42,7 +42,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.archives import file_digest
-from datamodules.base import ImageDataModule, ImageDataset
+from datamodules.base import ImageDataModule
+from datamodules.sets import ImageDataset
 from flows.cli.report import progress
 from flows.errors import InputError, StorageError
 from flows.files import atomic_write

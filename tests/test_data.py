@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from datamodules import ImageBatch, PhotographCrops
-from datamodules.base import EpochSampler, ShardSampler
+from datamodules.order import EpochSampler, ShardSampler
 from datamodules.photographs import BLOCK_SIZE
 from flows import InputError
 from flows.cli.images import batches

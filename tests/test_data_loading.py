@@ -7,15 +7,9 @@ import pytorch_lightning as pl
 import torch
 
 from datamodules import Augmentation, Digits, PhotographCrops
-from datamodules.base import (
-    Concatenation,
-    EpochSampler,
-    ImageDataModule,
-    ShardSampler,
-    Subset,
-    Tensors,
-    held_out,
-)
+from datamodules.base import ImageDataModule
+from datamodules.order import EpochSampler, ShardSampler
+from datamodules.sets import Concatenation, Subset, Tensors, held_out
 from flows.errors import InputError
 
 AUGMENTATION = Augmentation(horizontal_flip=True, shift=0.2)

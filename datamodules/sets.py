@@ -1,0 +1,104 @@
+"""Lists of uint8 images, read in batches, and what can be made of them: parts, wholes, images in memory."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class ImageBatch(NamedTuple):
+    """Images (uint8, ``(B, C, H, W)``) and their indices in the split (int64, ``(B,)``)."""
+
+    images: Tensor
+    indices: Tensor
+
+
+class ImageDataset(Dataset[ImageBatch]):
+    """A finite, fixed list of images of one shape, read in batches.
+
+    A subclass promises that ``gather(indices)`` returns the same uint8 ``(len(indices), C, H, W)`` tensor every time.
+    Whatever is random (order, augmentation) lives outside.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def gather(self, indices: Sequence[int]) -> Tensor:
+        """The images at ``indices``."""
+
+    def __getitem__(self, index: int) -> ImageBatch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> ImageBatch:
+        """A whole batch at once: the data loader asks for this."""
+        return ImageBatch(self.gather(indices), torch.as_tensor(indices))
+
+
+class Subset(ImageDataset):
+    """Some images of a data set, renumbered from 0.
+
+    Args:
+        dataset: the whole.
+        indices: int64 ``(N,)``, which of its images, in this order.
+    """
+
+    def __init__(self, dataset: ImageDataset, indices: Tensor) -> None:
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def gather(self, indices: Sequence[int]) -> Tensor:
+        return self.dataset.gather(self.indices[torch.as_tensor(indices, dtype=torch.int64)].tolist())
+
+
+class Concatenation(ImageDataset):
+    """Several data sets, one after the other."""
+
+    def __init__(self, *datasets: ImageDataset) -> None:
+        self.datasets = datasets
+
+    def __len__(self) -> int:
+        return sum(len(dataset) for dataset in self.datasets)
+
+    def gather(self, indices: Sequence[int]) -> Tensor:
+        wanted, start = torch.as_tensor(indices, dtype=torch.int64), 0
+        images = self.datasets[0].gather([])
+        images = images.new_empty(len(wanted), *images.shape[1:])
+        for dataset in self.datasets:
+            here = (start <= wanted) & (wanted < start + len(dataset))
+            images[here] = dataset.gather((wanted[here] - start).tolist())
+            start += len(dataset)
+        return images
+
+
+class Tensors(ImageDataset):
+    """Images in memory, uint8 ``(N, C, H, W)``."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def gather(self, indices: Sequence[int]) -> Tensor:
+        return self.images[torch.as_tensor(indices, dtype=torch.int64)]
+
+
+def held_out(num_images: int, num_held_out: int) -> tuple[Tensor, Tensor]:
+    """Two disjoint lists of indices, ``(num_images - num_held_out,)`` and ``(num_held_out,)``, both in order.
+
+    Those held out lie evenly spaced, so that they are like the rest even where the files are sorted by class; the
+    choice depends on nothing but the two numbers.
+    """
+    chosen = torch.zeros(num_images, dtype=torch.bool)
+    spaced = (2 * torch.arange(num_held_out) + 1) * num_images // max(2 * num_held_out, 1)
+    chosen[spaced] = True
+    return (~chosen).nonzero()[:, 0], spaced
