@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datamodules import ImageDataModule, PreparedDataModule
 from datamodules.augmentation import draw_bits
-from datamodules.prepared import verify
+from datamodules.prepared_sets import verify
 from flows.cli import entry, report
 from flows.instantiation import build
 from flows.pictures import grid, save_png

@@ -16,7 +16,9 @@ import requests
 from numpy.typing import NDArray
 
 from datamodules.archives import extract, file_digest
-from datamodules.prepared import Plan, PreparedDataModule, PreparedImages
+from datamodules.conversion import Plan
+from datamodules.prepared import PreparedDataModule
+from datamodules.prepared_sets import PreparedImages
 from datamodules.sets import Subset, held_out
 from datamodules.unpickling import load_plain
 from flows.errors import InputError, StorageError

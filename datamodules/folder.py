@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.conversion import Plan
 from datamodules.decoding import fit, read_file
 from datamodules.pictures import chunks_of, list_files
-from datamodules.prepared import MANIFEST, Plan, PreparedDataModule, PreparedImages
+from datamodules.prepared import PreparedDataModule
+from datamodules.prepared_sets import MANIFEST, PreparedImages
 from flows.cli.report import progress
 from flows.errors import InputError
 

@@ -12,8 +12,10 @@ from PIL import Image
 from skimage.transform import resize
 
 from datamodules.cifar10 import SELECTED_ON_TEST, Splits
+from datamodules.conversion import Plan
 from datamodules.pictures import chunks_of, list_files
-from datamodules.prepared import Plan, PreparedDataModule, PreparedImages
+from datamodules.prepared import PreparedDataModule
+from datamodules.prepared_sets import PreparedImages
 from datamodules.sets import Concatenation
 from flows.errors import InputError
 

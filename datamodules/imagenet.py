@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from datamodules.archives import file_digest, index_pictures
 from datamodules.cifar10 import SELECTED_ON_TEST, Splits
+from datamodules.conversion import Chunk, Plan
 from datamodules.decoding import decode_exact, read_file
-from datamodules.prepared import MANIFEST, Chunk, Plan, PreparedDataModule, PreparedImages
+from datamodules.prepared import PreparedDataModule
+from datamodules.prepared_sets import MANIFEST, PreparedImages
 from datamodules.sets import Subset, held_out
 from flows.errors import InputError
 

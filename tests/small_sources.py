@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from datamodules.archives import file_digest
-from datamodules.prepared import Plan, PreparedDataModule, PreparedImages
+from datamodules.conversion import Plan
+from datamodules.prepared import PreparedDataModule
+from datamodules.prepared_sets import PreparedImages
 
 CIFAR_TRAIN_FILES = [f"data_batch_{number}" for number in range(1, 6)]
 

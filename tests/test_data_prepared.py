@@ -13,8 +13,8 @@ import pytest
 import torch
 from small_sources import SlowSet
 
-from datamodules import prepared
-from datamodules.prepared import PreparedImages, open_splits, verify
+from datamodules import conversion, prepared_sets
+from datamodules.prepared_sets import PreparedImages, open_splits, verify
 from flows.errors import InputError, StorageError
 
 EXPECTED = np.repeat(np.arange(100, dtype=np.uint8), 3)
@@ -24,7 +24,7 @@ def start(folder, seconds, processes):
     """Another process that prepares the slow set."""
 
     def run():
-        prepared.SECONDS_BETWEEN_JOURNALS = 0.0
+        conversion.SECONDS_BETWEEN_JOURNALS = 0.0
         SlowSet(str(folder), seconds, processes).prepare_data()
 
     process = get_context("fork").Process(target=run)
@@ -142,7 +142,7 @@ def test_a_file_size_limit_is_one_line_and_leaves_nothing(tmp_path):
 
 
 def test_too_little_room_is_said_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepared.shutil, "disk_usage", lambda path: prepared.shutil._ntuple_diskusage(9, 9, 0))
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: conversion.shutil._ntuple_diskusage(9, 9, 0))
     with pytest.raises(StorageError, match=r"0 MiB free.*prepared_dir"):
         SlowSet(str(tmp_path)).prepare_data()
     assert not (tmp_path / "notes.txt").exists()
@@ -220,6 +220,6 @@ def test_images_are_copies_and_travel_to_other_processes_by_name(folder, monkeyp
     assert len(pickle.dumps(images)) < 1000
     copy = pickle.loads(pickle.dumps(images))
     assert torch.equal(copy.gather([5]), images.gather([5])) and images.gather([5]).max() == 1
-    monkeypatch.setattr(prepared, "RELEASE_AFTER", 0)  # hand every page back after every batch
+    monkeypatch.setattr(prepared_sets, "RELEASE_AFTER", 0)  # hand every page back after every batch
     assert np.array_equal(pixels(folder), EXPECTED)
     assert isinstance(copy, PreparedImages) and copy.gather([]).shape == (0, 3, 2, 2)
