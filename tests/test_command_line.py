@@ -1,6 +1,7 @@
 """Configuration: everything shipped composes and builds, and every mistake is named before any work."""
 
 import re
+import shutil
 import sys
 
 import pytest
@@ -99,6 +100,7 @@ def test_good_command_lines_pass(arguments):
         (["mixing=conv1x1,emerging"], ["add -m"]),
         (["logger=null"], ["'logger=null' names no option; some are csv, tensorboard, wandb"]),
         (["hparams_search=optuna"], ["searches among several values: add -m"]),
+        (["--config-dir", "own", "seed=1"], ["--config-dir is not supported", "hydra.searchpath"]),
         (["mixing"], ["cannot read the override 'mixing'"]),
     ],
 )
@@ -109,6 +111,12 @@ def test_mistakes_are_named_with_their_near_matches(arguments, words):
     assert "\n" not in message
     for word in words:
         assert word in message, message
+
+
+def test_configuration_files_of_one_s_own_are_found_beside_the_shipped_ones(tmp_path):
+    (tmp_path / "mixing").mkdir()
+    shutil.copy(CONF / "mixing/conv1x1.yaml", tmp_path / "mixing/mine.yaml")
+    check_train("mixing=mine", f"hydra.searchpath=[{tmp_path}]")
 
 
 def test_a_typo_in_a_file_is_found_too(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -46,6 +47,7 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
     arguments = get_args_parser().parse_args(argv)
     if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.info:
         return
+    _require_shipped_files(arguments)
     try:
         overrides = OverridesParser.create().parse_overrides(arguments.overrides)
     except OverrideParseException as error:
@@ -65,6 +67,16 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
             check(config)
             if "run_dir" in config:
                 require_writable(Path(config["run_dir"]))
+
+
+def _require_shipped_files(arguments: Namespace) -> None:
+    """Refuse Hydra's options that replace the configuration files, which the jobs of a sweep would not be given."""
+    for name in ("config_dir", "config_path", "config_name"):
+        if getattr(arguments, name) is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')} is not supported: add a folder of your own configuration files by "
+                f"'hydra.searchpath=[/FOLDER]', which jobs and other processes are given too"
+            )
 
 
 def _is_multirun(is_asked_for: bool, overrides: list[Override]) -> bool:
