@@ -429,3 +429,13 @@ def test_a_resumed_training_replaces_the_rows_of_the_steps_that_it_does_again(tm
     rows = list(csv.DictReader((tmp_path / "metrics/version_0/metrics.csv").open()))
     logged = [(int(row["step"]), name) for row in rows for name in row if name != "step" and row[name]]
     assert logged == [(step, name) for step in range(6) for name in ("both", "first" if step < 3 else "second")]
+
+
+def test_a_row_that_was_cut_off_is_not_taken_for_an_earlier_step_s(tmp_path):
+    path = tmp_path / "metrics/version_0/metrics.csv"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"a,step\r\n0.25,0\r\n11.25,1")  # of step 11, say
+    logger = SteadyCSVLogger(tmp_path)
+    logger.log_metrics({"a": 10.25}, 10)
+    logger.save()
+    assert [(row["step"], row["a"]) for row in csv.DictReader(path.open())] == [("0", "0.25"), ("10", "10.25")]

@@ -83,7 +83,7 @@ class _ContinuedFile(ExperimentWriter):
         """Rewrite the file, which the first rows of a training and any new column call for."""
         end = min(row["step"] for row in self.metrics) if self._resumes else math.inf
         with open(self.metrics_file_path, newline="", encoding="utf-8", errors="replace") as file:
-            earlier = csv.DictReader(file)
+            earlier = csv.DictReader(line for line in file if line.endswith("\n"))  # the last may have been cut off
             rows = [row for row in earlier if str(row.get("step")).isdigit() and int(row["step"]) < end]
             fieldnames.extend(name for name in earlier.fieldnames or () if name not in fieldnames)
         fieldnames.sort()
