@@ -160,6 +160,7 @@ def _take_run_folder(
     continues = _continues(run_dir, config)
     if writes and continues:
         to_release.enter_context(runs.held(run_dir))
+        runs.clear_away(run_dir)
     resumed = runs.checkpoint_to_resume(config["resume"], run_dir)
     if resumed is not None:
         runs.require_same_model(resumed, config)

@@ -1,5 +1,6 @@
 """Runs that survive: killed at any moment, told to end, or with a disk that fails."""
 
+import csv
 import os
 import random
 import signal
@@ -26,6 +27,12 @@ STEPS = 48
 
 def final_state(run_dir):
     return torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
+
+
+def logged_steps(run_dir):
+    """The steps whose training score stands in the run's metrics.csv, in its order."""
+    rows = csv.DictReader((run_dir / "metrics/version_0/metrics.csv").open())
+    return [int(row["step"]) for row in rows if row["train/bits_per_dim"]]
 
 
 def differences(one, other, path=""):
@@ -122,6 +129,7 @@ def test_killed_twenty_times_at_any_moment_a_run_ends_with_the_same_weights(undi
         kills += code != 0
         if code == 0:
             assert_same_end(folder / "run", undisturbed)
+            assert logged_steps(folder / "run") == list(range(STEPS))
             run += 1
             if kills == 20:
                 return
@@ -130,12 +138,26 @@ def test_killed_twenty_times_at_any_moment_a_run_ends_with_the_same_weights(undi
 @pytest.mark.parametrize("end", ["trainer.max_epochs=1", "+trainer.max_steps=6"])
 def test_a_run_killed_between_its_last_two_checkpoints_ends_with_both(end, tmp_path):
     """In its last epoch it writes ``last.ckpt`` twice, ``best.ckpt`` and, had it not been killed, ``last.ckpt``."""
-    arguments = [*SHORT, end, "run_dir=run", "resume=auto"]
+    arguments = [*SHORT, end, "keep_last=1", "run_dir=run", "resume=auto"]
     assert wait(fork(arguments, tmp_path, lambda: kill_in_a_write(2, "after it"))) == -signal.SIGKILL
     assert final_state(tmp_path / "run")["global_step"] == 4
     assert wait(fork(arguments, tmp_path)) == 0, output(tmp_path)
     last = final_state(tmp_path / "run")
     best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
     assert last["global_step"] == 6
+    assert [path.name for path in tmp_path.glob("run/checkpoints/step=*.ckpt")] == ["step=0000004.ckpt"]
     for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "random_states"):
         assert not differences(last[key], best[key], key)
+
+
+def test_a_run_killed_just_after_a_checkpoint_logs_every_step_and_leaves_nothing_half_written(tmp_path):
+    arguments = [*SHORT, "trainer.max_epochs=1", "run_dir=run", "resume=auto"]
+    assert wait(fork(arguments, tmp_path, lambda: kill_in_a_write(0, "after it"))) == -signal.SIGKILL
+    halves = [tmp_path / "run" / name for name in (".config.yaml.1.part", "metrics/version_0/.metrics.csv.1.part")]
+    evaluation = tmp_path / "run/evaluations/.test.json.1.part"  # of another program, which may be running
+    evaluation.parent.mkdir()
+    for path in (*halves, evaluation):
+        path.touch()
+    assert wait(fork(arguments, tmp_path)) == 0, output(tmp_path)
+    assert logged_steps(tmp_path / "run") == list(range(6))
+    assert list(tmp_path.rglob(".*.part")) == [evaluation]

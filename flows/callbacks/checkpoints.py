@@ -82,7 +82,7 @@ class LastCheckpoint(Checkpoint):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not when the training starts: where no step is left to be made, Lightning does not start it.
         if trainer.is_global_zero:
-            self._clear_away()
+            self._set_aside_damaged()
             if trainer.ckpt_path is not None:
                 self._catch_up_with(Path(trainer.ckpt_path))
 
@@ -112,10 +112,8 @@ class LastCheckpoint(Checkpoint):
         if self._saved_step != trainer.global_step:  # fewer epochs than every_n_epochs have passed since
             self._save(trainer)
 
-    def _clear_away(self) -> None:
-        """Remove what a killed process left half-written, and set aside what is damaged and would be overwritten."""
-        for path in self.path.parent.glob(".*.part"):
-            path.unlink(missing_ok=True)
+    def _set_aside_damaged(self) -> None:
+        """Set aside what is damaged and would be overwritten."""
         for name in NAMED:
             path = self.path.with_name(f"{name}.ckpt")
             if path.exists():
@@ -133,17 +131,18 @@ class LastCheckpoint(Checkpoint):
         if resumed.resolve().parent != self.path.resolve().parent:
             return
         if not self.path.exists() or self.path.stat().st_mtime_ns < resumed.stat().st_mtime_ns:
+            self._keep_predecessors()
             try:
                 _link_or_copy(resumed, self.path)
             except OSError as error:
                 warn(f"{self.path} stays older than {resumed}: {error.strerror or error}")
 
     def _save_if_wanted(self, trainer: pl.Trainer, is_due: bool, is_logged: bool) -> None:
-        """Save, and end if a signal says so; the step's row, which Lightning logs after the batch, is logged first."""
+        """Save, and end if a signal says so; first the step's row is logged, since who resumes begins behind it."""
         is_interrupted = trainer.strategy.reduce_boolean_decision(signals.received(), all=False)
-        if is_interrupted and not is_logged:
-            trainer._logger_connector.update_train_step_metrics()
         if (is_due or is_interrupted) and self._saved_step != trainer.global_step:
+            if not is_logged:
+                _log_row(trainer)
             self._save(trainer)
         if is_interrupted:
             raise signals.Interrupted(signals.EXIT_CODE)
@@ -152,11 +151,14 @@ class LastCheckpoint(Checkpoint):
         self._saved_step, self._is_due = trainer.global_step, False
         for logger in trainer.loggers:
             logger.save()  # who resumes from here should find the rows that led here
-        if self.keep_last and trainer.is_global_zero:
+        if trainer.is_global_zero:
             self._keep_predecessors()
         self.failure = try_to_save(trainer, self.path)
 
     def _keep_predecessors(self) -> None:
+        """Keep what is about to be replaced, and no more than :attr:`keep_last` of those that were."""
+        if not self.keep_last:
+            return
         try:
             if self.path.exists():
                 step = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
@@ -191,6 +193,13 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copystat(source, target)  # by its time it is known which checkpoint is the newest
     finally:
         part.unlink(missing_ok=True)  # to rename one name of a file to another of its names does nothing
+
+
+def _log_row(trainer: pl.Trainer) -> None:
+    """Log the step's row now, and not once more after the batch, when Lightning would."""
+    connector, name = trainer._logger_connector, "update_train_step_metrics"
+    connector.update_train_step_metrics()
+    setattr(connector, name, lambda: delattr(connector, name))  # instead of the method, for one call
 
 
 def _can_be_resumed_here(trainer: pl.Trainer) -> bool:

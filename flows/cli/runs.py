@@ -123,6 +123,13 @@ def is_held(run_dir: Path) -> bool:
     return False
 
 
+def clear_away(run_dir: Path) -> None:
+    """Remove the files that a killed run left half-written; to be called by whoever holds the folder."""
+    for path in run_dir.rglob(".*.part"):
+        if path.parent.name != EVALUATIONS:  # another program may be writing there
+            path.unlink(missing_ok=True)
+
+
 def checkpoint_to_resume(resume: str | None, run_dir: Path) -> Path | None:
     """The checkpoint that a run continues from, or ``None`` if it begins.
 
