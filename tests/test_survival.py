@@ -1,6 +1,7 @@
 """Runs that survive: killed at any moment, told to end, or with a disk that fails."""
 
 import csv
+import json
 import os
 import random
 import signal
@@ -161,3 +162,12 @@ def test_a_run_killed_just_after_a_checkpoint_logs_every_step_and_leaves_nothing
     assert wait(fork(arguments, tmp_path)) == 0, output(tmp_path)
     assert logged_steps(tmp_path / "run") == list(range(6))
     assert list(tmp_path.rglob(".*.part")) == [evaluation]
+
+
+def test_a_run_whose_folder_was_moved_knows_its_best_checkpoint(tmp_path):
+    arguments = [*SHORT, "trainer.max_epochs=1", "callbacks.samples=null", "resume=auto"]
+    assert wait(fork([*arguments, "run_dir=run"], tmp_path)) == 0, output(tmp_path)
+    best = json.loads((tmp_path / "run/results.json").read_text())["val/bits_per_dim"]
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert wait(fork([*arguments, "run_dir=moved"], tmp_path)) == 0, output(tmp_path)
+    assert json.loads((tmp_path / "moved/results.json").read_text())["val/bits_per_dim"] == best

@@ -21,12 +21,26 @@ from flows.notices import warn
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's, except that it takes a checkpoint for written only if it was.
+    """Lightning's, except that it takes a checkpoint for written only if it was, and knows it again where it was moved.
 
-    When the disk fails, the previous best stays the best, on the disk and in the books.
+    When the disk fails, the previous best stays the best, on the disk and in the books. When the run's folder has been
+    moved or copied, its best checkpoint has been too: a worse one does not replace it.
     """
 
     _BOOKS = ("best_model_path", "best_model_score", "current_score", "kth_best_model_path", "kth_value")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        assert self.dirpath is not None
+        scores = state_dict["best_k_models"]
+        here = {path: os.path.join(self.dirpath, os.path.basename(path)) for path in scores}
+        if os.path.isfile(here.get(state_dict["best_model_path"], "")):  # else this is another run
+            state_dict = state_dict | {
+                "dirpath": self.dirpath,
+                "best_k_models": {here[path]: score for path, score in scores.items()},
+                "best_model_path": here[state_dict["best_model_path"]],
+                "kth_best_model_path": here.get(state_dict["kth_best_model_path"], ""),
+            }
+        super().load_state_dict(state_dict)
 
     def _update_best_and_save(
         self, current: Tensor, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]
