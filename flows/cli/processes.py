@@ -31,7 +31,7 @@ from flows.errors import InputError, NonFiniteError, ProcessError, StorageError,
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-PATIENCE = 5.0
+PATIENCE = 30.0
 """Seconds that a process which lost the connection waits for whoever started it to end it and to say why."""
 
 
