@@ -14,7 +14,7 @@ stop() {
     if running "$file"; then kill "$(cat "$file")"; fi
   done
   for file in "$ROOT"/{slurmd,slurmctld,munged}.pid; do
-    for _ in $(seq 100); do running "$file" || break; sleep 0.1; done
+    for _ in $(seq 3000); do running "$file" || break; sleep 0.1; done
   done
   if [ "$(readlink /etc/slurm/slurm.conf)" = "$SLURM_CONF" ]; then rm /etc/slurm/slurm.conf; fi
   rm -rf "$ROOT"
@@ -31,8 +31,16 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# The shortest that is allowed: for so long a requeued job is kept waiting.
-AuthInfo=socket=$socket,cred_expire=5
+# For so long a requeued job is kept waiting; but a step that takes longer to begin, on a busy machine, is refused.
+AuthInfo=socket=$socket,cred_expire=15
+# The machine may be so busy that nothing answers for minutes: no job is lost by it, no node taken for down.
+MessageTimeout=100
+TCPTimeout=60
+BatchStartTimeout=1800
+SlurmdTimeout=0
+UnkillableStepTimeout=1800
+# What became of a job can be asked for as long as the tests run.
+MinJobAge=86400
 StateSaveLocation=$ROOT/state
 SlurmdSpoolDir=$ROOT/spool
 SlurmctldPidFile=$ROOT/slurmctld.pid
@@ -65,8 +73,8 @@ CONF
     --log-file="$ROOT/munge/munged.log" --seed-file="$ROOT/munge/seed"
   slurmctld -c -f "$SLURM_CONF"
   slurmd -f "$SLURM_CONF" -N "$HOST"
-  for _ in $(seq 100); do
-    [ "$(timeout 5 sinfo --noheader --format=%T 2> /dev/null)" = idle ] && exit 0
+  while [ "$SECONDS" -lt 900 ]; do
+    [ "$(timeout 60 sinfo --noheader --format=%T 2> /dev/null)" = idle ] && exit 0
     sleep 0.1
   done
   echo "the cluster does not come up: see $ROOT/*.log" >&2
