@@ -1,4 +1,4 @@
-"""What all tests share: one thread (pytest-xdist runs one process per core), and a fixed seed for every test."""
+"""What all tests share: one thread (pytest-xdist runs one process per core), a fixed seed, a neutral environment."""
 
 import os
 
@@ -9,6 +9,17 @@ import torch
 from cluster import slurm  # noqa: F401 a fixture
 
 torch.set_num_threads(1)
+
+# By these variables a program takes itself for a part of a job, a training or a sweep, says things in another way, or
+# asks somebody else than a test's own server. Where SLURM is stays known.
+FAMILIES = ("SLURM", "SBATCH", "SRUN", "SUBMITIT", "WANDB", "HYDRA", "MASTER", "TORCHELASTIC", "PL")
+SINGLE = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "COLUMNS", "FORCE_COLOR")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+for name in list(os.environ):
+    is_foreign = name.split("_")[0] in FAMILIES or name.upper() in SINGLE + PROXIES
+    if is_foreign and name not in ("SLURM_CONF", "SLURM_ROOT"):
+        del os.environ[name]
+os.environ["WANDB_X_SERVICE_WAIT"] = "600"  # seconds that its client's process may take to start on a busy machine
 
 
 @pytest.fixture(autouse=True)
