@@ -21,11 +21,15 @@ TOGETHER = [
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
-def train(folder, name):
+WAITING = ["+callbacks.wait._target_=witness.WaitToBeTold", "+callbacks.wait.step=54"]
+"""For a job that is to be told to end before it has ended by itself, however fast it is and however late the signal."""
+
+
+def train(folder, name, *options):
     """A job of two ranks, in the run folder that is the default."""
     folder.mkdir()
-    program = [sys.executable, f"{ROOT}/train.py", *TOGETHER, "resume=auto"]
-    command = shlex.join(["srun", f"--export=ALL,PYTHONPATH={ROOT}", *program])
+    program = [sys.executable, f"{ROOT}/train.py", *TOGETHER, *options, "resume=auto"]
+    command = shlex.join(["srun", f"--export=ALL,PYTHONPATH={ROOT}:{ROOT}/tests", *program])
     return submit(command, folder, "--ntasks-per-node=2", "--nodes=1", f"--job-name={name}")
 
 
@@ -36,12 +40,12 @@ def printed(folder):
 @pytest.mark.usefixtures("slurm")
 def test_a_preempted_job_is_requeued_once_and_ends_with_the_same_weights(tmp_path):
     preempted, undisturbed = tmp_path / "preempted", tmp_path / "undisturbed"
-    job, other = train(preempted, "b-preempted"), train(undisturbed, "b-undisturbed")
+    job, other = train(preempted, "b-preempted", *WAITING), train(undisturbed, "b-undisturbed")
     try:
-        wait_until(lambda: "epoch 2" in printed(preempted) or show(job)["JobState"] in ENDED, 900)
+        wait_until(lambda: "epoch 2" in printed(preempted) or show(job)["JobState"] in ENDED, 3600)
         subprocess.run(["scancel", "--signal=USR1", job], check=True)
-        wait_until(lambda: show(job)["JobState"] in ENDED, 900)
-        wait_until(lambda: show(other)["JobState"] in ENDED, 900)
+        wait_until(lambda: show(job)["JobState"] in ENDED, 3600)
+        wait_until(lambda: show(other)["JobState"] in ENDED, 3600)
     finally:
         subprocess.run(["scancel", job, other], check=True)
     assert show(job)["JobState"] == show(other)["JobState"] == "COMPLETED", printed(preempted) + printed(undisturbed)
@@ -71,7 +75,7 @@ def process(tmp_path):
         path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "5"}
         command = [sys.executable, "-c", program]
         running = subprocess.Popen(command, cwd=tmp_path, env=os.environ | path | environment)
-        wait_until(lambda: (tmp_path / "begun").exists(), 60)
+        wait_until(lambda: (tmp_path / "begun").exists(), 600)
         return running, tmp_path / "asked"
 
     return start
@@ -100,7 +104,7 @@ SlurmTask((sys.executable, "-c", {BEGIN!r}), Path())()
 def test_a_job_is_put_back_if_nobody_else_has_decided_about_it(number, said, asked, process):
     running, requests = process(said, BEGIN)
     running.send_signal(number)
-    assert running.wait(timeout=60) == signals.EXIT_CODE
+    assert running.wait(timeout=600) == signals.EXIT_CODE
     assert requests.read_text() == asked
 
 
@@ -110,5 +114,5 @@ def test_a_job_is_put_back_if_nobody_else_has_decided_about_it(number, said, ask
 def test_so_is_a_job_of_a_sweep_by_its_first_process(said, rank, asked, process):
     running, requests = process(said, ENDS_WHEN_TOLD, SLURM_PROCID=str(rank), SUBMITIT_EXECUTOR="slurm")
     running.send_signal(signal.SIGTERM)
-    assert running.wait(timeout=60) == (signals.EXIT_CODE if rank == 0 else 0)
+    assert running.wait(timeout=600) == (signals.EXIT_CODE if rank == 0 else 0)
     assert requests.read_text() == asked

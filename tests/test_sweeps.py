@@ -15,6 +15,7 @@ from cluster import wait_until
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from programs import ROOT, run
+from test_data_parallel import is_alive
 
 from flows import InputError, StorageError, signals
 from flows.cli import entry, runs
@@ -308,7 +309,7 @@ def test_a_sweep_waits_for_what_a_killed_one_left_in_its_folders(sweep, tmp_path
 
     left = multiprocessing.get_context("fork").Process(target=save_and_end)
     left.start()
-    wait_until((tmp_path / "held").exists, 60)
+    wait_until((tmp_path / "held").exists, 600)
     assert sweep("seed=1,5")[0] == 0
     saved, results = tmp_path / "saved", tmp_path / "grid" / "seed=1" / runs.RESULTS
     assert saved.stat().st_mtime_ns < results.stat().st_mtime_ns
@@ -390,16 +391,17 @@ entry.run(task, "train", Path({str(CONF)!r}))
 def test_a_pool_takes_its_jobs_with_it(tmp_path):
     """Killed, it cannot end them: they see to it themselves. The same sweep goes on; stopped, it ends them."""
     (tmp_path / "stub.py").write_text(STUB)
-    command = [sys.executable, "stub.py", "-m", "seed=1,2", "hydra/launcher=local_pool", "run_dir=grid"]
+    command = [sys.executable, "stub.py", "-m", "seed=1,2", "hydra/launcher=local_pool", "hydra.launcher.n_jobs=2"]
+    command += ["run_dir=grid"]
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, signals.EXIT_CODE)):
         with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}) as parent:
             begun = [tmp_path / "grid" / f"seed={seed}" / "begun" for seed in (1, 2)]
-            wait_until(lambda begun=begun: all(path.exists() for path in begun), 300)
+            wait_until(lambda begun=begun: all(path.exists() for path in begun), 3600)
             jobs = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True).stdout.split()
             assert len(jobs) >= 2
             parent.send_signal(number)
-            assert parent.wait(timeout=300) == code
-        wait_until(lambda jobs=jobs: not any(os.path.exists(f"/proc/{job}") for job in jobs), 60)
+            assert parent.wait(timeout=3600) == code
+        wait_until(lambda jobs=jobs: not any(map(is_alive, jobs)), 600)
         for path in begun:
             path.unlink()
             log = (path.parent / "output.log").read_text()
@@ -419,11 +421,11 @@ def test_a_pool_of_trainings(tmp_path):
     )
     own = [f"hydra.searchpath=[file://{tmp_path}/mine]", "experiment=own"]
     sweep = ["-m", *own, "optimizer.lr=0.001,-1", "hydra/launcher=local_pool", "run_dir=grid"]
-    run("train.py", *sweep, "hydra.launcher.n_jobs=2", cwd=tmp_path, code=6, timeout=900)
+    run("train.py", *sweep, "hydra.launcher.n_jobs=2", cwd=tmp_path, code=6)
     good, bad = (tmp_path / "grid" / f"optimizer.lr={rate}" for rate in ("0.001", "-1"))
     assert json.loads((good / runs.RESULTS).read_text())["steps"] == 2
     before = {path: path.stat().st_mtime_ns for path in good.rglob("*")}
-    done = run("train.py", *sweep, cwd=tmp_path, code=6, timeout=900)
+    done = run("train.py", *sweep, cwd=tmp_path, code=6)
     assert {path: path.stat().st_mtime_ns for path in good.rglob("*")} == before
     assert (bad / "output.log").read_text().count("the learning rate must be positive") == 2
     assert "1 of 2 jobs failed" in done.stderr.strip().splitlines()[-1]
@@ -440,7 +442,7 @@ def test_a_grid_on_slurm_with_ddp_inside(tmp_path):
     spoiled = tmp_path / "grid" / "mixing=reverse,seed=1"
     (spoiled / runs.CONFIG).mkdir(parents=True)
     sweep = ["-m", "experiment=smoke", *together, *where, "mixing=conv1x1,reverse", "seed=0,1", "run_dir=grid"]
-    run("train.py", *sweep, cwd=tmp_path, code=6, timeout=1200)
+    run("train.py", *sweep, cwd=tmp_path, code=6)
     rows = list(csv.DictReader((tmp_path / "grid" / "summary.csv").open()))
     assert [row["status"] for row in rows] == ["done", "done", "done", "failed"]
     assert f"cannot write {spoiled}" in rows[3]["error"]
@@ -457,7 +459,8 @@ def job_on_slurm(slurm, tmp_path):
     command = [sys.executable, "stub.py", "-m", *where]
     with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}) as parent:
         folder = tmp_path / "grid" / "seed=7"
-        wait_until(lambda: (folder / "begun").exists(), 300)
+        known = [folder / name for name in ("begun", "slurm_job")]  # a job may begin before its number is noted
+        wait_until(lambda: all(path.exists() for path in known), 3600)
         yield parent, folder, (folder / "slurm_job").read_text()
         parent.terminate()
 
@@ -465,7 +468,7 @@ def job_on_slurm(slurm, tmp_path):
 def test_a_job_that_slurm_kills_is_reported_as_such(job_on_slurm):
     parent, folder, number = job_on_slurm
     subprocess.run(["scancel", number], check=True)
-    assert parent.wait(timeout=300) == 6
+    assert parent.wait(timeout=3600) == 6
     [row] = csv.DictReader((folder.parent / "summary.csv").open())
     assert row["status"] == "failed"
     assert "SLURM: cancelled" in row["error"]
@@ -474,7 +477,7 @@ def test_a_job_that_slurm_kills_is_reported_as_such(job_on_slurm):
 def test_a_job_whose_time_ends_is_queued_again_and_goes_on(job_on_slurm):
     parent, folder, number = job_on_slurm
     subprocess.run(["scancel", "--signal=USR2", number], check=True)
-    assert parent.wait(timeout=300) == 0
+    assert parent.wait(timeout=3600) == 0
     [row] = csv.DictReader((folder.parent / "summary.csv").open())
     assert row["status"] == "done"
     output = (folder / "output.log").read_text()

@@ -1,14 +1,15 @@
-"""A callback that writes down, rank by rank, what each process of a parallel training saw and holds."""
+"""Callbacks for trainings of several processes: one writes down what each saw and holds, one waits for a signal."""
 
 import hashlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytorch_lightning as pl
 
-from flows import NonFiniteError
+from flows import NonFiniteError, signals
 from flows.callbacks import AveragedWeights
 
 
@@ -53,3 +54,18 @@ class Witness(pl.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{trainer.global_rank}-of-{trainer.world_size}.json"
         path.write_text(json.dumps(self.seen))
+
+
+class WaitToBeTold(pl.Callback):
+    """In a SLURM job's first attempt, goes beyond a step only when this process has been told to end.
+
+    Args:
+        step: the one that is not begun before.
+    """
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        while trainer.global_step == self.step and "SLURM_RESTART_COUNT" not in os.environ and not signals.received():
+            time.sleep(0.05)
