@@ -153,11 +153,13 @@ class SlowChunk:
 
 
 class SlowSet(PreparedDataModule):
-    """100 chunks of 3 training images, 2 of test images."""
+    """100 chunks of 3 training images, 2 of test images; one of them may take as good as for ever, and all after it."""
 
-    def __init__(self, prepared_dir: str, seconds: float = 0.0, num_converters: int = 1) -> None:
+    def __init__(
+        self, prepared_dir: str, seconds: float = 0.0, num_converters: int = 1, stuck_at: int | None = None
+    ) -> None:
         super().__init__(prepared_dir=prepared_dir, num_converters=num_converters, num_channels=3, image_size=2)
-        self.seconds = seconds
+        self.seconds, self.stuck_at = seconds, stuck_at
 
     @property
     def folder_name(self) -> str:
@@ -169,9 +171,12 @@ class SlowSet(PreparedDataModule):
 
     def plan(self, scratch: Path) -> Plan:
         def chunks(number: int) -> list[SlowChunk]:
-            return [SlowChunk(value, 3, self.notes, self.seconds) for value in range(number)]
+            return [SlowChunk(value, 3, self.notes, self._seconds_of(value)) for value in range(number)]
 
         return Plan((3, 2, 2), {"train": chunks(100), "test": chunks(2)}, {"name": "slow"})
+
+    def _seconds_of(self, value: int) -> float:
+        return self.seconds if self.stuck_at is None or value < self.stuck_at else 1e4
 
     def assign(self, splits: dict[str, PreparedImages]) -> None:
         self.train, self.val, self.test = splits["train"], splits["test"], splits["test"]

@@ -12,12 +12,12 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import wandb
+from cluster import wait_until
 from forks import fork, output, wait
 from programs import ROOT, TINY, run
 from pytorch_lightning.callbacks import LearningRateMonitor
@@ -48,6 +48,9 @@ FIGURES = {
 }
 """What is logged of a model with one level on a CPU, whose weights are not averaged."""
 
+ONLINE = ["logger=wandb", "logger.mode=online", "logger.init_timeout=600", "logger.finish_timeout=600"]
+"""Options of a run whose server is there, however long a busy machine takes to answer."""
+
 
 @pytest.fixture(autouse=True)
 def _client(tmp_path, monkeypatch):
@@ -64,15 +67,24 @@ def _client(tmp_path, monkeypatch):
 
 
 def records(folder):
-    """The records of a W&B run that was kept in a folder, in order; they are framed as LevelDB frames its logs."""
+    """The records of a W&B run that was kept in a folder, in order."""
     wandb.teardown()  # of a run that has finished, this process's client may still be writing the end
+    return records_so_far(folder)
+
+
+def records_so_far(folder):
+    """Those that are there as a whole; they are framed as LevelDB frames its logs."""
     (path,) = folder.glob("*.wandb")
     data, position, parts = path.read_bytes(), 7, []
     while position < len(data):
         if 32768 - position % 32768 < 7:  # no room for a frame's head: the rest of the block is empty
             position += 32768 - position % 32768
             continue
+        if position + 7 > len(data):
+            return
         _, length, kind = struct.unpack_from("<IHB", data, position)
+        if position + 7 + length > len(data):
+            return
         parts.append(data[position + 7 : position + 7 + length])
         position += 7 + length
         if kind in (1, 4):  # whole, or the last part
@@ -108,7 +120,7 @@ def wandb_program(*arguments, environment, cwd):
         env=os.environ | environment | {"PATH": path, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3600,
         check=True,
     )
 
@@ -227,7 +239,8 @@ def test_a_key_that_is_withdrawn_while_training_is_noticed_at_the_end(tmp_path, 
     with WandbServer() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
-        logger = WandbLogger(str(tmp_path), mode="online", id="first", log_model=False, finish_timeout=5)
+        waits = {"init_timeout": 600, "finish_timeout": 5}
+        logger = WandbLogger(str(tmp_path), mode="online", id="first", log_model=False, **waits)
         logger.log_metrics({"train/bits_per_dim": 1.0}, 0)
         server.code = 401
         logger.finalize("finished")
@@ -240,13 +253,15 @@ def test_a_client_whose_process_dies_goes_on_offline(mode, tmp_path, monkeypatch
     with WandbServer() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
-        logger = WandbLogger(str(tmp_path), mode=mode, id="first", log_model=False)
+        logger = WandbLogger(str(tmp_path), mode=mode, id="first", log_model=False, init_timeout=600)
         logger.log_hyperparams({"seed": 3})
         logger.log_metrics({"train/bits_per_dim": 0.0}, 0)
         (first,) = (tmp_path / "wandb").glob("*run-*-first")
-        time.sleep(2)  # after one second it is on the disk
-        subprocess.run(["pkill", "-KILL", "-P", str(os.getpid()), "-f", "wandb-core"], check=True)
-        time.sleep(1)
+        wait_until(lambda: any(record.HasField("history") for record in records_so_far(first)), 600)
+        own = ["pgrep", "-P", str(os.getpid()), "-f", "wandb-core"]
+        for pid in map(int, subprocess.run(own, check=True, capture_output=True, text=True).stdout.split()):
+            os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until then its socket takes what is sent
         logger.log_image("samples", [np.zeros((4, 4, 3), np.uint8)], 1)
         logger.log_metrics({"train/bits_per_dim": 2.0}, 2)
         logger.finalize("finished")
@@ -274,7 +289,7 @@ def test_an_interrupted_run_is_continued_without_a_gap(tmp_path, monkeypatch):
     def steps(rows):
         return [int(row["trainer/global_step"]) for row in rows if "train/bits_per_dim" in row]
 
-    wandb_run = [*SHORT, "trainer.log_every_n_steps=1", "logger=wandb", "logger.mode=online", "run_dir=run"]
+    wandb_run = [*SHORT, "trainer.log_every_n_steps=1", *ONLINE, "run_dir=run"]
     with WandbServer() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
@@ -292,7 +307,7 @@ def test_an_interrupted_run_is_continued_without_a_gap(tmp_path, monkeypatch):
 
 def test_an_online_run_arrives_as_a_whole_and_is_continued(tmp_path):
     with WandbServer() as server:
-        online = ["logger=wandb", "logger.mode=online", "logger.tags=[mine]", "run_dir=runs/first"]
+        online = [*ONLINE, "logger.tags=[mine]", "run_dir=runs/first"]
         done = run("train.py", *TINY, *online, cwd=tmp_path, env=server.environment)
         assert not warnings_in(done.stderr), done.stderr
         assert f"Weights & Biases: {server.url}" in done.stdout
@@ -326,7 +341,7 @@ def test_an_online_run_arrives_as_a_whole_and_is_continued(tmp_path):
 def test_a_server_that_dies_costs_one_warning_and_no_row(tmp_path):
     server = WandbServer()
     server.on_files = lambda: threading.Thread(target=server.stop).start()
-    online = ["logger=wandb", "logger.mode=online", "logger.finish_timeout=3", "run_dir=run"]
+    online = [*ONLINE, "logger.finish_timeout=3", "run_dir=run"]
     done = run("train.py", *TINY, *online, cwd=tmp_path, env=server.environment | {"WANDB_HTTP_TIMEOUT": "3"})
     warned = warnings_in(done.stderr)
     assert len(warned) == 1, done.stderr
@@ -345,7 +360,7 @@ def test_a_server_that_dies_costs_one_warning_and_no_row(tmp_path):
 
 def test_a_sweep_s_agent_trains_what_it_is_told_to(tmp_path):
     (tmp_path / "train.py").symlink_to(ROOT / "train.py")
-    tiny = {"experiment": "smoke", "trainer": "cpu", "trainer.max_epochs": 1}
+    tiny = {"experiment": "smoke", "trainer": "cpu", "trainer.max_epochs": 1, "logger.init_timeout": 600}
     jobs = [tiny | {"mixing": mixing, "seed": 1} for mixing in ("conv1x1", "periodic")]
     with WandbServer(jobs=jobs) as server:
         wandb_program("sweep", ROOT / "sweeps/wandb.yaml", environment=server.environment, cwd=tmp_path)
@@ -364,7 +379,7 @@ def test_the_workspace_shows_what_is_logged(tmp_path):
             [sys.executable, ROOT / "sweeps/wandb_workspace.py", "someone"],
             env=os.environ | server.environment,
             check=True,
-            timeout=300,
+            timeout=3600,
         )
         (view,) = server.views.values()
     panels = [

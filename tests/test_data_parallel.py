@@ -131,7 +131,7 @@ def test_accumulated_batches_train_like_one_batch(tmp_path):
 def start(*command, cwd):
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
+        [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=3600
     )
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -189,21 +189,31 @@ def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
     doomed = [*DIGITS, "trainer=ddp_cpu", "run_dir=run", "+callbacks.witness.fate=killed"]
     line = error_line(run("train.py", *doomed, cwd=tmp_path, code=7))
     assert line.startswith("error: process 1 of the 2 that train together") and "was killed by SIGKILL" in line
-    wait_for_the_end_of((witness["pid"] for witness in witnessed(tmp_path, 2)), seconds=5)
+    wait_for_the_end_of((witness["pid"] for witness in witnessed(tmp_path, 2)), seconds=600)
+
+
+BEGIN = """
+import os, sys, time
+from pathlib import Path
+folder, rank = Path(__file__).parent, int(os.environ["RANK"])
+(folder / f"{rank}.part").write_text(str(os.getpid()))
+(folder / f"{rank}.part").rename(folder / f"{rank}")
+while not all((folder / f"{other}").exists() for other in range(3)):
+    time.sleep(0.05)
+"""
 
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
-    """Makes a small program the one that is started several times; each process of it notes its number first."""
+    """Makes a small program the one that three processes run; each notes its number, and goes on when all have."""
 
     def write(body):
         path = tmp_path / "program.py"
-        note = f"open('{tmp_path}/' + os.environ['RANK'], 'w').write(str(os.getpid()))"
-        path.write_text(f"import os, sys, time\n{note}\nrank = int(os.environ['RANK'])\n{body}\n")
+        path.write_text(f"{BEGIN}{body}\n")
         monkeypatch.setattr(sys, "argv", [str(path)])
 
     yield write
-    wait_for_the_end_of((int((tmp_path / f"{rank}").read_text()) for rank in range(3)), seconds=60)
+    wait_for_the_end_of((int((tmp_path / f"{rank}").read_text()) for rank in range(3)), seconds=600)
 
 
 def test_all_processes_get_the_arguments_as_they_are(program, tmp_path):
@@ -216,11 +226,11 @@ def test_all_processes_get_the_arguments_as_they_are(program, tmp_path):
 @pytest.mark.parametrize(
     ("body", "error", "words"),
     [
-        ("time.sleep(0.3 if rank == 2 else 600)\nsys.exit(2)", InputError, "process 2 of the 3 .* failed"),
-        ("time.sleep(0.3 if rank == 1 else 600)\nsys.exit(3)", NonFiniteError, "process 1 of the 3 .* failed"),
-        ("time.sleep(0.3 if rank == 0 else 600)\nsys.exit(4)", StorageError, "process 0 of the 3 .* failed"),
-        ("time.sleep(0.3 if rank == 1 else 600)\nsys.exit(1)", ProcessError, "process 1 of the 3 .* failed"),
-        ("time.sleep(0.3 if rank == 1 else 600)\nos.kill(os.getpid(), 9)", ProcessError, "process 1 .* by SIGKILL"),
+        ("time.sleep(0 if rank == 2 else 600)\nsys.exit(2)", InputError, "process 2 of the 3 .* failed"),
+        ("time.sleep(0 if rank == 1 else 600)\nsys.exit(3)", NonFiniteError, "process 1 of the 3 .* failed"),
+        ("time.sleep(0 if rank == 0 else 600)\nsys.exit(4)", StorageError, "process 0 of the 3 .* failed"),
+        ("time.sleep(0 if rank == 1 else 600)\nsys.exit(1)", ProcessError, "process 1 of the 3 .* failed"),
+        ("time.sleep(0 if rank == 1 else 600)\nos.kill(os.getpid(), 9)", ProcessError, "process 1 .* by SIGKILL"),
     ],
 )
 def test_the_first_process_that_ends_too_early_ends_all_and_is_named(body, error, words, program):
@@ -230,7 +240,7 @@ def test_the_first_process_that_ends_too_early_ends_all_and_is_named(body, error
 
 
 def test_processes_that_end_upon_a_signal_are_no_error(program):
-    program("time.sleep(0.3 if rank == 0 else 600)\nsys.exit(5)")
+    program("time.sleep(0 if rank == 0 else 600)\nsys.exit(5)")
     with pytest.raises(signals.Interrupted) as caught:
         processes.start([], 3)
     assert caught.value.code == 5

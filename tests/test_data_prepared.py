@@ -5,12 +5,12 @@ import json
 import os
 import pickle
 import resource
-import time
 from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
+from cluster import wait_until
 from small_sources import SlowSet
 
 from datamodules import conversion, prepared_sets
@@ -20,12 +20,12 @@ from flows.errors import InputError, StorageError
 EXPECTED = np.repeat(np.arange(100, dtype=np.uint8), 3)
 
 
-def start(folder, seconds, processes):
+def start(folder, processes, **slow):
     """Another process that prepares the slow set."""
 
     def run():
         conversion.SECONDS_BETWEEN_JOURNALS = 0.0
-        SlowSet(str(folder), seconds, processes).prepare_data()
+        SlowSet(str(folder), num_converters=processes, **slow).prepare_data()
 
     process = get_context("fork").Process(target=run)
     process.start()
@@ -66,12 +66,10 @@ def test_what_is_prepared_is_not_prepared_again(tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_conversion_is_taken_up_again(tmp_path, capsys, processes):
-    process = start(tmp_path, 0.02, processes)
+    process = start(tmp_path, processes, seconds=0.02, stuck_at=90)
     journal = tmp_path / "slow.preparing" / "journal.json"
-    deadline = time.monotonic() + 60
-    while not (journal.exists() and len(json.loads(journal.read_text())["done"]) >= 10):
-        assert process.is_alive() and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: journal.exists() and len(json.loads(journal.read_text())["done"]) >= 10, 600)
+    assert process.is_alive()
     process.kill()
     process.join()
     assert not (tmp_path / "slow").exists()
@@ -89,7 +87,7 @@ def test_a_killed_conversion_is_taken_up_again(tmp_path, capsys, processes):
 
 
 def test_processes_that_start_together_prepare_once(tmp_path):
-    processes = [start(tmp_path, 0.002, 1) for _ in range(2)]
+    processes = [start(tmp_path, 1, seconds=0.002) for _ in range(2)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
