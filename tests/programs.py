@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = ["experiment=smoke", "trainer=cpu"]
 
 
-def run(program, *arguments, cwd, code=0, timeout=900, env=None, **options):
+def run(program, *arguments, cwd, code=0, timeout=3600, env=None, **options):
     """Run a program of the project in the folder ``cwd`` and return what it did; its exit code must be ``code``."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | (env or {})
     done = subprocess.run(

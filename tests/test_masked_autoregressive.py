@@ -178,7 +178,7 @@ def test_several_threads_may_invert_one_layer():
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(timeout=60)
+        worker.join(timeout=600)
         assert not worker.is_alive()
     assert not wrong
 
@@ -200,7 +200,7 @@ def test_a_forked_process_can_invert():
         expected = layer.inverse(z).flatten().tolist()
         child = multiprocessing.get_context("fork").Process(target=_invert_in_child, args=(layer, z, expected))
         child.start()
-        child.join(timeout=60)
+        child.join(timeout=600)
     finally:
         torch.set_num_threads(threads)
     alive = child.is_alive()

@@ -568,7 +568,7 @@ def browse(path, scratch):
     """Load a file in Chromium, on a narrow screen; the page as it then is on stdout, complaints on stderr."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={scratch}/profile"]
     options += ["--window-size=500,900", "--virtual-time-budget=5000", "--enable-logging=stderr", "--dump-dom"]
-    return subprocess.run([CHROMIUM, *options, f"file://{path}"], capture_output=True, text=True, timeout=300)
+    return subprocess.run([CHROMIUM, *options, f"file://{path}"], capture_output=True, text=True, timeout=3600)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")

@@ -432,7 +432,7 @@ def test_several_threads_may_share_a_solver(backend):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(timeout=60)
+        worker.join(timeout=600)
         assert not worker.is_alive()
     assert not wrong
 
@@ -455,7 +455,7 @@ def test_a_forked_process_can_solve_although_it_lacks_the_threads_of_its_parent(
     expected = solver(z).flatten().tolist()
     child = multiprocessing.get_context("fork").Process(target=_solve_in_child, args=(solver, z, expected, threads))
     child.start()
-    child.join(timeout=60)
+    child.join(timeout=600)
     alive = child.is_alive()
     child.kill()
     assert not alive, "the child hangs"

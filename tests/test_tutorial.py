@@ -23,16 +23,16 @@ SHORTER = ["trainer=cpu", "data.images_per_epoch=8", "data.batch_size=8", "train
 def followed(tmp_path_factory):
     """A copy of the project with the tutorial's files in it, and the output of each command, in order."""
     folder = tmp_path_factory.mktemp("tutorial") / "emerging-flows"
-    produced = {
-        "runs",
-        "build",
-        "data",
-        "sweeps",
-    }  # by the programs, at the root; data and sweeps are folders below, too
+    produced = {"runs", "build", "data", "sweeps"}  # by the programs, at the root; some are folders below, too
     shutil.copytree(
         ROOT,
         folder,
-        ignore=lambda place, names: {n for n in names if n[0] == "." or (Path(place) == ROOT and n in produced)},
+        ignore=lambda place, names: {
+            name
+            for name in names
+            # Python may be writing into its cache right now
+            if name[0] == "." or name == "__pycache__" or (Path(place) == ROOT and name in produced)
+        },
     )
     for new_file, edited_file, _, body in BLOCKS:
         if new_file:
@@ -55,7 +55,7 @@ def _run(command: str, folder: Path) -> str:
         env=os.environ | {"PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3600,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
