@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from datamodules.augmentation import Augmentation, draw_bits
 from datamodules.order import EpochSampler, ShardSampler, TrainingBatches, TrainingImages, TrainingLoader
 from datamodules.sets import ImageDataset
-from datamodules.workers import outlive_signals
+from datamodules.workers import SteadyLoader
 from flows.errors import InputError
 from flows.randomness import Stream, generator_for
 
@@ -149,13 +149,13 @@ class ImageDataModule(pl.LightningDataModule):
 
     def evaluation_batches(self, dataset: ImageDataset) -> DataLoader:
         """A whole split in order, every image once, for a process that evaluates alone, whatever trains beside it."""
-        return DataLoader(
+        return SteadyLoader(
             dataset, sampler=ShardSampler(len(dataset)), batch_size=self.eval_batch_size, **self._loading()
         )
 
     def _evaluation_loader(self, dataset: ImageDataset) -> DataLoader:
         sampler = ShardSampler(len(dataset), *self._place())
-        return DataLoader(dataset, sampler=sampler, batch_size=self.eval_batch_size, **self._loading())
+        return SteadyLoader(dataset, sampler=sampler, batch_size=self.eval_batch_size, **self._loading())
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -166,7 +166,6 @@ class ImageDataModule(pl.LightningDataModule):
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": _as_it_is,
-            "worker_init_fn": outlive_signals,
             # Else every iterator draws from the global generator, whose state a resumed training has in common with
             # the undisturbed one.
             "generator": torch.Generator().manual_seed(self.seed),

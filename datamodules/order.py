@@ -7,10 +7,11 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from datamodules.augmentation import Augmentation, draw_bits
 from datamodules.sets import ImageBatch, ImageDataset
+from datamodules.workers import SteadyLoader
 from flows.errors import InputError
 from flows.randomness import Stream, generator_for
 
@@ -109,7 +110,7 @@ class TrainingImages(Dataset[ImageBatch]):
         return ImageBatch(images, torch.as_tensor(draw.indices))
 
 
-class TrainingLoader(DataLoader):
+class TrainingLoader(SteadyLoader):
     """Loads :class:`TrainingBatches`, and can be taken up in the middle of an epoch.
 
     Lightning keeps :meth:`state_dict` in its checkpoints. Batches that workers have loaded in advance do not count.

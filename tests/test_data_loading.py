@@ -1,10 +1,13 @@
 """Batches: what each process sees, in which order, and that nothing is counted twice or left out."""
 
+import os
 import pickle
+import signal
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.utils.data._utils import signal_handling
 
 from datamodules import Augmentation, Digits, PhotographCrops
 from datamodules.base import ImageDataModule
@@ -196,3 +199,18 @@ def test_photographs_take_augmentation_and_name_themselves():
     data = PhotographCrops("hubble", augmentation=AUGMENTATION)
     data.setup()
     assert data.description.startswith("hubble: ") and len(next(iter(data.train_dataloader())).images) == 64
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_workers_go_on_when_they_are_signalled_even_before_they_have_begun(number, monkeypatch):
+    prepare = signal_handling._set_worker_signal_handlers
+
+    def prepare_and_be_signalled():
+        prepare()
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", prepare_and_be_signalled)
+    data = Numbered(num_workers=1, eval_batch_size=5)
+    data.setup()
+    assert [len(batch.images) for batch in data.evaluation_batches(data.train)] == 10 * [5]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
