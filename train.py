@@ -56,6 +56,7 @@ class DescribeCheckpoint(pl.Callback):
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(self.description)
+        checkpoint["within_step"] = trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def train(cfg: DictConfig) -> float:

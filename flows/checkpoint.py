@@ -1,8 +1,9 @@
 """Reading a flow back from a checkpoint, without running anything that the file says.
 
-A checkpoint is Lightning's, with three entries of this project: ``config`` (the resolved configuration as plain data),
-``overrides`` (the command line that led to it) and ``format``. Its tensors are read with ``weights_only=True``; of the
-configuration only this project's own classes are built.
+A checkpoint is Lightning's, with four entries of this project: ``config`` (the resolved configuration as plain data),
+``overrides`` (the command line that led to it), ``format``, and ``within_step`` (whether gradients were being
+accumulated, which no checkpoint holds). Its tensors are read with ``weights_only=True``; of the configuration only this
+project's own classes are built.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ def newest_whole(
     """The checkpoint written last, of those that are whole and wanted, and what is wrong with damaged ones.
 
     "Last" is by the time of writing, not by the step: a training that went back has later checkpoints of earlier steps.
+    One that was written within a step of the optimiser is never meant: whoever went on from it would make that step
+    with a part of its gradient.
     """
     damaged = []
     for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
@@ -75,7 +78,7 @@ def newest_whole(
         except InputError as error:
             damaged.append(error)
         else:
-            if is_wanted(content):
+            if is_wanted(content) and not content.get("within_step", False):
                 return path, damaged
     return None, damaged
 

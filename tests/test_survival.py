@@ -164,6 +164,20 @@ def test_a_run_killed_just_after_a_checkpoint_logs_every_step_and_leaves_nothing
     assert list(tmp_path.rglob(".*.part")) == [evaluation]
 
 
+def test_a_run_killed_after_a_validation_within_a_step_makes_that_step_with_its_whole_gradient(tmp_path):
+    """The validation has written ``best.ckpt``, in which the gradients accumulated so far are not."""
+    within = ["trainer.max_epochs=1", "trainer.accumulate_grad_batches=2", "+trainer.val_check_interval=3"]
+    arguments = [*SHORT, *within, "callbacks.samples=null", "resume=auto"]
+    assert wait(fork([*arguments, "run_dir=undisturbed"], tmp_path)) == 0, output(tmp_path)
+    killed = [*arguments, "run_dir=run"]
+    assert wait(fork(killed, tmp_path, lambda: kill_in_a_write(0, "after it"))) == -signal.SIGKILL
+    assert [path.name for path in tmp_path.glob("run/checkpoints/*")] == ["best.ckpt"]
+    assert wait(fork(killed, tmp_path)) == 0, output(tmp_path)
+    one, other = final_state(tmp_path / "run"), final_state(tmp_path / "undisturbed")
+    for key in ("state_dict", "current_model_state", "optimizer_states"):
+        assert not differences(one[key], other[key], key)
+
+
 def test_a_run_whose_folder_was_moved_knows_its_best_checkpoint(tmp_path):
     arguments = [*SHORT, "trainer.max_epochs=1", "callbacks.samples=null", "resume=auto"]
     assert wait(fork([*arguments, "run_dir=run"], tmp_path)) == 0, output(tmp_path)
