@@ -7,10 +7,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from flows.signals import SIGNALS
+
 GRACE_SECONDS = 60
 """How long a worker that was told to end goes on loading."""
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class SteadyLoader(DataLoader):

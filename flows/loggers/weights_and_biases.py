@@ -129,9 +129,9 @@ class WandbLogger(LightningWandbLogger):
             raise wandb.errors.UsageError("there is no API key; `wandb login` stores one")
         if self._mode != "disabled":
             Path(str(self.save_dir)).mkdir(parents=True, exist_ok=True)  # or the client would choose another folder
-        online = {"init_timeout": self._init_timeout} if self._mode == "online" else {}  # else no server is asked
+        online: dict[str, Any] = {"init_timeout": self._init_timeout}  # where no server is asked, none can be slow
         settings = wandb.Settings(
-            **online,  # type: ignore[arg-type]
+            **(online if self._mode == "online" else {}),
             finish_timeout=self._finish_timeout,
             finish_timeout_raises=True,
             reinit="create_new",
