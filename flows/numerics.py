@@ -6,6 +6,9 @@
 * **Small matrices are factorised in float64.** The matrix of a 1x1 convolution, the centre tap of an autoregressive
   convolution and the frequency matrices of a periodic one are at most a few hundred rows; their determinants and
   inverses cost nothing beside the convolutions and decide how exact the round trip is.
+* **What a network decides about a scale or a shift is bounded, by one function.** An affine layer inverts by dividing by
+  a scale that a network reads off the activations. Without a bound, one activation that is too large makes the next
+  one larger still, and within a few layers a sample overflows; ``bounded`` keeps every such answer in ``[-b, b]``.
 * **No TF32 unless asked for.** A forward pass in TF32 (10 bits of mantissa) followed by an exact inverse does not
   return to the image it started from. ``set_matmul_precision`` switches matrix products and convolutions together,
   for both directions.
@@ -16,6 +19,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -53,6 +57,29 @@ def full_precision(device: torch.device) -> Iterator[None]:
     finally:
         for switch, precision in zip(switches, before, strict=True):
             switch.fp32_precision = precision
+
+
+def bounded(h: Tensor, bound: float | None) -> Tensor:
+    """``b tanh(h / b)``: smooth, odd, slope 1 at zero and at most 1 everywhere, values in ``[-b, b]``.
+
+    Args:
+        h: a network's output, any shape.
+        bound: b, positive; ``None`` leaves ``h`` as it is.
+
+    Reference: Behrmann et al., *Understanding and Mitigating Exploding Inverses in Invertible Neural Networks*, AISTATS
+    2021, section 4.1.
+    """
+    return h if bound is None else bound * torch.tanh(h / bound)
+
+
+def require_bound(name: str, bound: float | None) -> None:
+    """Refuse a bound that is not positive and finite.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    if bound is not None and not 0 < bound < math.inf:
+        raise InputError(f"{name} must be positive and finite, or null for no bound, not {bound}")
 
 
 def at_least_float32(x: Tensor) -> Tensor:
