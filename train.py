@@ -23,29 +23,34 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from datamodules import ImageDataModule
-from flows import InputError, NonFiniteError, load_flow, signals
+from flows import Flow, InputError, NonFiniteError, load_flow, signals
 from flows.callbacks import LastCheckpoint, RandomStates, Rollback
 from flows.checkpoint import CHECKPOINTS, FORMAT, Weights, find_checkpoint, read_checkpoint
 from flows.checkpoint_io import AtomicCheckpointIO
 from flows.cli import entry, processes, report, runs
 from flows.cli.matching import resolve_width
 from flows.cli.sweeps.processes import as_single_run
-from flows.diagnostics import count_parameters
+from flows.diagnostics import count_not_finite, count_parameters
 from flows.evaluation import Score, bits_per_dim, codec_bits_per_dim
 from flows.files import atomic_write
 from flows.instantiation import build
 from flows.lightning_module import FlowModule
 from flows.loggers import WandbLogger, log_checkpoint
 from flows.numerics import set_matmul_precision
-from flows.pictures import decode_or_white, grid, save_png
+from flows.pictures import grid, save_png, side_by_side
 from flows.randomness import Stream, generator_for
 
 C = TypeVar("C", bound=pl.Callback)
 
 MAX_CODEC_IMAGES = 2000
 """The codecs are slow; of a larger test split so many images, evenly spaced, stand for all."""
+
+
+NUM_SAMPLES = 1000
+"""Samples at temperature 1 that are looked at in the end."""
 
 
 class DescribeCheckpoint(pl.Callback):
@@ -234,9 +239,11 @@ def _conclude(
         "split": "test",
         "num_images": len(data.test),
         "num_noise_samples": 1,
+        "num_samples": NUM_SAMPLES,
         "val/bits_per_dim": validation,
     }
     rows: list[tuple[str, Any]] = []
+    unsafe: list[tuple[str, Any]] = []
     for weights in kept:
         flow = load_flow(checkpoint, weights, trainer.strategy.root_device)
         with report.progress(f"test, {weights} weights", len(data.test)) as advance:
@@ -244,6 +251,9 @@ def _conclude(
         name = "test/bits_per_dim" if weights == "raw" else "test/bits_per_dim_averaged"
         results[name], results[f"{name}_standard_error"] = score.mean, score.standard_error
         rows.append((f"test bits/dim, {weights} weights", score))
+        lost = count_not_finite(flow, NUM_SAMPLES)
+        results["samples_not_finite" if weights == "raw" else "samples_not_finite_averaged"] = lost
+        unsafe.append((f"samples that are not finite, of {NUM_SAMPLES:,} at temperature 1, {weights} weights", lost))
     count = min(len(data.test), MAX_CODEC_IMAGES)
     images = data.test.gather([index * len(data.test) // count for index in range(count)])
     images = flow.dequantizer.reduce(images)  # the bits that the flow models, no more
@@ -255,12 +265,10 @@ def _conclude(
     seconds = time.perf_counter() - started
     results |= {"num_parameters": count_parameters(flow), "seconds": seconds, "steps": trainer.global_step}
 
-    flow = load_flow(checkpoint, device=trainer.strategy.root_device)
     picture = run_dir / runs.SAMPLES / "final.png"
-    samples, num_overflown = decode_or_white(flow, flow.sample_latents(64, 0.7, torch.Generator().manual_seed(0)))
-    rows += [("samples that overflowed, of 64", num_overflown)] if num_overflown else []
+    sheets = _sheets_of_samples(load_flow(checkpoint, device=trainer.strategy.root_device))
     scores = {key: value for key, value in results.items() if key.startswith("test/")}
-    rows += [("parameters", f"{results['num_parameters']:,}"), ("time", report.duration(seconds))]
+    rows += [*unsafe, ("parameters", f"{results['num_parameters']:,}"), ("time", report.duration(seconds))]
     report.show_table("Best checkpoint on held-out images", rows)  # first of all: the disk may be full
 
     for logger in trainer.loggers:
@@ -269,7 +277,7 @@ def _conclude(
         logger.finalize("finished")
     with atomic_write(run_dir / runs.RESULTS) as file:
         file.write(json.dumps(results, indent=2).encode())
-    save_png(grid(samples, 8), picture)
+    save_png(side_by_side(sheets), picture)
     paths = [
         ("checkpoint", checkpoint),
         ("samples", picture),
@@ -283,6 +291,16 @@ def _conclude(
     missing = [str(path) for _, path in paths if not path.exists()]
     if missing:
         raise InputError(f"the run finished, but {', '.join(missing)} vanished meanwhile")
+
+
+def _sheets_of_samples(flow: Flow) -> dict[str, Tensor]:
+    """A sheet of samples at temperature 1, and one of the same latents at temperature 0.7, by their labels."""
+    sheets = {}
+    for temperature in (1.0, 0.7):
+        latents = flow.sample_latents(64, temperature, torch.Generator().manual_seed(0))
+        images, finite = flow.decode_finite(latents)
+        sheets[f"temperature {temperature:g}"] = grid(images, 8, finite)
+    return sheets
 
 
 if __name__ == "__main__":

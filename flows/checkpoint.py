@@ -24,7 +24,7 @@ from flows.instantiation import build_trusted
 from flows.layers import Layer
 from flows.model import Flow
 
-FORMAT = 1
+FORMAT = 2
 """Version of the project's entries in a checkpoint."""
 
 Weights = Literal["raw", "averaged"]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from flows.errors import InputError, NonFiniteError
+from flows.errors import NonFiniteError
 from flows.layers import Layer
-from flows.model import Flow
+from flows.model import Flow, Latents
+from flows.randomness import Stream, generator_for
 
-NOT_INVERTIBLE = (NonFiniteError, torch.linalg.LinAlgError, InputError)
-"""What inverses raise: something overflows; a matrix is singular; a filter has a zero or a NaN on its diagonal."""
+STEP = 1e-3
+"""Root mean square of the displacement of a latent, from which a gain is measured."""
 
 
 @torch.no_grad()
@@ -56,20 +59,130 @@ def _floating_tensors(output: object) -> list[Tensor]:
 def round_trip_error(flow: Flow, images: Tensor) -> float:
     """Largest ``|inverse(forward(v)) - v|`` over some uint8 images, in grey levels of ``num_bits``.
 
-    Below 0.5 the decoded pixels equal the originals. Infinite where something overflows or has no inverse.
+    Both directions run exactly as in :meth:`flows.Flow.encode` and :meth:`flows.Flow.decode`. Below 0.5 the decoded
+    pixels equal the originals. Infinite where something overflows or has no inverse.
     """
     dequantizer = flow.dequantizer
     v = dequantizer.dequantize(images.to(flow.device), 0.5, flow.dtype)
-    latents, _ = flow(v)
-    try:
-        return _or_infinite((flow.inverse(latents) - v).abs().max() * dequantizer.num_levels)
-    except NOT_INVERTIBLE:
-        return math.inf
+    again, lost = flow.decode_values(flow.encode(images))
+    return math.inf if lost else _or_infinite((again - v).abs().max() * dequantizer.num_levels)
+
+
+def unusual_images(shape: tuple[int, int, int], num_noise: int = 4) -> Tensor:
+    """Images unlike any data, uint8: uniform noise, black, white, a checkerboard, one bright pixel on black.
+
+    Args:
+        shape: (channels, height, width).
+        num_noise: number of images of noise.
+
+    Returns:
+        ``(num_noise + 4, C, H, W)``, the same at every call.
+    """
+    channels, height, width = shape
+    generator = generator_for(Stream.DIAGNOSTICS, 0)
+    noise = torch.randint(0, 256, (num_noise, *shape), generator=generator, dtype=torch.uint8)
+    black = torch.zeros(1, *shape, dtype=torch.uint8)
+    squares = (torch.arange(height)[:, None] + torch.arange(width)) % 2 * 255
+    pixel = black.clone()
+    pixel[..., height // 2, width // 2] = 255
+    return torch.cat([noise, black, black + 255, squares.to(torch.uint8).expand_as(black), pixel])
+
+
+@dataclass(frozen=True)
+class SampleHealth:
+    """How the inverse of a flow behaves on some of its own samples.
+
+    Attributes:
+        not_finite: share of the samples that overflow.
+        outside: share of the others' values outside of [-1/2, 1/2], which decoding clamps.
+        beyond: share of the others that hold a value outside of [-1, 1].
+        largest: largest ``|v|``; infinite if a sample overflows.
+        gain: see :func:`inverse_gain`, around these samples.
+    """
+
+    not_finite: float
+    outside: float
+    beyond: float
+    largest: float
+    gain: float
 
 
 @torch.no_grad()
-def inverse_gain(layer: Layer, shape: tuple[int, int, int]) -> float:
+def sample_health(flow: Flow, num_samples: int, temperature: float = 1.0, batch_size: int = 256) -> SampleHealth:
+    """Look at ``num_samples`` samples, the same latents at every call.
+
+    Cost: three inverses for each sample.
+    """
+    generator = generator_for(Stream.DIAGNOSTICS, 1)
+    num_lost = num_outside = num_beyond = num_values = 0
+    largest, gains = 0.0, []
+    for start in range(0, num_samples, batch_size):
+        latents = flow.sample_latents(min(batch_size, num_samples - start), temperature, generator)
+        v, lost = flow.decode_values(latents)
+        sizes = v.abs().flatten(1)[[index for index in range(len(v)) if index not in lost]]
+        num_lost += len(lost)
+        num_outside += int((sizes > 0.5).sum())
+        num_beyond += int((sizes > 1.0).any(dim=1).sum())
+        num_values += sizes.numel()
+        largest = max(largest, float(sizes.max()) if len(sizes) else 0.0)
+        gains.append(math.inf if lost else inverse_gain(flow, latents, v))
+    return SampleHealth(
+        not_finite=num_lost / num_samples,
+        outside=num_outside / max(num_values, 1),
+        beyond=num_beyond / max(num_samples - num_lost, 1),
+        largest=math.inf if num_lost else largest,
+        gain=max(gains),
+    )
+
+
+def count_not_finite(flow: Flow, num_samples: int, temperature: float = 1.0, batch_size: int = 256) -> int:
+    """How many of ``num_samples`` samples overflow; the latents are those of :func:`sample_health`."""
+    generator = generator_for(Stream.DIAGNOSTICS, 1)
+    sizes = [min(batch_size, num_samples - start) for start in range(0, num_samples, batch_size)]
+    return sum(len(flow.decode_values(flow.sample_latents(size, temperature, generator))[1]) for size in sizes)
+
+
+@torch.no_grad()
+def inverse_gain(flow: Flow, latents: Latents, v: Tensor | None = None) -> float:
+    """How much the whole inverse amplifies a change of a latent, at most, over some latents and two directions.
+
+    ``max |inverse(z + d) - inverse(z)| / |d|`` in the Euclidean norm, where ``d`` runs over the fixed directions. It
+    is a lower bound of the inverse's Lipschitz constant. Infinite where the inverse overflows.
+
+    Args:
+        flow: the model.
+        latents: around which the gain is measured.
+        v: their images, if they are known (:meth:`flows.Flow.decode_values`).
+
+    Reference: Behrmann et al., *Understanding and Mitigating Exploding Inverses*, AISTATS 2021, section 4.
+    """
+    if v is None:
+        v, lost = flow.decode_values(latents)
+        if lost:
+            return math.inf
+    gain = 0.0
+    for number in range(2):
+        generator = generator_for(Stream.DIAGNOSTICS, 2, number)
+        directions = [STEP * level.to(flow.device) for level in flow.sample_latents(1, 1.0, generator)]
+        length = math.sqrt(sum(float(level.double().square().sum()) for level in directions))
+        moved, lost = flow.decode_values([z + d for z, d in zip(latents, directions, strict=True)])
+        if lost:
+            return math.inf
+        gain = max(gain, _or_infinite((moved - v).double().flatten(1).norm(dim=1).max() / length))
+    return gain
+
+
+@torch.no_grad()
+def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of all gradients together, in float64: finite whenever every gradient is."""
+    return torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]).norm()
+
+
+@torch.no_grad()
+def layer_gain(layer: Layer, shape: tuple[int, int, int]) -> float:
     """Largest entry of the inverse's answer to unit impulses: how much sampling may amplify what reaches this layer.
+
+    It looks at one layer; a composition of layers with small gains can still explode, see :func:`inverse_gain`.
 
     An impulse in every channel is sent from the two opposite corners, which autoregressive inverses propagate
     furthest, and from the middle. About 1 for an orthogonal layer; above ``1e5`` float32 cannot invert exactly.
@@ -89,7 +202,7 @@ def inverse_gain(layer: Layer, shape: tuple[int, int, int]) -> float:
     try:
         at_rest = layer.inverse(torch.zeros_like(impulses[0, :1]))
         return _or_infinite((layer.inverse(impulses.flatten(0, 1)) - at_rest).abs().max())
-    except NOT_INVERTIBLE:
+    except NonFiniteError:
         return math.inf
 
 
@@ -99,8 +212,8 @@ def _or_infinite(error: Tensor) -> float:
 
 
 def mixing_gains(flow: Flow) -> dict[str, float]:
-    """:func:`inverse_gain` of the mixing layer of every step, by the step's name."""
-    return {name: inverse_gain(step.mixing, shape) for name, step, shape in flow.steps()}
+    """:func:`layer_gain` of the mixing layer of every step, by the step's name."""
+    return {name: layer_gain(step.mixing, shape) for name, step, shape in flow.steps()}
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
+from flows.diagnostics import gradient_norm
 from flows.model import Flow
 from flows.randomness import Stream, evaluation_noise, generator_for
 
@@ -81,7 +82,7 @@ class FlowModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+        self.log("train/gradient_norm", gradient_norm(gradients))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.score("val/bits_per_dim", "raw", batch)

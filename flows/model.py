@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from flows.dequantization import UniformDequantizer
-from flows.errors import InputError
+from flows.errors import InputError, NonFiniteError
 from flows.initialization import initialize_from_data
 from flows.layers import ActNorm, Layer, Sequential, Squeeze
-from flows.numerics import at_least_float32, full_precision, per_image_sum
+from flows.numerics import MAX_LOG_SCALE, MAX_SHIFT, at_least_float32, full_precision, per_image_sum
 from flows.priors import FactorOut, LearnedGaussian, StandardGaussian, Standardize
-from flows.sampling import InvertLayer, PreparedInverse
+from flows.sampling import InvertLayer, Observe, PreparedInverse, unobserved
 
 Latents = list[Tensor]
 
@@ -68,6 +68,8 @@ class Flow(nn.Module):
         hidden_channels: width of the coupling networks.
         num_bits: bits per pixel that are modelled, 1 to 8.
         learn_prior: learn the Gaussians of the latents; otherwise N(0, 1), as in the paper's galaxy experiments.
+        prior_max_log_scale, prior_max_shift: bounds of the Gaussians that a network predicts, positive; ``None``, as in
+            the paper's code, for none. See :class:`flows.priors.ConditionalGaussian`.
 
     Raises:
         InputError: an argument out of range, or an image size that the levels cannot halve.
@@ -85,6 +87,8 @@ class Flow(nn.Module):
         hidden_channels: int = 512,
         num_bits: int = 8,
         learn_prior: bool = True,
+        prior_max_log_scale: float | None = MAX_LOG_SCALE,
+        prior_max_shift: float | None = MAX_SHIFT,
     ) -> None:
         super().__init__()
         self.image_shape = _checked_shape(image_shape, num_levels)
@@ -104,7 +108,7 @@ class Flow(nn.Module):
             ]
             self.levels.append(Sequential(Squeeze(), *steps))
             if level < num_levels - 1:
-                self.factor_outs.append(FactorOut(num_channels, learn_prior))
+                self.factor_outs.append(FactorOut(num_channels, learn_prior, prior_max_log_scale, prior_max_shift))
                 num_channels //= 2
             self.latent_shapes.append((num_channels, height, width))
         self._prepared_inverse = PreparedInverse()
@@ -142,12 +146,12 @@ class Flow(nn.Module):
     def inverse(self, latents: Latents) -> Tensor:
         """``latents -> v (B, C, H, W)``."""
         self._check_latents(latents)
-        return self._invert(latents, lambda layer, z: layer.inverse(z))
+        return self._invert(latents, lambda layer, z: layer.inverse(z), unobserved)
 
-    def _invert(self, latents: Latents, invert_layer: InvertLayer) -> Tensor:
+    def _invert(self, latents: Latents, invert_layer: InvertLayer, observe: Observe) -> Tensor:
         h = invert_layer(self.top, latents[-1])
         for (level, factor_out), z in reversed(list(zip(self._stages(), latents, strict=True))):
-            h = invert_layer(level, h if factor_out is None else factor_out.inverse(h, z))
+            h = invert_layer(level, h if factor_out is None else observe(factor_out, factor_out.inverse(h, z)))
         return h
 
     def _stages(self) -> list[tuple[Sequential, FactorOut | None]]:
@@ -190,13 +194,46 @@ class Flow(nn.Module):
         The inverse runs prepared (:mod:`flows.sampling`), without autograd, TF32 or autocast.
 
         Raises:
-            NonFiniteError: a pixel comes out as NaN or infinite.
+            NonFiniteError: some images overflow; names them and the layers in which they do. :meth:`decode_finite`
+                returns the others.
+        """
+        v, lost = self.decode_values(latents)
+        if lost:
+            raise NonFiniteError(describe_lost(lost, len(v)))
+        return self.dequantizer.quantize(v)
+
+    def decode_finite(self, latents: Latents) -> tuple[Tensor, Tensor]:
+        """The uint8 images of some latents, and which of them are finite, ``(B, C, H, W), (B,)``.
+
+        The others, which overflow on the way, are black.
+        """
+        v, lost = self.decode_values(latents)
+        finite = torch.tensor([index not in lost for index in range(len(v))], device=v.device)
+        return self.dequantizer.quantize(v) * finite[:, None, None, None], finite
+
+    def decode_values(self, latents: Latents) -> tuple[Tensor, dict[int, str]]:
+        """The real-valued images ``v`` that :meth:`decode` rounds to pixels, and where those that overflow do so.
+
+        Returns:
+            ``v``, zero for an image that overflows; and for each of these its number and the name of the layer. A layer
+            that has no inverse at all loses every image.
         """
         self._check_latents(latents)
+        task = self, [*self.levels, self.top], self._invert, latents
+        lost: dict[int, str] = {}
         with torch.inference_mode(), full_precision(self.device):
-            v = self._prepared_inverse(self, [*self.levels, self.top], self._invert, latents)
-            images = self.dequantizer.quantize(v)
-        return images.clone()  # an ordinary tensor, which may be written to
+            try:
+                v = self._prepared_inverse(*task)
+                has_overflown = not torch.isfinite(v).all()
+            except NonFiniteError:  # a layer has no inverse, or refuses what an earlier one gave
+                has_overflown = True
+            if has_overflown:
+                try:
+                    v, lost = self._prepared_inverse.finite_part(*task)
+                except NonFiniteError as error:
+                    v = latents[0].new_zeros(len(latents[0]), *self.image_shape)
+                    lost = dict.fromkeys(range(len(v)), str(error))
+        return v.clone(), lost  # an ordinary tensor, which may be written to
 
     def sample(self, num_samples: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Draw uint8 images ``(num_samples, C, H, W)``.
@@ -208,7 +245,7 @@ class Flow(nn.Module):
 
         Raises:
             InputError: a negative number or temperature.
-            NonFiniteError: see :meth:`decode`.
+            NonFiniteError: see :meth:`decode`; ``decode_finite(sample_latents(...))`` returns the others.
         """
         return self.decode(self.sample_latents(num_samples, temperature, generator))
 
@@ -273,6 +310,25 @@ def _checked_shape(image_shape: Sequence[int], num_levels: int) -> tuple[int, in
             f"2^num_levels divides both, or another image size"
         )
     return channels, height, width
+
+
+def describe_lost(lost: dict[int, str], num_images: int) -> str:
+    """One line on images that cannot be decoded: how many, which, in which layer, and what to do."""
+    images: dict[str, list[str]] = {}
+    for index, place in sorted(lost.items()):
+        images.setdefault(place, []).append(str(index))
+    places = [f"{place} ({_listed('image', indices)})" for place, indices in list(images.items())[:3]]
+    others = [] if len(images) <= 3 else [f"{len(images) - 3} other layers"]
+    return (
+        f"{len(lost)} of {num_images} images overflow on the way to pixels, in {', '.join(places + others)}; "
+        f"a lower temperature keeps latents closer to data, and coupling=affine trains a model with bounded scales"
+    )
+
+
+def _listed(noun: str, items: list[str], most: int = 5) -> str:
+    """``image 3`` or ``images 3, 5, 8``, cut short."""
+    cut = f" and {len(items) - most} more" if len(items) > most else ""
+    return f"{noun}{'s' if len(items) > 1 else ''} {', '.join(items[:most])}{cut}"
 
 
 def _standard_normal_log_prob(z: Tensor) -> Tensor:

@@ -6,9 +6,9 @@
 * **Small matrices are factorised in float64.** The matrix of a 1x1 convolution, the centre tap of an autoregressive
   convolution and the frequency matrices of a periodic one are at most a few hundred rows; their determinants and
   inverses cost nothing beside the convolutions and decide how exact the round trip is.
-* **What a network decides about a scale or a shift is bounded, by one function.** An affine layer inverts by dividing by
-  a scale that a network reads off the activations. Without a bound, one activation that is too large makes the next
-  one larger still, and within a few layers a sample overflows; ``bounded`` keeps every such answer in ``[-b, b]``.
+* **What a network decides about a scale or a shift is bounded, by one function.** An affine layer inverts by dividing
+  by a scale that a network reads off the activations. Without a bound, one activation that is too large makes the next
+  one larger still, and within a few layers a sample overflows. ``bounded`` keeps every such answer in ``[-b, b]``.
 * **No TF32 unless asked for.** A forward pass in TF32 (10 bits of mantissa) followed by an exact inverse does not
   return to the image it started from. ``set_matmul_precision`` switches matrix products and convolutions together,
   for both directions.
@@ -29,6 +29,15 @@ from torch import Tensor
 from flows.errors import InputError
 
 MatmulPrecision = Literal["exact", "tf32"]
+
+MAX_LOG_SCALE = 1.0
+"""Default bound of a log-scale that a network predicts, in nats. docs/STABILITY.md has the measurements."""
+
+MAX_SHIFT = 4.0
+"""Default bound of a shift that a network predicts. Activations have a deviation of about 1, so it rarely binds."""
+
+SCALE_OFFSET = 2.0
+"""Added before the sigmoid of the paper's scales, so that a layer starts with the scale sigmoid(2) = 0.88."""
 
 
 def set_matmul_precision(precision: MatmulPrecision) -> None:

@@ -7,41 +7,62 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 
-from flows.errors import InputError, NonFiniteError
+from flows.errors import InputError
 from flows.files import atomic_write
-from flows.model import Flow, Latents
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
+TEXT_HEIGHT = 16
+"""Of the labels in a picture, in pixels."""
 
-def decode_or_white(flow: Flow, latents: Latents) -> tuple[Tensor, int]:
-    """The images of some latents, white where decoding overflows, and how many these are.
 
-    For pictures of what a flow has learned so far; whoever wants samples wants the error (:meth:`flows.Flow.decode`).
+def hatched(shape: tuple[int, ...]) -> Tensor:
+    """A uint8 image ``(C, H, W)`` of grey diagonals on white: there is no picture here."""
+    _, height, width = shape
+    diagonals = (torch.arange(height)[:, None] + torch.arange(width)) % 8 < 2
+    return torch.where(diagonals, 150, 255).to(torch.uint8).expand(shape)
+
+
+def grid(images: Tensor, num_columns: int, finite: Tensor | None = None, gap: int = 2) -> Tensor:
+    """Lay out uint8 images ``(N, C, H, W)`` row by row on white, ``gap`` pixels apart: ``(C, H', W')``.
+
+    Args:
+        images: the cells.
+        num_columns: cells in a row.
+        finite: which images there are, ``(N,)``; the other cells are hatched.
+        gap: between cells and around them, in pixels.
     """
-    try:
-        return flow.decode(latents), 0
-    except NonFiniteError:
-        if len(latents[0]) == 1:
-            return torch.full((1, *flow.image_shape), 255, dtype=torch.uint8, device=flow.device), 1
-    halves = [[level[part] for level in latents] for part in (slice(None, None, 2), slice(1, None, 2))]
-    images = torch.empty(len(latents[0]), *flow.image_shape, dtype=torch.uint8, device=flow.device)
-    images[::2], in_even = decode_or_white(flow, halves[0])
-    images[1::2], in_odd = decode_or_white(flow, halves[1])
-    return images, in_even + in_odd
-
-
-def grid(images: Tensor, num_columns: int, gap: int = 2) -> Tensor:
-    """Lay out uint8 images ``(N, C, H, W)`` row by row on white, ``gap`` pixels apart: ``(C, H', W')``."""
     num_rows = -(-len(images) // num_columns)
     missing = num_rows * num_columns - len(images)
+    images = images.cpu()
+    if finite is not None:
+        images = torch.where(finite.cpu()[:, None, None, None], images, hatched(images.shape[1:]))
     blank = images.new_full((missing, *images.shape[1:]), 255)
-    padded = torch.nn.functional.pad(torch.cat([images.cpu(), blank.cpu()]), [0, gap, 0, gap], value=255)
+    padded = torch.nn.functional.pad(torch.cat([images, blank]), [0, gap, 0, gap], value=255)
     sheet = rearrange(padded, "(rows columns) c h w -> c (rows h) (columns w)", columns=num_columns)
     return torch.nn.functional.pad(sheet, [gap, 0, gap, 0], value=255)
+
+
+def side_by_side(sheets: dict[str, Tensor], scale: int = 2, gap: int = 12) -> Tensor:
+    """Sheets ``(C, H, W)`` of one height beside each other, enlarged without smoothing, each below its label.
+
+    Args:
+        sheets: by label.
+        scale: factor of enlargement.
+        gap: between sheets, in pixels of the result.
+    """
+    font = ImageFont.load_default(size=TEXT_HEIGHT)
+    columns = []
+    for label, sheet in sheets.items():
+        large = sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+        head = Image.new("L", (large.shape[2], 2 * TEXT_HEIGHT), 255)
+        ImageDraw.Draw(head).text((2 * scale, TEXT_HEIGHT // 2), label, fill=0, font=font)
+        text = torch.from_numpy(np.array(head)).expand(len(large), -1, -1)
+        columns.append(torch.nn.functional.pad(torch.cat([text, large], dim=1), [0, gap, 0, 0], value=255))
+    return torch.cat(columns, dim=2)[..., :-gap]
 
 
 def save_png(image: Tensor, path: Path) -> None:

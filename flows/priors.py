@@ -15,7 +15,7 @@ from flows.errors import InputError
 from flows.layers.actnorm import LOG_SCALE_FACTOR
 from flows.layers.base import Layer
 from flows.layers.networks import EdgeBias, ZeroConv2d
-from flows.numerics import per_image_sum
+from flows.numerics import MAX_LOG_SCALE, MAX_SHIFT, bounded, per_image_sum, require_bound
 
 
 class Gaussian(nn.Module, ABC):
@@ -37,20 +37,43 @@ class StandardGaussian(Gaussian):
 class ConditionalGaussian(Gaussian):
     """Mean and log standard deviation predicted from the context by a 3x3 convolution that starts at zero.
 
-    They are the even and odd output channels of a :class:`~flows.layers.networks.ZeroConv2d`.
+    ``mean = M tanh(a / M)`` and ``log sd = m tanh(h / m)``, where ``a`` and ``h`` are the even and odd output channels
+    of a :class:`~flows.layers.networks.ZeroConv2d`. The inverse multiplies a latent by ``sd`` and adds ``mean``; with
+    both bounds its answer is at most ``exp(m) |z| + M``.
+
+    Args:
+        context_channels: channels of what is conditioned on.
+        num_channels: channels of ``h``.
+        max_log_scale: m, positive, in nats; ``None`` leaves ``log sd`` without a bound, as in the released code. Then
+            the inverse of a latent may overflow.
+        max_shift: M, positive; ``None`` leaves the mean without a bound.
+
+    Raises:
+        InputError: a bound that is not positive.
     """
 
-    def __init__(self, context_channels: int, num_channels: int) -> None:
+    def __init__(
+        self,
+        context_channels: int,
+        num_channels: int,
+        max_log_scale: float | None = MAX_LOG_SCALE,
+        max_shift: float | None = MAX_SHIFT,
+    ) -> None:
         super().__init__()
+        require_bound("max_log_scale", max_log_scale)
+        require_bound("max_shift", max_shift)
         self.convolution = ZeroConv2d(context_channels, 2 * num_channels)
+        self.max_log_scale, self.max_shift = max_log_scale, max_shift
 
     def mean_and_log_deviation(self, context: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.convolution(context)
-        return outputs[:, 0::2], outputs[:, 1::2]
+        return bounded(outputs[:, 0::2], self.max_shift), bounded(outputs[:, 1::2], self.max_log_scale)
 
 
 class LearnedGaussian(Gaussian):
     """Mean and log standard deviation learned per channel, with an edge bias; looks only at the size of the context.
+
+    They depend on no image, so they need no bound.
 
     Note:
         The released code obtains them from a 3x3 convolution applied to an image of zeros. All of that convolution's
@@ -105,21 +128,30 @@ class FactorOut(nn.Module):
     Args:
         num_channels: C, even.
         learn_prior: predict mean and sd from the kept half; otherwise N(0, 1).
+        max_log_scale, max_shift: of the prediction, see :class:`ConditionalGaussian`.
 
     Shapes: ``(B, C, H, W) -> (B, C/2, H, W), (B, C/2, H, W), (B,)``.
 
     Raises:
-        InputError: C is odd.
+        InputError: C is odd, or a bound that is not positive.
 
     Reference: Dinh et al., *Real NVP*, section 3.6; Kingma & Dhariwal, *Glow*, released code for the learned prior.
     """
 
-    def __init__(self, num_channels: int, learn_prior: bool = True) -> None:
+    def __init__(
+        self,
+        num_channels: int,
+        learn_prior: bool = True,
+        max_log_scale: float | None = MAX_LOG_SCALE,
+        max_shift: float | None = MAX_SHIFT,
+    ) -> None:
         super().__init__()
         if num_channels % 2:
             raise InputError(f"factoring out halves the channels: num_channels must be even, not {num_channels}")
         half = num_channels // 2
-        self.gaussian: Gaussian = ConditionalGaussian(half, half) if learn_prior else StandardGaussian()
+        self.gaussian: Gaussian = (
+            ConditionalGaussian(half, half, max_log_scale, max_shift) if learn_prior else StandardGaussian()
+        )
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kept, moved = h.chunk(2, dim=1)

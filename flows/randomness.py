@@ -25,6 +25,7 @@ class Stream(IntEnum):
     AUGMENTATION = 5
     PREVIEW = 6
     SEARCH = 7
+    DIAGNOSTICS = 8
 
 
 def generator_for(stream: Stream, seed: int, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:

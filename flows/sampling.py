@@ -24,11 +24,24 @@ import torch
 from torch import Tensor, nn
 
 from flows.caching import same_contents
+from flows.errors import NonFiniteError
 from flows.layers import Layer
 from flows.layers.pixel_map import PixelMap
 
 InvertLayer = Callable[[Layer, Tensor], Tensor]
-InvertModel = Callable[[list[Tensor], InvertLayer], Tensor]
+Observe = Callable[[nn.Module, Tensor], Tensor]
+"""Told of a module and of what its inverse gave; returns what to go on with."""
+
+InvertModel = Callable[[list[Tensor], InvertLayer, Observe], Tensor]
+
+Step = tuple[Layer, Callable[[Tensor], Tensor]]
+"""The layer up to which a step inverts, and the step."""
+
+
+def unobserved(module: nn.Module, h: Tensor) -> Tensor:
+    """Go on with what there is."""
+    return h
+
 
 MAX_GRAPHS = 2
 """Batch sizes for which a CUDA graph of the whole model is kept, each with the memory of one pass."""
@@ -49,31 +62,66 @@ class PreparedInverse:
     """
 
     def __init__(self) -> None:
-        self._state = _State({}, [])
+        self._state = _State({}, [], {})
         self._lock = threading.Lock()
 
     def __call__(self, model: nn.Module, layers: Iterable[Layer], invert: InvertModel, latents: list[Tensor]) -> Tensor:
-        """Return ``invert(latents, invert_layer)``, where ``invert_layer(layer, z)`` is ``layer.inverse(z)``, prepared.
+        """Return ``invert(latents, invert_layer, unobserved)``; ``invert_layer`` runs a layer's inverse, prepared.
 
         Args:
             model: whose parameters and buffers ``invert`` reads.
             layers: all that ``invert`` passes to ``invert_layer``, in any order.
             invert: the inverse of the model; it waits for no device.
             latents: its argument.
+
+        Raises:
+            NonFiniteError: a layer has no inverse, which is named; or a layer refuses what an earlier one gave.
         """
-        state = self._current(list(layers))
+        state = self._current(model, list(layers))
         if state.is_capturable and _may_capture(latents[0].device):
             with self._lock:
                 return state.graphs.run(model, invert, state.invert_layer, latents)
-        return invert(latents, state.invert_layer)
+        return invert(latents, state.invert_layer, unobserved)
 
-    def _current(self, layers: Sequence[Layer]) -> _State:
+    def finite_part(
+        self, model: nn.Module, layers: Iterable[Layer], invert: InvertModel, latents: list[Tensor]
+    ) -> tuple[Tensor, dict[int, str]]:
+        """What :meth:`__call__` returns, zero for images that overflow on the way, and where each of these does.
+
+        An image that is not finite behind a module goes on as zeros, so that it spoils no other and no layer refuses
+        it. The others take exactly the steps that they take in :meth:`__call__`.
+
+        Returns:
+            The images, and for each that is lost the name of the module; ``"latents"`` if it was not finite before.
+
+        Raises:
+            NonFiniteError: a layer has no inverse at all.
+
+        Cost: that of a call, and two passes over the activations behind every step.
+        """
+        state, lost = self._current(model, list(layers)), dict[int, str]()
+
+        def keep_finite(name: str, h: Tensor) -> Tensor:
+            finite = torch.isfinite(h).flatten(1).all(dim=1)
+            for index in (~finite).nonzero().flatten().tolist():
+                lost.setdefault(index, name)
+            return torch.where(finite[:, None, None, None], h, 0.0)
+
+        def observe(module: nn.Module, h: Tensor) -> Tensor:
+            return keep_finite(state.names[module], h)
+
+        latents = [keep_finite("latents", z) for z in latents]
+        x = invert(latents, lambda layer, z: state.invert_layer(layer, z, observe), observe)
+        x[list(lost)] = 0.0
+        return x, lost
+
+    def _current(self, model: nn.Module, layers: Sequence[Layer]) -> _State:
         # Replaced as a whole, so that two threads may both prepare, but never see a mixture.
         state = self._state
         parts = {layer: list(_parts(layer)) for layer in layers}
         tensors = [tensor for part in chain.from_iterable(parts.values()) for tensor in _prepared_from(part)]
         if not state.is_current(parts, tensors):
-            self._state = state = _State(parts, tensors)
+            self._state = state = _State(parts, tensors, {module: name for name, module in model.named_modules()})
         return state
 
     def __deepcopy__(self, memo: dict) -> PreparedInverse:
@@ -86,9 +134,11 @@ class PreparedInverse:
 class _State:
     """What was prepared for one set of weights."""
 
-    def __init__(self, parts: dict[Layer, list[Layer]], tensors: list[Tensor]) -> None:
+    def __init__(self, parts: dict[Layer, list[Layer]], tensors: list[Tensor], names: dict[nn.Module, str]) -> None:
         self._parts, self._snapshot = parts, [tensor.detach().clone() for tensor in tensors]
-        self._steps: dict[tuple, list[Callable[[Tensor], Tensor]]] = {}
+        self.names = names
+        # For each layer and shape the steps of its inverse, each with the last of the parts that it inverts.
+        self._steps: dict[tuple, list[Step]] = {}
         self.is_capturable = all(
             part.inverse_is_capturable and _describes_inverse(type(part), "inverse_is_capturable")
             for part in chain.from_iterable(parts.values())
@@ -98,37 +148,44 @@ class _State:
     def is_current(self, parts: dict[Layer, list[Layer]], tensors: list[Tensor]) -> bool:
         return self._parts == parts and same_contents(self._snapshot, tensors)  # layers are equal if they are the same
 
-    def invert_layer(self, layer: Layer, z: Tensor) -> Tensor:
+    def invert_layer(self, layer: Layer, z: Tensor, observe: Observe = unobserved) -> Tensor:
         key = (layer, z.shape[1:], z.dtype, z.device)
         if key not in self._steps:
-            self._steps[key], x = self._prepare(layer, z)
+            self._steps[key], x = self._prepare(layer, z, observe)
             return x
-        for step in self._steps[key]:
-            z = step(z)
+        for part, step in self._steps[key]:
+            z = observe(part, step(z))
         return z
 
-    def _prepare(self, layer: Layer, z: Tensor) -> tuple[list[Callable[[Tensor], Tensor]], Tensor]:
+    def _prepare(self, layer: Layer, z: Tensor, observe: Observe) -> tuple[list[Step], Tensor]:
         """The steps from ``z`` to ``x``, and ``x``: only on the way is it seen how large the image is where."""
-        steps: list[Callable[[Tensor], Tensor]] = []
-        merged: PixelMap | None = None
+        steps: list[Step] = []
+        merged: tuple[Layer, PixelMap] | None = None
         for part in self._parts[layer]:
-            # What is kept must serve later calls in any autograd mode, so it must not consist of inference tensors.
-            step = None
-            if _describes_inverse(type(part), "prepare_inverse"):
-                with torch.inference_mode(False), torch.no_grad():
-                    step = part.prepare_inverse((z.shape[2], z.shape[3]))
+            step = self._prepare_part(part, (z.shape[2], z.shape[3]))
             if isinstance(step, PixelMap):
-                merged = step if merged is None else merged.then(step)
+                merged = part, step if merged is None else merged[1].then(step)
                 continue
-            for following in (merged and merged.to(z), step or part.inverse):
-                if following is not None:
-                    steps.append(following)
-                    z = following(z)
+            pending: list[Step] = [] if merged is None else [(merged[0], merged[1].to(z))]
+            pending.append((part, step or part.inverse))
+            for at, following in pending:
+                steps.append((at, following))
+                z = observe(at, following(z))
             merged = None
         if merged is not None:
-            steps.append(merged.to(z))
-            z = steps[-1](z)
+            steps.append((merged[0], merged[1].to(z)))
+            z = observe(merged[0], steps[-1][1](z))
         return steps, z
+
+    def _prepare_part(self, part: Layer, image_size: tuple[int, int]) -> PixelMap | Callable[[Tensor], Tensor] | None:
+        if not _describes_inverse(type(part), "prepare_inverse"):
+            return None
+        # What is kept must serve later calls in any autograd mode, so it must not consist of inference tensors.
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                return part.prepare_inverse(image_size)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{self.names[part]}: {error}") from error
 
 
 class CapturedInverse:
@@ -170,11 +227,11 @@ class _Graphs:
         graph = self._graphs.pop(key, None)
         if seen and graph is None:
             # The first batch ran outside of a graph: all is prepared, and the libraries have chosen their kernels.
-            graph = CapturedInverse(lambda latents: invert(latents, invert_layer), latents)
+            graph = CapturedInverse(lambda latents: invert(latents, invert_layer, unobserved), latents)
         self._graphs[key] = graph
         while len(self._graphs) > MAX_GRAPHS:
             self._graphs.popitem(last=False)
-        return invert(latents, invert_layer) if graph is None else graph(latents)
+        return invert(latents, invert_layer, unobserved) if graph is None else graph(latents)
 
 
 def _may_capture(device: torch.device) -> bool:

@@ -22,6 +22,8 @@ LAYERS = {
     "affine coupling": (layer("AffineCoupling", 4, 6), (4, 4, 5)),
     "affine coupling without edge bias": (layer("AffineCoupling", 4, 6, edge_bias=False), (4, 3, 5)),
     "affine coupling without actnorm": (layer("AffineCoupling", 4, 6, actnorm=False), (4, 3, 5)),
+    "affine coupling without a bounded shift": (layer("AffineCoupling", 4, 6, max_shift=None), (4, 3, 5)),
+    "sigmoid coupling": (layer("SigmoidCoupling", 4, 6), (4, 4, 5)),
     "autoregressive lower": (layer("AutoregressiveConv2d", 3), (3, 4, 5)),
     "autoregressive upper": (layer("AutoregressiveConv2d", 3, direction="upper"), (3, 4, 5)),
     "autoregressive raster lower": (layer("AutoregressiveConv2d", 3, mask="raster"), (3, 4, 5)),

@@ -20,6 +20,7 @@ from flows.layers import (
     Reverse,
     Sequential,
     Shuffle,
+    SigmoidCoupling,
     Squeeze,
 )
 from flows.layers.networks import CouplingNetwork, PaddedConv2d
@@ -119,19 +120,29 @@ def test_edge_bias_is_a_channel_of_ones_on_the_padding():
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_coupling_starts_with_the_scale_of_sigmoid_two():
-    _, log_det = AffineCoupling(4, 8)(torch.randn(2, 4, 3, 5))
+def test_affine_coupling_starts_as_the_identity():
+    x = torch.randn(2, 4, 3, 5)
+    z, log_det = AffineCoupling(4, 8)(x)
+    assert torch.equal(z, x)
+    assert not log_det.any()
+
+
+def test_the_papers_coupling_starts_with_the_scale_of_sigmoid_two():
+    _, log_det = SigmoidCoupling(4, 8)(torch.randn(2, 4, 3, 5))
     expected = torch.full((2,), 2 * 3 * 5 * math.log(torch.sigmoid(torch.tensor(2.0))))
     torch.testing.assert_close(log_det, expected)
 
 
-def test_coupling_takes_shift_and_scale_from_even_and_odd_channels():
-    layer = make(lambda: AffineCoupling(4, 6))
+def test_couplings_take_shift_and_scale_from_even_and_odd_channels():
+    bounded = make(lambda: AffineCoupling(4, 6, max_log_scale=0.3, max_shift=0.2))
+    papers = make(lambda: SigmoidCoupling(4, 6))
     x = images((4, 3, 3))
-    outputs = layer.network(x[:, :2])
-    z, _ = layer(x)
+    outputs = bounded.network(x[:, :2])
+    shift, log_scale = 0.2 * torch.tanh(outputs[:, [0, 2]] / 0.2), 0.3 * torch.tanh(outputs[:, [1, 3]] / 0.3)
+    torch.testing.assert_close(bounded(x)[0][:, 2:], x[:, 2:] * torch.exp(log_scale) + shift)
+    outputs = papers.network(x[:, :2])
     expected = (x[:, 2:] + outputs[:, [0, 2]]) * torch.sigmoid(outputs[:, [1, 3]] + 2)
-    torch.testing.assert_close(z[:, 2:], expected)
+    torch.testing.assert_close(papers(x)[0][:, 2:], expected)
 
 
 def test_coupling_network_has_the_papers_number_of_parameters():

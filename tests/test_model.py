@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal
 
 from flows import Flow, InputError, NonFiniteError
 from flows.dequantization import UniformDequantizer
-from flows.diagnostics import count_parameters, first_non_finite, inverse_gain, mixing_gains, round_trip_error
+from flows.diagnostics import count_parameters, first_non_finite, layer_gain, mixing_gains, round_trip_error
 from flows.evaluation import bits_per_dim
 from flows.interpolation import spherical
 from flows.layers import (
@@ -24,7 +24,6 @@ from flows.layers import (
     Reverse,
     Shuffle,
 )
-from flows.pictures import decode_or_white
 from flows.priors import FactorOut
 from flows.randomness import Stream, evaluation_noise, generator_for
 from flows.solvers import IllConditionedWarning
@@ -279,11 +278,11 @@ def test_a_layer_that_cannot_be_inverted_has_an_infinite_gain():
     layer = Conv1x1(3)
     with torch.no_grad():
         layer.weight.weight.zero_()
-    assert inverse_gain(layer, (3, 2, 2)) == math.inf
+    assert layer_gain(layer, (3, 2, 2)) == math.inf
     autoregressive = EmergingConv2d(3)
     with torch.no_grad():
         autoregressive.lower.weight.zero_()
-    assert inverse_gain(autoregressive, (3, 4, 4)) == math.inf
+    assert layer_gain(autoregressive, (3, 4, 4)) == math.inf
 
 
 def test_latents_that_overflow_have_an_infinite_error_and_gain():
@@ -414,26 +413,14 @@ def test_first_non_finite_names_the_parameter_or_the_layer():
     assert first_non_finite(flow, v) == "parameter levels.0.layers.1.mixing.lower.weight"
 
 
-def test_inverse_gain_is_one_for_orthogonal_layers_and_shows_a_dangerous_one():
-    assert inverse_gain(Reverse(4), (4, 3, 3)) == 1.0
+def test_layer_gain_is_one_for_orthogonal_layers_and_shows_a_dangerous_one():
+    assert layer_gain(Reverse(4), (4, 3, 3)) == 1.0
     safe = EmergingConv2d(3)
     dangerous = EmergingConv2d(3)
     with torch.no_grad():
         dangerous.lower.weight[:] = -0.8
         dangerous.lower.weight[:, :, 1, 1].fill_diagonal_(0.8)  # every pixel adds up all those before it
-    assert inverse_gain(safe, (3, 8, 8)) < 3
+    assert layer_gain(safe, (3, 8, 8)) < 3
     with pytest.warns(IllConditionedWarning):
-        assert inverse_gain(dangerous, (3, 8, 8)) > 100
+        assert layer_gain(dangerous, (3, 8, 8)) > 100
     assert set(mixing_gains(tiny())) == {name for name, _, _ in tiny().steps()}
-
-
-def test_pictures_show_white_where_decoding_overflows():
-    flow = tiny()
-    latents = flow.sample_latents(5, 0.5, torch.Generator().manual_seed(0))
-    expected = flow.decode(latents)
-    for level in latents:
-        level[3] = math.nan
-    images, num_overflown = decode_or_white(flow, latents)
-    assert num_overflown == 1
-    assert (images[3] == 255).all()
-    assert (images[[0, 1, 2, 4]].int() - expected[[0, 1, 2, 4]].int()).abs().max() <= 1

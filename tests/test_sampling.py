@@ -70,7 +70,7 @@ def test_neighbours_that_are_affine_in_each_pixel_are_merged():
     steps = flow._prepared_inverse._state._steps
     # Two steps of flow, a coupling and one map each, and the squeeze; then the top.
     assert sorted(len(found) for found in steps.values()) == [1, 5]
-    assert sum(isinstance(step, PixelMap) for found in steps.values() for step in found) == 2
+    assert sum(isinstance(step, PixelMap) for found in steps.values() for _, step in found) == 2
 
 
 def test_a_pixel_map_then_another_is_their_composition():

@@ -45,16 +45,29 @@ REFUSED = {
     "filter with other channels": (dict(weight=WEIGHT[:, :2]), r"\(C, C, k, k\)"),
     "oblong filter": (dict(weight=WEIGHT[..., :1]), r"\(C, C, k, k\)"),
     "even kernel": (dict(weight=WEIGHT[..., 1:, 1:]), "odd kernel"),
-    "zero diagonal": (dict(weight=changed(WEIGHT, (2, 2, 1, 1), 0)), "channel 2 has 0.0 on"),
-    "infinite diagonal": (dict(weight=changed(WEIGHT, (1, 1, 1, 1), float("inf"))), "channel 1 has inf on"),
-    "NaN diagonal": (dict(weight=changed(WEIGHT, (0, 0, 1, 1), float("nan"))), "channel 0 has nan on"),
-    "NaN tap": (dict(weight=changed(WEIGHT, (0, 2, 1, 2), float("nan"))), r"NaN or infinity at \(0, 2, 1, 2\)"),
     "tap in the past": (dict(weight=changed(WEIGHT, (0, 2, 0, 2), 1e-9)), r"non-zero at \(0, 2, 0, 2\)"),
     "wrong triangle": (dict(weight=changed(WEIGHT, (0, 2, 1, 1), 1e-9)), r"non-zero at \(0, 2, 1, 1\)"),
     "other direction": (dict(direction="upper"), "not autoregressive in direction 'upper'"),
     "no direction": (dict(direction="left"), "direction must be one of lower, upper; got 'left'"),
     "no dilation": (dict(dilation=0), "dilation must be a positive integer"),
 }
+
+
+WITHOUT_INVERSE = {
+    "zero diagonal": (changed(WEIGHT, (2, 2, 1, 1), 0), "channel 2 has 0.0 on"),
+    "infinite diagonal": (changed(WEIGHT, (1, 1, 1, 1), float("inf")), "channel 1 has inf on"),
+    "NaN diagonal": (changed(WEIGHT, (0, 0, 1, 1), float("nan")), "channel 0 has nan on"),
+    "NaN tap": (changed(WEIGHT, (0, 2, 1, 2), float("nan")), r"NaN or infinity at \(0, 2, 1, 2\)"),
+}
+
+
+@pytest.mark.parametrize("backend", EVERY_BACKEND)
+@pytest.mark.parametrize("case", WITHOUT_INVERSE)
+def test_a_filter_without_an_inverse_is_refused_in_one_line(backend, case):
+    weight, message = WITHOUT_INVERSE[case]
+    with pytest.raises(NonFiniteError, match=message) as caught:
+        solve_autoregressive_conv(LATENT, weight, direction="lower", backend=backend)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)

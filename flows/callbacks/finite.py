@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from flows.callbacks.checkpoints import LastCheckpoint
 from flows.checkpoint import newest_good
-from flows.diagnostics import first_non_finite
+from flows.diagnostics import first_non_finite, gradient_norm
 from flows.errors import InputError, NonFiniteError
 
 
@@ -57,7 +57,7 @@ class StopOnNonFinite(pl.Callback):
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return  # half precision's loss scaler finds its scale by overflowing, and skips those steps itself
         named = [(name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None]
-        if not torch.isfinite(torch.nn.utils.get_total_norm([gradient for _, gradient in named])):
+        if not torch.isfinite(gradient_norm([gradient for _, gradient in named])):
             where = next(name for name, gradient in named if not torch.isfinite(gradient).all())
             raise NonFiniteError(self._message(trainer, "the gradient is not finite", f"parameter {where}"))
 

@@ -14,7 +14,7 @@ from flows.errors import InputError, StorageError
 from flows.loggers import log_images
 from flows.model import Flow
 from flows.notices import warn
-from flows.pictures import decode_or_white, grid, save_png
+from flows.pictures import grid, save_png
 from flows.randomness import Stream, generator_for
 
 
@@ -22,8 +22,8 @@ class SamplePictures(pl.Callback):
     """Draws a grid of samples at the end of every n-th validation, one row for each temperature.
 
     The latents are the same every time, so that pictures can be compared. Each grid goes to ``folder`` as a PNG; the
-    loggers that show images get its rows as ``samples``, captioned with their temperatures. A flow that has not learned
-    enough may overflow on a latent: such a sample is left white, and a warning counts them.
+    loggers that show images get its rows as ``samples``, captioned with their temperatures. A sample that overflows is
+    a hatched cell, and a warning counts them.
 
     Args:
         folder: where the PNGs go.
@@ -56,15 +56,16 @@ class SamplePictures(pl.Callback):
         if self._num_validations % self.every_n_validations or not trainer.is_global_zero:
             return
         step = trainer.global_step
-        images, num_overflown = self.draw(pl_module.flow)
-        if num_overflown:
-            warn(f"step {step}: {num_overflown} of {len(images)} samples overflowed and are white in the picture")
+        images, finite = self.draw(pl_module.flow)
+        if not finite.all():
+            num_lost = int((~finite).sum())
+            warn(f"step {step}: {num_lost} of {len(images)} samples overflow and are hatched in the picture")
         try:
-            save_png(grid(images, self.num_columns), self.folder / f"step={step:07d}.png")
+            save_png(grid(images, self.num_columns, finite), self.folder / f"step={step:07d}.png")
         except StorageError as error:
             warn(f"step {step}: no picture, the training goes on: {error}")
-        rows = zip(self.temperatures, images.split(self.num_columns), strict=True)
-        captioned = {f"temperature {temperature:g}": grid(row, self.num_columns) for temperature, row in rows}
+        rows = zip(self.temperatures, images.split(self.num_columns), finite.split(self.num_columns), strict=True)
+        captioned = {f"temperature {t:g}": grid(row, self.num_columns, is_finite) for t, row, is_finite in rows}
         for logger in trainer.loggers:
             log_images(logger, "samples", captioned, step)
 
@@ -74,12 +75,10 @@ class SamplePictures(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._num_validations = state_dict["num_validations"]
 
-    def draw(self, flow: Flow) -> tuple[Tensor, int]:
-        """The samples of one picture, row by row, and how many overflowed; every row starts from the same latents."""
-        rows, num_overflown = [], 0
-        for temperature in self.temperatures:
-            latents = flow.sample_latents(self.num_columns, temperature, generator_for(Stream.SAMPLES, self.seed))
-            images, count = decode_or_white(flow, latents)
-            rows.append(images)
-            num_overflown += count
-        return torch.cat(rows), num_overflown
+    def draw(self, flow: Flow) -> tuple[Tensor, Tensor]:
+        """The samples of one picture, row by row, and which are finite; every row starts from the same latents."""
+        rows = [
+            flow.decode_finite(flow.sample_latents(self.num_columns, t, generator_for(Stream.SAMPLES, self.seed)))
+            for t in self.temperatures
+        ]
+        return torch.cat([images for images, _ in rows]), torch.cat([finite for _, finite in rows])

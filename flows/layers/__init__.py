@@ -4,7 +4,7 @@ from flows.layers.actnorm import ActNorm
 from flows.layers.autoregressive import AutoregressiveConv2d
 from flows.layers.base import Layer
 from flows.layers.conv1x1 import Conv1x1
-from flows.layers.coupling import AdditiveCoupling, AffineCoupling
+from flows.layers.coupling import AdditiveCoupling, AffineCoupling, SigmoidCoupling
 from flows.layers.emerging import EmergingConv2d
 from flows.layers.maf import MaskedAutoregressiveFlow, MaskedAutoregressiveTransform
 from flows.layers.periodic import PeriodicConv2d
@@ -26,5 +26,6 @@ __all__ = [
     "Reverse",
     "Sequential",
     "Shuffle",
+    "SigmoidCoupling",
     "Squeeze",
 ]

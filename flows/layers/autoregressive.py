@@ -42,8 +42,8 @@ class AutoregressiveConv2d(Layer):
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``, any H and W.
 
     Raises:
-        InputError: an even kernel, a dilation below 1, an unknown direction, mask or solver; from ``inverse`` if an
-            entry of the diagonal is zero.
+        InputError: an even kernel, a dilation below 1, an unknown direction, mask or solver.
+        NonFiniteError: from ``inverse``, if an entry of the diagonal is zero.
 
     Cost: forward, ``C^2`` multiplications per pixel and tap that exists; inverse, see the solver.
 

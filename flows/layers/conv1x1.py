@@ -36,6 +36,10 @@ class Conv1x1(Layer):
 
     Raises:
         InputError: an unknown parametrisation, ``num_reflections`` out of range or without ``qr``.
+        NonFiniteError: from ``inverse``, if ``W`` is singular.
+
+    Warns:
+        IllConditionedWarning: once for each C, from ``inverse``, if fewer than about four digits can be right.
 
     Cost: ``C^2`` multiplications per pixel; log-det ``O(C^3)`` for ``plain``, ``O(C)`` otherwise.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -9,10 +11,15 @@ from torch.nn.functional import logsigmoid
 from flows.errors import InputError
 from flows.layers.base import Layer
 from flows.layers.networks import CouplingNetwork
-from flows.numerics import per_image_sum, same_for_every_image
-
-SCALE_OFFSET = 2.0
-"""Added before the sigmoid, so that a layer starts with the scale sigmoid(2) = 0.88."""
+from flows.numerics import (
+    MAX_LOG_SCALE,
+    MAX_SHIFT,
+    SCALE_OFFSET,
+    bounded,
+    per_image_sum,
+    require_bound,
+    same_for_every_image,
+)
 
 
 class _Coupling(Layer):
@@ -33,17 +40,102 @@ class _Coupling(Layer):
             half, hidden_channels, half * self.outputs_per_channel, edge_bias=edge_bias, actnorm=actnorm
         )
 
-    def _predict(self, z1: Tensor) -> Tensor:
-        """The network's outputs, for the inverse."""
+    @abstractmethod
+    def transform(self, x2: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """``z2`` and the log-det, from ``x2`` and the network's outputs."""
+
+    @abstractmethod
+    def inverse_transform(self, z2: Tensor, outputs: Tensor) -> Tensor:
+        """``x2`` from ``z2`` and the network's outputs."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x1, x2 = x.chunk(2, dim=1)
+        z2, log_det = self.transform(x2, self.network(x1))
+        return torch.cat([x1, z2], dim=1), log_det
+
+    def inverse(self, z: Tensor) -> Tensor:
+        z1, z2 = z.chunk(2, dim=1)
         # Not for the forward pass: there, hooks look at what every module passes on, without autograd too.
-        return self.network(z1) if torch.is_grad_enabled() else self.network.infer(z1)
+        outputs = self.network(z1) if torch.is_grad_enabled() else self.network.infer(z1)
+        return torch.cat([z1, self.inverse_transform(z2, outputs)], dim=1)
+
+    @property
+    def inverse_is_capturable(self) -> bool:
+        return True
 
 
 class AffineCoupling(_Coupling):
-    """Scales and shifts the second half of the channels by amounts that a network reads off the first half.
+    """Scales and shifts the second half of the channels by bounded amounts that a network reads off the first half.
+
+    Map: ``z1 = x1``, ``z2 = x2 exp(s) + t`` with ``s = m tanh(h / m)`` and ``t = M tanh(a / M)``. Here ``a`` and ``h``
+    are the even and odd output channels of :class:`flows.layers.networks.CouplingNetwork` applied to ``x1``, ``m`` is
+    ``max_log_scale`` and ``M`` is ``max_shift``. Log-det: ``sum s``. Inverse: ``x2 = (z2 - t) exp(-s)``.
+
+    Bounds: with respect to the second half, map and inverse both have the Lipschitz constant ``exp(m)`` at most. With
+    a finite M the inverse of any latent is bounded too, ``|x2| <= (|z2| + M) exp(m)``, whatever the network answers.
+    So a composition of such layers grows at most geometrically with depth.
+
+    Args:
+        num_channels: C, even.
+        hidden_channels: width of the network.
+        edge_bias: see :class:`flows.layers.networks.CouplingNetwork`.
+        actnorm: see :class:`flows.layers.networks.CouplingNetwork`.
+        max_log_scale: m, positive, in nats.
+        max_shift: M, positive, or ``None`` for a shift without a bound.
+
+    Shapes: ``(B, C, H, W) -> (B, C, H, W)``.
+
+    Raises:
+        InputError: C is odd, ``hidden_channels`` below 1, or a bound that is not positive.
+
+    Cost: the network, in both directions.
+
+    Reference: Dinh et al., *Real NVP*, equations 7 and 8; Behrmann et al., *Understanding and Mitigating Exploding
+    Inverses in Invertible Neural Networks*, AISTATS 2021, for why the scale is bounded.
+
+    Note:
+        The paper's coupling is :class:`SigmoidCoupling`. docs/STABILITY.md compares the two.
+    """
+
+    outputs_per_channel = 2
+
+    def __init__(
+        self,
+        num_channels: int,
+        hidden_channels: int = 512,
+        *,
+        edge_bias: bool = True,
+        actnorm: bool = True,
+        max_log_scale: float = MAX_LOG_SCALE,
+        max_shift: float | None = MAX_SHIFT,
+    ) -> None:
+        super().__init__(num_channels, hidden_channels, edge_bias=edge_bias, actnorm=actnorm)
+        require_bound("max_log_scale", max_log_scale)
+        require_bound("max_shift", max_shift)
+        self.max_log_scale, self.max_shift = max_log_scale, max_shift
+
+    def transform(self, x2: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        shift, log_scale = self._shift_and_log_scale(outputs)
+        return x2 * torch.exp(log_scale) + shift, per_image_sum(log_scale)
+
+    def inverse_transform(self, z2: Tensor, outputs: Tensor) -> Tensor:
+        shift, log_scale = self._shift_and_log_scale(outputs)
+        return (z2 - shift) * torch.exp(-log_scale)
+
+    def _shift_and_log_scale(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        return bounded(outputs[:, 0::2], self.max_shift), bounded(outputs[:, 1::2], self.max_log_scale)
+
+
+class SigmoidCoupling(_Coupling):
+    """The paper's affine coupling: its scale is a sigmoid, which has an upper bound and no lower one.
 
     Map: ``z1 = x1``, ``z2 = (x2 + t) * sigmoid(h + 2)``, where ``t`` and ``h`` are the even and odd output channels of
-    :class:`flows.layers.networks.CouplingNetwork` applied to ``x1``. Log-det: ``sum log sigmoid(h + 2)``.
+    :class:`flows.layers.networks.CouplingNetwork` applied to ``x1``. Log-det: ``sum log sigmoid(h + 2)``. Inverse:
+    ``x2 = z2 / sigmoid(h + 2) - t``.
+
+    Bounds: with respect to the second half the map has the Lipschitz constant 1. The inverse has none: it divides by a
+    number that a network can bring as close to zero as it likes. Samples of a trained flow may overflow, and images
+    unlike the training data may not be returned. :class:`AffineCoupling` cannot do that.
 
     Args:
         num_channels: C, even.
@@ -58,32 +150,24 @@ class AffineCoupling(_Coupling):
 
     Cost: the network, in both directions.
 
-    Reference: Dinh et al., *Real NVP*, equations 7 and 8; Kingma & Dhariwal, *Glow*, table 1 and released code, which
-    has the sigmoid.
+    Reference: Kingma & Dhariwal, *Glow*, table 1 and released code, which has the sigmoid.
     """
 
     outputs_per_channel = 2
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x1, x2 = x.chunk(2, dim=1)
-        shift, log_scale = _shift_and_log_scale(self.network(x1))
-        z = torch.cat([x1, (x2 + shift) * torch.exp(log_scale)], dim=1)
-        return z, per_image_sum(log_scale)
+    def transform(self, x2: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale = logsigmoid(outputs[:, 1::2] + SCALE_OFFSET)
+        return (x2 + outputs[:, 0::2]) * torch.exp(log_scale), per_image_sum(log_scale)
 
-    def inverse(self, z: Tensor) -> Tensor:
-        z1, z2 = z.chunk(2, dim=1)
-        shift, log_scale = _shift_and_log_scale(self._predict(z1))
-        return torch.cat([z1, z2 * torch.exp(-log_scale) - shift], dim=1)
-
-    @property
-    def inverse_is_capturable(self) -> bool:
-        return True
+    def inverse_transform(self, z2: Tensor, outputs: Tensor) -> Tensor:
+        return z2 * torch.exp(-logsigmoid(outputs[:, 1::2] + SCALE_OFFSET)) - outputs[:, 0::2]
 
 
 class AdditiveCoupling(_Coupling):
     """Shifts the second half of the channels by an amount that a network reads off the first half.
 
-    Map: ``z1 = x1``, ``z2 = x2 + t(x1)``. Log-det: 0, volume is preserved.
+    Map: ``z1 = x1``, ``z2 = x2 + t(x1)``. Log-det: 0, volume is preserved. With respect to the second half, map and
+    inverse have the Lipschitz constant 1.
 
     Args:
         num_channels: C, even.
@@ -103,18 +187,8 @@ class AdditiveCoupling(_Coupling):
 
     outputs_per_channel = 1
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x1, x2 = x.chunk(2, dim=1)
-        return torch.cat([x1, x2 + self.network(x1)], dim=1), same_for_every_image(x.new_zeros(()), x)
+    def transform(self, x2: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        return x2 + outputs, same_for_every_image(x2.new_zeros(()), x2)
 
-    def inverse(self, z: Tensor) -> Tensor:
-        z1, z2 = z.chunk(2, dim=1)
-        return torch.cat([z1, z2 - self._predict(z1)], dim=1)
-
-    @property
-    def inverse_is_capturable(self) -> bool:
-        return True
-
-
-def _shift_and_log_scale(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    return outputs[:, 0::2], logsigmoid(outputs[:, 1::2] + SCALE_OFFSET)
+    def inverse_transform(self, z2: Tensor, outputs: Tensor) -> Tensor:
+        return z2 - outputs

@@ -11,7 +11,41 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from flows.errors import InputError
+from flows.errors import InputError, NonFiniteError
+from flows.solvers import IllConditionedWarning
+from flows.solvers.checks import warn_once
+
+
+def checked_inverse(matrix: Tensor, inverse: Tensor, what: str, dtype: torch.dtype) -> Tensor:
+    """``inverse`` in the type that it is used in, after a look at how far it can be trusted.
+
+    Args:
+        matrix: one or several square matrices, ``(..., C, C)``, in float64 or complex128.
+        inverse: theirs, of the same shape and type.
+        what: what the matrices are, for messages.
+        dtype: type of the result, float32 or better, or a complex one.
+
+    Raises:
+        NonFiniteError: an inverse is not finite, because its matrix is singular or not finite itself.
+
+    Warns:
+        IllConditionedWarning: once for each ``what``, if fewer than about four digits of an answer can be right.
+    """
+    if not torch.isfinite(inverse).all():
+        raise NonFiniteError(f"{what} is singular, so that it has no inverse")
+    with torch.no_grad():
+        # A root mean square stands for what the matrices do to an activation, the largest norm for what inverses do.
+        typical = (matrix.abs().square().sum(dim=-1).mean()).sqrt()
+        condition = float(typical * torch.linalg.matrix_norm(inverse).max())
+    if condition * torch.finfo(dtype).eps > 1e-4:
+        warn_once(
+            (IllConditionedWarning, what, dtype),
+            f"{what} is badly conditioned: its inverse amplifies rounding errors up to {condition:.3g} times, too much "
+            f"for {dtype}",
+            IllConditionedWarning,
+            stacklevel=4,
+        )
+    return inverse.to(dtype)
 
 
 class InvertibleMatrix(nn.Module, ABC):
@@ -27,11 +61,19 @@ class InvertibleMatrix(nn.Module, ABC):
 
     @abstractmethod
     def inverse_matrix(self) -> Tensor:
-        """``W^-1``, shape (C, C)."""
+        """``W^-1``, shape (C, C).
+
+        Raises:
+            NonFiniteError: there is none.
+        """
 
     def tensors(self) -> list[Tensor]:
         """All that the matrix depends on."""
         return [*self.parameters(), *self.buffers()]
+
+    def _checked(self, matrix: Tensor, inverse: Tensor) -> Tensor:
+        what = f"the {len(matrix)} x {len(matrix)} matrix of a 1x1 convolution"
+        return checked_inverse(matrix, inverse, what, next(self.parameters()).dtype)
 
 
 class PlainMatrix(InvertibleMatrix):
@@ -52,7 +94,8 @@ class PlainMatrix(InvertibleMatrix):
         return torch.linalg.slogdet(self.weight.double()).logabsdet.to(self.weight.dtype)
 
     def inverse_matrix(self) -> Tensor:
-        return torch.linalg.inv(self.weight.double()).to(self.weight.dtype)
+        weight = self.weight.double()
+        return self._checked(weight, torch.linalg.inv_ex(weight).inverse)
 
 
 class PLUMatrix(InvertibleMatrix):
@@ -96,8 +139,9 @@ class PLUMatrix(InvertibleMatrix):
 
     def inverse_matrix(self) -> Tensor:
         lower, upper = (factor.double() for factor in self._lower_and_upper())
-        half = torch.linalg.solve_triangular(lower, self.permutation.T.double(), upper=False, unitriangular=True)
-        return torch.linalg.solve_triangular(upper, half, upper=True).to(self.lower.dtype)
+        permutation = self.permutation.double()
+        half = torch.linalg.solve_triangular(lower, permutation.T, upper=False, unitriangular=True)
+        return self._checked(permutation @ lower @ upper, torch.linalg.solve_triangular(upper, half, upper=True))
 
 
 class QRMatrix(InvertibleMatrix):
@@ -158,4 +202,5 @@ class QRMatrix(InvertibleMatrix):
 
     def inverse_matrix(self) -> Tensor:
         orthogonal, upper = self._factors()
-        return torch.linalg.solve_triangular(upper, orthogonal.T, upper=True).to(self.upper.dtype)
+        inverse = torch.linalg.solve_triangular(upper, orthogonal.T, upper=True)
+        return self._checked(orthogonal @ upper, inverse)

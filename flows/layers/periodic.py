@@ -11,6 +11,7 @@ from torch.nn.functional import conv2d
 from flows.caching import WeightCache
 from flows.layers.autoregressive import NOISE_DEVIATION
 from flows.layers.base import Layer, require_channels, require_odd_kernel
+from flows.layers.matrices import checked_inverse
 from flows.numerics import at_least_float32, same_for_every_image
 
 
@@ -33,6 +34,10 @@ class PeriodicConv2d(Layer):
 
     Raises:
         InputError: an even kernel.
+        NonFiniteError: from ``inverse``, if a frequency's matrix is singular.
+
+    Warns:
+        IllConditionedWarning: once for each size, from ``inverse``, if fewer than about four digits can be right.
 
     Cost: forward, ``k^2 C^2`` multiplications per pixel; log-det, ``H W / 2`` factorisations of C x C matrices, in
     complex128; inverse, two FFTs and ``C^2`` complex multiplications per frequency.
@@ -78,8 +83,10 @@ class PeriodicConv2d(Layer):
 
     def _inverted_matrices(self, image_size: tuple[int, int]) -> Tensor:
         """``W^_uv^-1``, in the complex type that the Fourier transform of an image has."""
+        matrices = self.frequency_matrices(*image_size)
+        what = f"a periodic convolution of {len(self.bias)} channels on {image_size[0]} x {image_size[1]} images"
         precision = torch.promote_types(self.weight.dtype, torch.float32).to_complex()
-        return torch.linalg.inv(self.frequency_matrices(*image_size)).to(precision)
+        return checked_inverse(matrices, torch.linalg.inv_ex(matrices).inverse, what, precision)
 
     def _solve(self, z: Tensor, inverse_matrices: Tensor, bias: Tensor) -> Tensor:
         spectrum = torch.fft.rfft2(at_least_float32(z - bias[:, None, None]))

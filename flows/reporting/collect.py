@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from flows.checkpoint import CHECKPOINTS
+from flows.checkpoint import CHECKPOINTS, Weights
 from flows.cli.runs import CONFIG, EVALUATIONS, RESULTS, SAMPLES
 from flows.errors import InputError, first_line
 
@@ -32,6 +32,9 @@ SECONDS_OF_SILENCE = 15 * 60
 
 RAW, AVERAGED = "test/bits_per_dim", "test/bits_per_dim_averaged"
 """The scores that results hold, by the weights that they are of."""
+
+NOT_FINITE: dict[Weights, str] = {"raw": "samples_not_finite", "averaged": "samples_not_finite_averaged"}
+"""How many of a run's ``num_samples`` samples at temperature 1 overflow, by the weights that draw them."""
 
 
 class Status(Enum):
@@ -239,7 +242,15 @@ def _read_evaluations(folder: Path, problems: list[Problem]) -> list[Evaluation]
 
 
 def _is_quantity(key: str) -> bool:
-    return key.startswith("test/") or key in ("num_parameters", "seconds", "steps", "num_images", "num_noise_samples")
+    return key.startswith("test/") or key in (
+        "num_parameters",
+        "seconds",
+        "steps",
+        "num_images",
+        "num_noise_samples",
+        "num_samples",
+        *NOT_FINITE.values(),
+    )
 
 
 def _is_finite(value: object) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from flows.checkpoint import Weights
 from flows.cli.report import duration
-from flows.reporting.collect import Collection, Run, Status
+from flows.reporting.collect import NOT_FINITE, Collection, Run, Status
 from flows.reporting.comparison import BASELINE, Block, Comparison, Row, differing_keys
 from flows.reporting.figures import SamplingTimes, accuracy_against_time, paper_figures, training_curves
 from flows.reporting.page import Cell, Figure, Group, Report, Section, Table
@@ -125,6 +125,9 @@ def _scores(comparison: Comparison, weights: Weights) -> Table:
     header = ["mixing layer", "width", "parameters", "runs", *(f"bits/dim, {kind} weights, {noise}" for kind in kinds)]
     if with_difference:
         header.append(f"difference to {BASELINE}, same seeds, {weights}")
+    unsafe = {row: [_not_finite(row, kind) for kind in kinds] for row in rows}
+    with_unsafe = any(any(cells) for cells in unsafe.values())
+    header += [f"samples not finite at temperature 1, {kind} weights" for kind in kinds if with_unsafe]
     beside = {row: "; ".join(f"{score.show()} (table {score.table})" for score in scores_beside(row)) for row in rows}
     header += ["the paper, raw weights, K = 1"] if any(beside.values()) else []
     groups = []
@@ -143,6 +146,7 @@ def _scores(comparison: Comparison, weights: Weights) -> Table:
                 cells.append(Cell(_show(estimates[kind][number]), best(estimates[kind])[number]))
             if with_difference:
                 cells.append(Cell(_show(_difference(block, row, weights), "+")))
+            cells += [Cell(found or NONE) for found in unsafe[row] if with_unsafe]
             cells += [Cell(beside[row] or NONE)] if any(beside.values()) else []
             lines.append(cells)
         groups.append(Group(block.title, lines))
@@ -153,6 +157,13 @@ def _scores(comparison: Comparison, weights: Weights) -> Table:
 def _how_many(row: Row) -> str:
     unfinished = Counter(run.status.value for run in row.runs if run.status is not Status.FINISHED)
     return " + ".join([str(len(row.finished)), *(f"{count} {status}" for status, count in unfinished.items())])
+
+
+def _not_finite(row: Row, weights: Weights) -> str | None:
+    """How many samples of all of a row's runs together overflow; ``None`` if none of them has looked."""
+    counts = [(run.result(NOT_FINITE[weights]), run.result("num_samples")) for run in row.finished]
+    known = [(lost, drawn) for lost, drawn in counts if lost is not None and drawn is not None]
+    return f"{sum(lost for lost, _ in known):,} of {sum(drawn for _, drawn in known):,}" if known else None
 
 
 def _difference(block: Block, row: Row, weights: Weights) -> Estimate | None:

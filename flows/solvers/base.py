@@ -46,9 +46,9 @@ class AutoregressiveConvSolver(ABC):
             would answer 1. Relative rounding errors grow by about this factor.
 
     Raises:
-        InputError: the filter is not autoregressive in this direction, or has a zero or non-finite diagonal; a shape
-            or type is wrong; the backend cannot be used here.
-        NonFiniteError: (call) ``z`` holds NaN or infinity.
+        InputError: the filter is not autoregressive in this direction; a shape or type is wrong; the backend cannot be
+            used here.
+        NonFiniteError: the filter has a zero on its diagonal, or is not finite; (call) ``z`` holds NaN or infinity.
 
     Warns:
         IllConditionedWarning: once for each shape, if fewer than about four digits of the inverse can be right.

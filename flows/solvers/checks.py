@@ -42,7 +42,8 @@ def check_weight(weight: Tensor, direction: str, dilation: int, image_size: tupl
     """Refuse a filter that no substitution in the stated direction inverts.
 
     Raises:
-        InputError: the filter's shape, type or entries, or one of the settings, cannot be used.
+        InputError: the filter's shape or type, or one of the settings, cannot be used; it is not autoregressive.
+        NonFiniteError: the filter has no inverse, because of a zero on its diagonal, or is not finite.
     """
     if direction not in DIRECTIONS:
         raise InputError(f"direction must be one of {', '.join(DIRECTIONS)}; got {direction!r}")
@@ -64,11 +65,11 @@ def check_weight(weight: Tensor, direction: str, dilation: int, image_size: tupl
     useless = (diagonal == 0) | ~torch.isfinite(diagonal)
     if useless.any():
         channel = int(useless.nonzero()[0])
-        raise InputError(
+        raise NonFiniteError(
             f"the filter has no inverse: channel {channel} has {diagonal[channel].item()} on the centre tap's diagonal"
         )
     if not torch.isfinite(weight).all():
-        raise InputError(f"the filter holds NaN or infinity at {_first(~torch.isfinite(weight))}")
+        raise NonFiniteError(f"the filter holds NaN or infinity at {_first(~torch.isfinite(weight))}")
     outside = (weight != 0) & ~raster_mask(num_channels, kernel_size, direction).to(weight.device)
     if outside.any():
         raise InputError(f"the filter is not autoregressive in direction {direction!r}: non-zero at {_first(outside)}")

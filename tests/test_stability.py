@@ -1,0 +1,259 @@
+"""What keeps inverses from exploding, what sees it when one does, and what then happens to the other images."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from contract import images, make, move_parameters
+
+from flows import Flow, InputError, NonFiniteError
+from flows.diagnostics import (
+    count_not_finite,
+    gradient_norm,
+    inverse_gain,
+    layer_gain,
+    mixing_gains,
+    round_trip_error,
+    sample_health,
+    unusual_images,
+)
+from flows.layers import AffineCoupling, Conv1x1, EmergingConv2d, PeriodicConv2d, SigmoidCoupling
+from flows.numerics import bounded
+from flows.pictures import grid, hatched, side_by_side
+from flows.priors import ConditionalGaussian, FactorOut
+from flows.solvers import IllConditionedWarning, checks
+
+BOUND, SHIFT = 0.7, 3.0
+
+
+def small_flow(coupling=AffineCoupling, mixing=EmergingConv2d, deviation=0.05, **options):
+    torch.manual_seed(0)
+    flow = Flow((3, 8, 8), mixing, coupling, num_levels=2, num_steps=2, hidden_channels=8, **options)
+    move_parameters(flow, deviation)
+    return flow
+
+
+def wild(flow):
+    """The flow with networks whose answers are as large as those of a diverging training."""
+    with torch.no_grad():
+        for name, parameter in flow.named_parameters():
+            if "network.last" in name or "factor_outs" in name:
+                parameter += 20.0 * torch.randn_like(parameter)
+                if name.endswith("log_scale"):
+                    parameter.zero_()
+    return flow
+
+
+# -- by construction ---------------------------------------------------------------------------------------------------
+
+
+def test_bounded_is_smooth_odd_of_slope_one_and_bounded():
+    h = torch.linspace(-50, 50, 1001, dtype=torch.float64, requires_grad=True)
+    s = bounded(h, BOUND)
+    (slope,) = torch.autograd.grad(s.sum(), h)
+    assert s.abs().max() <= BOUND
+    torch.testing.assert_close(s, -s.flip(0))
+    assert slope[500] == 1.0
+    assert ((slope >= 0) & (slope <= 1)).all()
+    assert bounded(h, None) is h
+
+
+def test_map_and_inverse_of_a_coupling_are_lipschitz_in_the_second_half_whatever_the_network_says():
+    layer = make(lambda: AffineCoupling(4, 6, max_log_scale=BOUND, max_shift=SHIFT), deviation=5.0)
+    x, other = images((4, 3, 3), 64), 3 * images((4, 3, 3), 64)
+    other[:, :2] = x[:, :2]
+    with torch.no_grad():
+        for map_ in (lambda v: layer(v)[0], layer.inverse):
+            ratio = (map_(x) - map_(other))[:, 2:].abs() / (x - other)[:, 2:].abs()
+            assert ratio.max() <= math.exp(BOUND) * (1 + 1e-9)
+            assert ratio.max() > 0.9 * math.exp(BOUND)  # the bound is reached
+            assert ratio.min() >= math.exp(-BOUND) * (1 - 1e-9)
+
+
+def test_the_inverse_of_a_coupling_and_of_a_prior_is_bounded_for_every_latent():
+    coupling = make(lambda: AffineCoupling(4, 6, max_log_scale=BOUND, max_shift=SHIFT), deviation=5.0)
+    prior = FactorOut(4, max_log_scale=BOUND, max_shift=SHIFT).double()
+    move_parameters(prior, 5.0)
+    z = 1e6 * images((4, 3, 3), 16)
+    with torch.no_grad():
+        moved = coupling.inverse(z)[:, 2:]
+        unstandardized = prior.inverse(z[:, :2], z[:, 2:])[:, 2:]
+    limit = (z[:, 2:].abs() + SHIFT) * math.exp(BOUND)
+    assert (moved.abs() <= limit).all()
+    assert (unstandardized.abs() <= z[:, 2:].abs() * math.exp(BOUND) + SHIFT).all()
+
+
+def test_without_a_bound_the_prior_is_the_papers():
+    prior = ConditionalGaussian(2, 2, max_log_scale=None, max_shift=None).double()
+    move_parameters(prior, 1.0)
+    h = 10 * images((2, 3, 3))
+    mean, log_deviation = prior.mean_and_log_deviation(h)
+    outputs = prior.convolution(h)
+    assert torch.equal(mean, outputs[:, 0::2])
+    assert torch.equal(log_deviation, outputs[:, 1::2])
+
+
+def test_the_same_wild_networks_overflow_with_the_papers_scales_and_not_with_bounded_ones():
+    assert count_not_finite(wild(small_flow()), 64) == 0
+    unbounded = {"prior_max_log_scale": None, "prior_max_shift": None}
+    assert count_not_finite(wild(small_flow(SigmoidCoupling, **unbounded)), 64) > 0
+
+
+@pytest.mark.parametrize("make_layer", [AffineCoupling, ConditionalGaussian])
+@pytest.mark.parametrize("bounds", [{"max_log_scale": 0.0}, {"max_log_scale": math.inf}, {"max_shift": -1.0}])
+def test_a_bound_that_is_none_is_refused(make_layer, bounds):
+    with pytest.raises(InputError, match="must be positive and finite"):
+        make_layer(4, 4, **bounds)
+
+
+# -- matrices without an inverse ---------------------------------------------------------------------------------------
+
+
+def weaken(layer, value):
+    """Give the layer a singular value (of one frequency) of about this size."""
+    with torch.no_grad():
+        if isinstance(layer, PeriodicConv2d):
+            layer.weight.zero_()
+            layer.weight[:, :, 1, 1] = torch.eye(len(layer.bias))
+            layer.weight[0, 0, 1, 1] = value
+        elif hasattr(layer.weight, "log_scale"):
+            layer.weight.log_scale[0] = math.log(value) if value else -math.inf
+        else:
+            layer.weight.weight.copy_(torch.eye(len(layer.weight.weight)))
+            layer.weight.weight[0, 0] = value
+    return layer
+
+
+LINEAR = {
+    "plain": lambda: Conv1x1(5),
+    "plu": lambda: Conv1x1(5, "plu"),
+    "qr": lambda: Conv1x1(5, "qr"),
+    "periodic": lambda: PeriodicConv2d(5),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_singular_matrix_raises_and_a_badly_conditioned_one_warns(name, monkeypatch):
+    monkeypatch.setattr(checks, "_already_said", set())
+    z = torch.randn(2, 5, 4, 4)
+    with torch.no_grad(), pytest.raises(NonFiniteError, match="singular"):
+        weaken(LINEAR[name](), 0.0).inverse(z)
+    assert layer_gain(weaken(LINEAR[name](), 0.0), (5, 4, 4)) == math.inf
+    with torch.no_grad(), pytest.warns(IllConditionedWarning, match="badly conditioned"):
+        layer = weaken(LINEAR[name](), 1e-6)
+        layer.double().inverse(z.double())  # has digits enough
+        layer.float().inverse(z)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weaken(LINEAR[name](), 0.1).inverse(z)
+
+
+def test_decoding_with_a_singular_matrix_names_the_layer():
+    flow = small_flow()
+    weaken(flow.levels[1][2].mixing.conv1x1, 0.0)
+    with pytest.raises(NonFiniteError, match=r"levels\.1\.layers\.2\.mixing\.conv1x1: the 24 x 24 .* singular"):
+        flow.sample(2)
+    _, finite = flow.decode_finite(flow.sample_latents(2))
+    assert not finite.any()
+    assert sample_health(flow, 4).not_finite == 1.0
+
+
+# -- images that overflow ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixing", [EmergingConv2d, Conv1x1, PeriodicConv2d])
+def test_the_images_that_are_finite_are_what_they_are_alone_and_the_others_are_named(mixing):
+    flow = small_flow(mixing=mixing)
+    latents = flow.sample_latents(5, 0.7, torch.Generator().manual_seed(0))
+    expected = flow.decode(latents)
+    latents[0][1, 0, 0, 0] = math.nan
+    latents[1][3] = 1e38  # finite, until it is multiplied
+    images, finite = flow.decode_finite(latents)
+    assert finite.tolist() == [True, False, True, False, True]
+    assert torch.equal(images[finite], expected[finite])
+    assert not images[~finite].any()
+    _, lost = flow.decode_values(latents)
+    assert lost[1] == "latents"
+    assert lost[3].startswith("levels.1.layers")
+    with pytest.raises(NonFiniteError, match=r"2 of 5 images overflow .*latents \(image 1\), levels.* \(image 3\)"):
+        flow.decode(latents)
+
+
+def test_a_sample_lost_in_the_factored_out_gaussian_is_named_so():
+    flow = small_flow(prior_max_log_scale=None)
+    with torch.no_grad():
+        flow.factor_outs[0].gaussian.convolution.convolution.bias.fill_(1000.0)
+    _, lost = flow.decode_values(flow.sample_latents(3))
+    assert lost == dict.fromkeys(range(3), "factor_outs.0")
+
+
+def test_lost_cells_are_hatched_and_sheets_enlarged_under_their_labels():
+    sheet = grid(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), 2, torch.tensor([True, False, True]), gap=1)
+    assert sheet.shape == (3, 19, 19)
+    assert torch.equal(sheet[:, 1:9, 10:18], hatched((3, 8, 8)))
+    assert not sheet[:, 1:9, 1:9].any()
+    assert (sheet[:, 10:18, 10:18] == 255).all()  # a cell that nothing belongs to
+    picture = side_by_side({"left": sheet, "right": sheet}, scale=2, gap=5)
+    assert picture.shape == (3, 38 + 32, 2 * 38 + 5)
+    assert torch.equal(picture[:, 32:, :38], sheet.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    assert (picture[:, :32, :38] < 128).any()
+
+
+# -- seen by a monitor -------------------------------------------------------------------------------------------------
+
+
+def test_gain_of_the_whole_inverse_sees_what_single_layers_do_not():
+    flow = small_flow(SigmoidCoupling, deviation=0.0)
+    before = sample_health(flow, 32)
+    with torch.no_grad():
+        for _, step, _ in flow.steps():
+            step.coupling.network.last.convolution.bias[1::2] = -12.0  # a scale of 5e-5
+    after = sample_health(flow, 32)
+    assert max(mixing_gains(flow).values()) < 3
+    assert after.gain > 1e4 * before.gain
+    assert after.largest > 1e4
+    assert after.outside > before.outside
+
+
+def test_gain_is_the_norm_of_a_linear_inverse_along_a_direction():
+    flow = small_flow(deviation=0.0, learn_prior=False, mixing=Conv1x1)  # orthogonal, and no coupling yet
+    assert inverse_gain(flow, flow.sample_latents(4)) == pytest.approx(1.0, rel=1e-2)
+    with torch.no_grad():
+        for level in flow.levels:
+            level[1].actnorm.log_scale.fill_(-math.log(10.0) / 3)
+    assert inverse_gain(flow, flow.sample_latents(4)) > 9
+
+
+def test_health_counts_what_overflows():
+    flow = small_flow(prior_max_log_scale=None)
+    with torch.no_grad():
+        convolution = flow.factor_outs[0].gaussian.convolution.convolution
+        convolution.bias[0] = 0.0
+        convolution.weight[1, 0, 1, 1] = 35.0  # overflows where the first channel is above 2.5
+    health = sample_health(flow, 64)
+    assert health.not_finite == count_not_finite(flow, 64) / 64
+    assert 0 < health.not_finite < 1
+    assert health.gain == health.largest == math.inf
+
+
+def test_unusual_images_come_back_and_the_error_sees_when_they_do_not():
+    odd = unusual_images((3, 8, 8))
+    assert odd.shape == (8, 3, 8, 8)
+    assert torch.equal(odd, unusual_images((3, 8, 8)))
+    flow = small_flow()
+    flow.initialize(odd)
+    assert round_trip_error(flow, odd) < 0.1
+    assert torch.equal(flow.decode(flow.encode(odd)), odd)
+    for _, step, _ in flow.steps():
+        with torch.no_grad():
+            step.actnorm.bias += 1e6  # costs the digits that tell grey levels apart
+    assert round_trip_error(flow, odd) > 0.5
+
+
+def test_the_norm_of_finite_gradients_is_finite():
+    gradients = [torch.full((3,), 2e19), torch.tensor([[1e30, -1e30]])]
+    expected = math.sqrt(3 * 4e38 + 2e60)
+    assert float(gradient_norm(gradients)) == pytest.approx(expected)
+    assert not np.isfinite(float(torch.nn.utils.get_total_norm(gradients)))
