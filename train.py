@@ -243,7 +243,7 @@ def _conclude(
         "val/bits_per_dim": validation,
     }
     rows: list[tuple[str, Any]] = []
-    unsafe: list[tuple[str, Any]] = []
+    unsafe: list[str] = []
     for weights in kept:
         flow = load_flow(checkpoint, weights, trainer.strategy.root_device)
         with report.progress(f"test, {weights} weights", len(data.test)) as advance:
@@ -253,7 +253,7 @@ def _conclude(
         rows.append((f"test bits/dim, {weights} weights", score))
         lost = count_not_finite(flow, NUM_SAMPLES)
         results["samples_not_finite" if weights == "raw" else "samples_not_finite_averaged"] = lost
-        unsafe.append((f"samples that are not finite, of {NUM_SAMPLES:,} at temperature 1, {weights} weights", lost))
+        unsafe.append(f"{lost} {weights}")
     count = min(len(data.test), MAX_CODEC_IMAGES)
     images = data.test.gather([index * len(data.test) // count for index in range(count)])
     images = flow.dequantizer.reduce(images)  # the bits that the flow models, no more
@@ -268,7 +268,8 @@ def _conclude(
     picture = run_dir / runs.SAMPLES / "final.png"
     sheets = _sheets_of_samples(load_flow(checkpoint, device=trainer.strategy.root_device))
     scores = {key: value for key, value in results.items() if key.startswith("test/")}
-    rows += [*unsafe, ("parameters", f"{results['num_parameters']:,}"), ("time", report.duration(seconds))]
+    rows.append((f"samples that are not finite, of {NUM_SAMPLES:,} at temperature 1", ", ".join(unsafe)))
+    rows += [("parameters", f"{results['num_parameters']:,}"), ("time", report.duration(seconds))]
     report.show_table("Best checkpoint on held-out images", rows)  # first of all: the disk may be full
 
     for logger in trainer.loggers:

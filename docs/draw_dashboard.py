@@ -19,8 +19,8 @@ CURVES = {
     "gradient norm": ["train/gradient_norm"],
     "images/s": ["train/images_per_second"],
     "memory, GiB": ["memory/process_gib"],
-    "conditioning": ["val/inverse_gain"],
-    "round-trip error, grey levels": ["val/round_trip_error"],
+    "gain of the inverse": ["val/inverse_gain", "val/mixing_gain"],
+    "round-trip error, grey levels": ["val/round_trip_error", "val/round_trip_error_unusual"],
     "latents' standard deviation": ["latents/std_level_1", "latents/std_level_2"],
 }
 

@@ -17,7 +17,14 @@ LAYER = panels.Config("logger.mixing")
 
 SECTIONS = {
     "Bits/dim": ["val/bits_per_dim", "val/bits_per_dim_averaged", "train/bits_per_dim"],
-    "Can it be inverted?": ["val/inverse_gain", "val/round_trip_error"],
+    "Can it be inverted?": [
+        "val/samples_not_finite",
+        "val/inverse_gain",
+        "val/largest_value",
+        "val/mixing_gain",
+        "val/round_trip_error",
+        "val/round_trip_error_unusual",
+    ],
     "Training": ["train/gradient_norm", "lr-Adamax", "train/images_per_second"],
     "Latents": ["latents/mean_level_1", "latents/std_level_1", "latents/mean_level_2", "latents/std_level_2"],
     "Memory": ["memory/process_gib", "memory/device_gib"],

@@ -47,6 +47,11 @@ def test_training_leaves_all_that_it_promises(trained):
         "val/bits_per_dim_averaged",
         "val/round_trip_error",
         "val/inverse_gain",
+        "val/samples_not_finite",
+        "val/values_outside",
+        "val/largest_value",
+        "val/mixing_gain",
+        "val/round_trip_error_unusual",
         "test/bits_per_dim",
         "test/bits_per_dim_averaged",
     ):
@@ -105,6 +110,41 @@ def test_reconstruction_is_exact_and_interpolation_ends_at_the_images(trained):
     between = np.load(folder / "between.npz")["images"]
     assert np.array_equal(between[0], images[0])
     assert np.array_equal(between[-1], images[1])
+
+
+@pytest.fixture(scope="module")
+def unsafe(trained):
+    """The run's checkpoint with weights by which some samples overflow, others not."""
+    folder, _ = trained
+    content = torch.load(folder / "runs/first/checkpoints/best.ckpt", weights_only=True)
+    content["config"]["model"]["prior_max_log_scale"] = None
+    weights = content["current_model_state"]["flow.factor_outs.0.gaussian.convolution.convolution.weight"]
+    weights[1, 0, 1, 1] = 26.0  # of a log standard deviation
+    torch.save(content, folder / "unsafe.ckpt")
+    return folder
+
+
+def test_samples_that_overflow_are_hatched_and_named_and_the_others_written(unsafe):
+    done = run("sample.py", "checkpoint=unsafe.ckpt", "num_samples=25", "temperature=1", "output=some", cwd=unsafe)
+    content = np.load(unsafe / "some.npz")
+    images, finite, lost_in = (content[name] for name in ("images", "finite", "lost_in"))
+    assert 0 < finite.sum() < 25
+    assert (lost_in[~finite] == "factor_outs.0").all() and (lost_in[finite] == "").all()
+    assert images.shape == (25, 3, 32, 32) and not images[~finite].any()
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert f"{25 - finite.sum()} of 25 images overflow" in line
+    assert "factor_outs.0" in line and "temperature" in line and "coupling" in line
+    picture = np.asarray(Image.open(unsafe / "some.png"))
+    row, column = divmod(int(np.flatnonzero(~finite)[0]), 5)
+    cell = picture[2 + 34 * row :, 2 + 34 * column :][:32, :32]
+    assert set(np.unique(cell)) == {150, 255}
+
+
+def test_samples_end_with_an_error_only_if_all_overflow(unsafe):
+    (unsafe / "none.npz").unlink(missing_ok=True)
+    done = run("sample.py", "checkpoint=unsafe.ckpt", "temperature=1000", "output=none", cwd=unsafe, code=3)
+    assert "64 of 64 images overflow" in error_line(done)
+    assert not (unsafe / "none.npz").exists()
 
 
 def test_own_pictures_are_scored_one_by_one(trained, tmp_path):
