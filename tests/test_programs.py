@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import yaml
 from PIL import Image
 from programs import ROOT, TINY, error_line, run
 
-from flows import threads
+from flows import load_flow, threads
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +115,19 @@ def test_reconstruction_is_exact_and_interpolation_ends_at_the_images(trained):
 
 @pytest.fixture(scope="module")
 def unsafe(trained):
-    """The run's checkpoint with weights by which some samples overflow, others not."""
+    """The run's checkpoint with weights by which five of the first 25 samples of seed 0 overflow."""
     folder, _ = trained
     content = torch.load(folder / "runs/first/checkpoints/best.ckpt", weights_only=True)
     content["config"]["model"]["prior_max_log_scale"] = None
     weights = content["current_model_state"]["flow.factor_outs.0.gaussian.convolution.convolution.weight"]
-    weights[1, 0, 1, 1] = 26.0  # of a log standard deviation
+    weights[1, 0, 1, 1] = 1.0  # a log standard deviation
+    torch.save(content, folder / "unsafe.ckpt")
+    flow = load_flow(folder / "unsafe.ckpt")
+    with torch.no_grad():
+        top = flow.sample_latents(25, 1.0, torch.Generator().manual_seed(0))[-1]
+        kept = flow.levels[1].inverse(flow.top.inverse(top))
+        largest = flow.factor_outs[0].gaussian.mean_and_log_deviation(kept)[1].flatten(1).amax(dim=1).sort().values
+    weights[1, 0, 1, 1] = math.log(1e38) / float(largest[19:21].mean())
     torch.save(content, folder / "unsafe.ckpt")
     return folder
 
