@@ -10,7 +10,9 @@ if __name__ == "__main__":
 
 import contextlib
 import json
+import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +26,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from datamodules import ImageDataModule
 from flows import Flow, InputError, NonFiniteError, load_flow, signals
@@ -92,16 +95,18 @@ def _train(cfg: DictConfig, to_release: contextlib.ExitStack) -> float:
         data.setup()
         flow = build(config["model"])
         make_optimizer = build(config["optimizer"])
-        make_optimizer(flow.parameters())  # a wrong value stops here, before the run has left anything behind
         runs.identify(config["logger"], run_dir if _continues(run_dir, config) else None)
         trainer = _trainer(config, overrides)
+        make_schedule = partial(build(config["schedule"]), total_steps=_planned_steps(trainer, data))
+        # A wrong value stops here, before the run has left anything behind.
+        schedule = make_schedule(make_optimizer(flow.parameters()))
         data.require_shares(trainer.num_devices * trainer.num_nodes, trainer.accumulate_grad_batches)
         if processes.are_missing(trainer):
             arguments = as_single_run(
                 [*hydra_cfg.overrides.task, f"run_dir={runs.quoted(run_dir)}"], hydra_cfg.overrides.hydra
             )
             return _train_in_processes(trainer.num_devices, run_dir, config, arguments)
-        resumed = _take_run_folder(run_dir, config, overrides, trainer.is_global_zero, to_release)
+        resumed = _take_run_folder(run_dir, config, overrides, schedule, trainer.is_global_zero, to_release)
     except Exception:
         runs.release_if_unclaimed(run_dir)
         raise
@@ -119,7 +124,7 @@ def _train(cfg: DictConfig, to_release: contextlib.ExitStack) -> float:
     while True:
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
-        module = FlowModule(flow, make_optimizer, config["seed"])
+        module = FlowModule(flow, make_optimizer, make_schedule, config["seed"])
         try:
             with processes.losses_explained(trainer), signals.deferred():
                 trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
@@ -160,7 +165,12 @@ def _continues(run_dir: Path, config: dict[str, Any]) -> bool:
 
 
 def _take_run_folder(
-    run_dir: Path, config: dict[str, Any], overrides: list[str], writes: bool, to_release: contextlib.ExitStack
+    run_dir: Path,
+    config: dict[str, Any],
+    overrides: list[str],
+    schedule: LRScheduler,
+    writes: bool,
+    to_release: contextlib.ExitStack,
 ) -> Path | None:
     """Make the run folder ours, if this is the process that writes; returns the checkpoint to resume from, if any."""
     continues = _continues(run_dir, config)
@@ -170,6 +180,7 @@ def _take_run_folder(
     resumed = runs.checkpoint_to_resume(config["resume"], run_dir)
     if resumed is not None:
         runs.require_same_model(resumed, config)
+        schedule.load_state_dict(read_checkpoint(resumed)["lr_schedulers"][0])  # refuses what it cannot go on with
     if writes and continues:
         runs.describe(run_dir, config, overrides)
     elif writes:
@@ -191,6 +202,17 @@ def _go_back(
     assert again is not None  # the same configuration
     again.times = diverged.times
     return checkpoint, trainer
+
+
+def _planned_steps(trainer: pl.Trainer, data: ImageDataModule) -> int | float:
+    """Optimiser steps of the whole training, infinite without an end: Lightning's own estimate, before ``fit``."""
+    # A batch is a whole step's as long as the data know no trainer.
+    num_accumulated, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
+    batches = len(data.train_dataloader()) * num_accumulated
+    batches = int(limit * batches) if isinstance(limit, float) else min(limit, batches)
+    steps = -(-batches // num_accumulated)
+    planned = math.inf if trainer.max_epochs in (None, -1) else steps * trainer.max_epochs
+    return planned if trainer.max_steps == -1 else min(planned, trainer.max_steps)
 
 
 def _callback(trainer: pl.Trainer, kind: type[C]) -> C | None:

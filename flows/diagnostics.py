@@ -78,7 +78,7 @@ def unusual_images(shape: tuple[int, int, int], num_noise: int = 4) -> Tensor:
     Returns:
         ``(num_noise + 4, C, H, W)``, the same at every call.
     """
-    channels, height, width = shape
+    _, height, width = shape
     generator = generator_for(Stream.DIAGNOSTICS, 0)
     noise = torch.randint(0, 256, (num_noise, *shape), generator=generator, dtype=torch.uint8)
     black = torch.zeros(1, *shape, dtype=torch.uint8)

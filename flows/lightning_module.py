@@ -19,7 +19,8 @@ from flows.randomness import Stream, evaluation_noise, generator_for
 Batch = tuple[Tensor, Tensor]
 """Images (uint8, ``(B, C, H, W)``) and their indices in the split (int64, ``(B,)``)."""
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], tuple[Optimizer, LRScheduler]]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+ScheduleFactory = Callable[[Optimizer], LRScheduler]
 
 
 class FlowModule(pl.LightningModule):
@@ -32,14 +33,15 @@ class FlowModule(pl.LightningModule):
 
     Args:
         flow: the model.
-        optimizer: makes the optimiser and its per-step schedule from the parameters.
+        optimizer: makes the optimiser from the parameters.
+        schedule: makes the per-step schedule of its rate.
         seed: of the dequantisation noise in training, at least 0.
     """
 
-    def __init__(self, flow: Flow, optimizer: OptimizerFactory, seed: int = 0) -> None:
+    def __init__(self, flow: Flow, optimizer: OptimizerFactory, schedule: ScheduleFactory, seed: int = 0) -> None:
         super().__init__()
         self.flow = flow
-        self.make_optimizer = optimizer
+        self.make_optimizer, self.make_schedule = optimizer, schedule
         self.seed = seed
         self._step_losses: list[Tensor] = []
         # Lightning's own mean over ranks rounds their numbers of images; torchmetrics sums values and counts.
@@ -48,7 +50,8 @@ class FlowModule(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
-        optimizer, scheduler = self.make_optimizer(self.flow.parameters())
+        optimizer = self.make_optimizer(self.flow.parameters())
+        scheduler = self.make_schedule(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

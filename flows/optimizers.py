@@ -1,4 +1,4 @@
-"""Optimisers with their schedules, as factories: ``factory(parameters) -> (optimizer, scheduler)``."""
+"""Optimisers, as factories: ``factory(parameters) -> optimizer``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from torch import nn
 from torch.optim import Adamax, Optimizer
-from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from flows.errors import InputError
 
@@ -18,13 +17,11 @@ def adamax(
     beta2: float = 0.999,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
-    warmup_steps: int = 0,
-) -> tuple[Optimizer, LRScheduler]:
-    """Adamax whose learning rate grows linearly from ``lr / (warmup_steps + 1)`` to ``lr`` over ``warmup_steps`` steps.
+) -> Optimizer:
+    """Adamax: Adam with the infinity norm for its second moment. The rate over time is :mod:`flows.schedules`'.
 
     Raises:
-        InputError: ``lr`` not positive, a beta outside of [0, 1), ``eps`` not positive, or a negative weight decay or
-            number of steps.
+        InputError: ``lr`` not positive, a beta outside of [0, 1), ``eps`` not positive, or a negative weight decay.
 
     Reference: Kingma & Ba, *Adam*, section 7.1; section 5 of the paper.
 
@@ -36,9 +33,6 @@ def adamax(
         raise InputError(f"the learning rate must be positive, not {lr}")
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
         raise InputError(f"beta1 and beta2 must be in [0, 1), not {beta1} and {beta2}")
-    if warmup_steps < 0:
-        raise InputError(f"warmup_steps must be at least 0, not {warmup_steps}")
     if not (eps > 0 and weight_decay >= 0):
         raise InputError(f"eps must be positive and weight_decay at least 0, not {eps} and {weight_decay}")
-    optimizer = Adamax(parameters, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
-    return optimizer, LinearLR(optimizer, start_factor=1 / (warmup_steps + 1), total_iters=warmup_steps)
+    return Adamax(parameters, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from flows.callbacks import InversionMonitor, LatentMonitor, PeakMemory, SampleP
 from flows.lightning_module import FlowModule
 from flows.loggers import SteadyCSVLogger, SteadyTensorBoardLogger, WandbLogger, log_checkpoint
 from flows.optimizers import adamax
+from flows.schedules import constant
 
 FIGURES = {
     "train/bits_per_dim",
@@ -155,7 +157,7 @@ def test_every_logger_gets_the_same_figures(tmp_path):
         log_every_n_steps=1,
     )
     loggers[2].log_hyperparams({"mixing": {"kernel_size": 3}})
-    trainer.fit(FlowModule(flow(), adamax), StripesModule())
+    trainer.fit(FlowModule(flow(), adamax, partial(constant, total_steps=0)), StripesModule())
     (tmp_path / "best.ckpt").write_bytes(b"weights")
     for logger in loggers:
         log_checkpoint(logger, tmp_path / "best.ckpt", {"test/bits_per_dim": 3.5})
@@ -217,7 +219,7 @@ def test_latents_that_overflow_when_a_model_is_validated_do_not_end_the_training
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(FlowModule(flow(), adamax), StripesModule())
+    trainer.fit(FlowModule(flow(), adamax, partial(constant, total_steps=0)), StripesModule())
     trainer.loggers[1].finalize("finished")
     assert np.isnan(float(trainer.callback_metrics["val/bits_per_dim"]))
 

@@ -257,7 +257,7 @@ def test_another_model_is_not_resumed(trained):
 
 
 def test_a_diverging_training_stops_with_its_step(tmp_path):
-    done = run("train.py", *TINY, "run_dir=run", "optimizer.lr=1e30", "optimizer.warmup_steps=0", cwd=tmp_path, code=3)
+    done = run("train.py", *TINY, "run_dir=run", "optimizer.lr=1e30", "schedule.warmup_steps=0", cwd=tmp_path, code=3)
     line = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(line) == 1
     assert "training stopped at step" in line[0]

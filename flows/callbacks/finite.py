@@ -70,5 +70,5 @@ class StopOnNonFinite(pl.Callback):
         remedy = f"the last good checkpoint is {saved}" if saved else "there is no good checkpoint yet"
         return (
             f"training stopped at step {trainer.global_step} (epoch {trainer.current_epoch}): {what}; first seen in "
-            f"{where}; {remedy}; a lower optimizer.lr or a longer optimizer.warmup_steps usually helps"
+            f"{where}; {remedy}; a lower optimizer.lr or a longer schedule.warmup_steps usually helps"
         )

@@ -18,7 +18,7 @@ from flows.cli.runs import MOVABLE
 from flows.reporting.collect import AVERAGED, RAW, Collection, Problem, Run, Status
 from flows.reporting.statistics import Estimate
 
-BUILT = ("model", "data", "optimizer", "trainer", "callbacks", "precision")
+BUILT = ("model", "data", "optimizer", "schedule", "trainer", "callbacks", "precision")
 """The parts of a resolved configuration that become objects; the rest has gone into them, or is a seed, or a path."""
 
 DATA_IDENTITY = ("_target_", "collection", "release", "splits", "root", "image_size", "num_channels")

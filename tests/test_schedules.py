@@ -1,0 +1,131 @@
+"""The learning rate over a training, and what becomes of it when a training goes on."""
+
+import math
+from functools import partial
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from programs import TINY, error_line, run
+from test_training import StripesModule, fit, flow, parameters
+
+from flows import InputError
+from flows.callbacks import LastCheckpoint, Rollback
+from flows.lightning_module import FlowModule
+from flows.optimizers import adamax
+from flows.schedules import constant, cosine
+from train import _planned_steps
+
+
+def make(schedule, **options):
+    optimizer = adamax([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    return optimizer, schedule(optimizer, **options)
+
+
+def rates(optimizer, schedule, steps):
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_warm_up_is_linear_and_then_constant():
+    found = rates(*make(constant, total_steps=7, warmup_steps=4), 7)
+    assert found == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 2.0, 2.0])
+
+
+def test_cosine_falls_from_the_rate_to_zero_at_the_last_step():
+    found = rates(*make(cosine, total_steps=10, warmup_steps=2), 11)
+    assert found[:3] == pytest.approx([2 / 3, 4 / 3, 2.0])
+    assert found[2:] == pytest.approx([1.0 + math.cos(math.pi * t / 8) for t in range(9)], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"total_steps": 10, "warmup_steps": -1}, "warmup_steps must be at least 0"),
+        ({"total_steps": 10, "warmup_steps": 10}, "within the warm-up"),
+        ({"total_steps": math.inf}, "give schedule.num_steps"),
+        ({"total_steps": 10, "num_steps": 9}, "schedule.num_steps=10 stretches"),
+    ],
+)
+def test_a_cosine_that_makes_no_sense_is_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        make(cosine, **options)
+
+
+def test_a_training_that_goes_on_keeps_the_horizon_it_began_with():
+    _, begun = make(cosine, total_steps=10)
+    for shorter in (10, 5):
+        _, schedule = make(cosine, total_steps=shorter)
+        schedule.load_state_dict(begun.state_dict())
+        assert schedule.num_steps == 10
+    _, longer = make(cosine, total_steps=20)
+    with pytest.raises(InputError, match=r"ends at step 10, the training at step 20: schedule\.num_steps=20"):
+        longer.load_state_dict(begun.state_dict())
+    _, stretched = make(cosine, total_steps=20, num_steps=20)
+    stretched.load_state_dict(begun.state_dict())
+    assert stretched.num_steps == 20
+
+
+def test_an_interrupted_training_with_a_cosine_goes_on_exactly(tmp_path):
+    schedule = partial(cosine, total_steps=12, warmup_steps=1)
+    whole, _ = fit(tmp_path / "whole", schedule=schedule, max_epochs=3, model=seeded())
+    _, interrupted = fit(tmp_path / "part", [LastCheckpoint(tmp_path)], schedule=schedule, max_epochs=2, model=seeded())
+    again, resumed = fit(
+        tmp_path / "again", schedule=schedule, max_epochs=3, model=seeded(), ckpt_path=tmp_path / "last.ckpt"
+    )
+    assert not torch.equal(parameters(interrupted), parameters(resumed))
+    assert torch.equal(parameters(whole.lightning_module), parameters(resumed))
+    assert again.optimizers[0].param_groups[0]["lr"] == whole.optimizers[0].param_groups[0]["lr"]
+
+
+def seeded():
+    torch.manual_seed(0)
+    return flow()
+
+
+def test_a_training_that_went_back_follows_the_cosine_at_its_lower_rate():
+    optimizer, schedule = make(cosine, total_steps=10)
+    rates(optimizer, schedule, 4)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy.optimizers = [optimizer]
+    trainer.strategy.lr_scheduler_configs = [pl.utilities.types.LRSchedulerConfig(schedule)]
+    rollback = Rollback(on_nan="rollback", lr_factor=0.5)
+    rollback.times = 1
+    rollback.on_train_start(trainer, pl.LightningModule())
+    assert rates(optimizer, schedule, 3) == pytest.approx([0.5 * (1 + math.cos(math.pi * t / 10)) for t in (4, 5, 6)])
+
+
+def test_going_on_beyond_the_horizon_is_refused_and_leaves_the_run_as_it_is(tmp_path):
+    run("train.py", *TINY, "schedule=cosine", "schedule.warmup_steps=1", "run_dir=run", cwd=tmp_path)
+    before = (tmp_path / "run/config.yaml").read_bytes()
+    longer = ["resume=run", "trainer.max_epochs=3"]
+    line = error_line(run("train.py", *longer, cwd=tmp_path, code=2))
+    assert "ends at step 4, the training at step 6: schedule.num_steps=6 stretches the cosine" in line
+    assert (tmp_path / "run/config.yaml").read_bytes() == before
+    run("train.py", *longer, "schedule.num_steps=6", cwd=tmp_path)
+    content = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert content["global_step"] == 6
+    assert content["lr_schedulers"][0]["num_steps"] == 6
+
+
+@pytest.mark.parametrize("options", [{}, {"limit_train_batches": 3}, {"limit_train_batches": 0.6}, {"max_steps": 5}])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_steps_are_planned_as_lightning_counts_them(options, accumulated):
+    data = StripesModule(images_per_epoch=64)
+    data.setup()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        accumulate_grad_batches=accumulated,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        logger=False,
+        max_epochs=3,
+        **options,
+    )
+    planned = _planned_steps(trainer, data)
+    trainer.fit(FlowModule(flow(), adamax, partial(constant, total_steps=planned)), data)
+    assert trainer.global_step == planned
