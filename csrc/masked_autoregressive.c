@@ -34,7 +34,7 @@ struct mar_plan {
     ptrdiff_t map_width;                        /* of the padded maps: a column of zeros on either side */
     ptrdiff_t first_place, pixel_step, channel_step;    /* from number to number in an image, backwards if reversed */
     size_t real_size;
-    double offset;
+    double max_log_scale, max_shift, offset;    /* a bound is 0 for none */
     int *first_units;
     void *first, *second, *last;                /* [bias, then inputs][outputs], rows of whole vectors */
     site_solver *solve;
@@ -44,6 +44,7 @@ struct mar_plan {
 
 #define REAL float
 #define EXP expf
+#define TANH tanhf
 #define LANES 4
 #define TARGET
 #define NAME(f) masked_##f##_float_baseline
@@ -51,6 +52,7 @@ struct mar_plan {
 
 #define REAL double
 #define EXP exp
+#define TANH tanh
 #define LANES 2
 #define TARGET
 #define NAME(f) masked_##f##_double_baseline
@@ -61,6 +63,7 @@ struct mar_plan {
 
 #define REAL float
 #define EXP expf
+#define TANH tanhf
 #define LANES 8
 #define TARGET __attribute__((target("avx2,fma")))
 #define NAME(f) masked_##f##_float_avx2
@@ -68,6 +71,7 @@ struct mar_plan {
 
 #define REAL double
 #define EXP exp
+#define TANH tanh
 #define LANES 4
 #define TARGET __attribute__((target("avx2,fma")))
 #define NAME(f) masked_##f##_double_avx2
@@ -75,6 +79,7 @@ struct mar_plan {
 
 #define REAL float
 #define EXP expf
+#define TANH tanhf
 #define LANES 16
 #define TARGET __attribute__((target("avx512f,avx2,fma")))
 #define NAME(f) masked_##f##_float_avx512
@@ -82,6 +87,7 @@ struct mar_plan {
 
 #define REAL double
 #define EXP exp
+#define TANH tanh
 #define LANES 8
 #define TARGET __attribute__((target("avx512f,avx2,fma")))
 #define NAME(f) masked_##f##_double_avx512
@@ -125,8 +131,8 @@ static void *widen(const char *source, ptrdiff_t num_groups, ptrdiff_t group, pt
 }
 
 mar_plan *mar_plan_create(int instruction_set, size_t real_size, int is_reversed, int num_channels, int num_hidden,
-                          int height, int width, const int *first_units, double offset, const void *first,
-                          const void *second, const void *last)
+                          int height, int width, const int *first_units, double max_log_scale, double max_shift,
+                          double offset, const void *first, const void *second, const void *last)
 {
     mar_plan *plan = calloc(1, sizeof *plan);
     if (!plan)
@@ -144,6 +150,8 @@ mar_plan *mar_plan_create(int instruction_set, size_t real_size, int is_reversed
     plan->pixel_step = is_reversed ? -1 : 1;
     plan->channel_step = is_reversed ? -num_pixels : num_pixels;
     plan->real_size = real_size;
+    plan->max_log_scale = max_log_scale;
+    plan->max_shift = max_shift;
     plan->offset = offset;
     plan->solve = versions[instruction_set].solve[real_size == sizeof(double)];
     plan->first_units = malloc((num_channels + 1) * sizeof *first_units);

@@ -2,9 +2,11 @@
 
    A network of two layers of hidden units, zero-padded 3x3, 1x1 and 3x3 convolutions with ReLU between, predicts mu
    and h of every number from the numbers before it: pixels in raster order and, within a pixel, channels ascending.
-   With z = x sigmoid(h + offset) + mu,
+   With z = x exp(s) + t, s = m tanh(h / m) and t = M tanh(mu / M),
 
-       x_c  =  (z_c - mu_c) (1 + exp(-(h_c + offset))).
+       x_c  =  (z_c - t_c) exp(-s_c).
+
+   Without a bound m the scale exp(s) is sigmoid(h + offset); without a bound M the shift t is mu.
 
    A pixel reads itself and the pixels above left, above, above right and left of it. For the pixel's own channels
    each hidden unit has a degree m: it sees the channels below m, and serves channel m and later ones. */
@@ -28,11 +30,12 @@ typedef struct mar_plan mar_plan;
    first, second, last:  the weights, [input][output]. Above the weights there is one row with the biases. For first and
                  last the inputs are those at the four neighbours, in the order above, then the pixel's own; what the
                  degrees forbid must be zero. The outputs of last are mu_0, h_0, mu_1, ...
+   max_log_scale, max_shift:  the bounds m and M; 0 for none.
 
    Returns NULL if memory is short. The arguments are copied. */
 mar_plan *mar_plan_create(int instruction_set, size_t real_size, int is_reversed, int num_channels, int num_hidden,
-                          int height, int width, const int *first_units, double offset, const void *first,
-                          const void *second, const void *last);
+                          int height, int width, const int *first_units, double max_log_scale, double max_shift,
+                          double offset, const void *first, const void *second, const void *last);
 void mar_plan_free(mar_plan *plan);
 
 /* Solve num_images contiguous images z, (B, C, H, W), into x; they must not overlap.

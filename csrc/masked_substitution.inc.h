@@ -3,6 +3,7 @@
 
        REAL     float or double
        EXP      its exponential function
+       TANH     its hyperbolic tangent
        LANES    how many of them one vector register holds
        TARGET   the function attribute that turns the instruction set on
        NAME(f)  the name of f in this instance
@@ -63,6 +64,14 @@ TARGET static inline void NAME(rectify)(int sites, void *const *units, int begin
         }
 }
 
+/* x from z and the network's outputs mu and h. */
+static inline REAL NAME(undo)(const mar_plan *plan, REAL z, REAL mu, REAL h)
+{
+    const REAL m = (REAL)plan->max_log_scale, M = (REAL)plan->max_shift;
+    const REAL shift = M > 0 ? M * TANH(mu / M) : mu;
+    return (z - shift) * (m > 0 ? EXP(-m * TANH(h / m)) : 1 + EXP(-(h + (REAL)plan->offset)));
+}
+
 /* Solve one pixel at each site. */
 TARGET static void NAME(solve)(const mar_plan *plan, const site_list *at)
 {
@@ -97,7 +106,7 @@ TARGET static void NAME(solve)(const mar_plan *plan, const site_list *at)
             const REAL *output = (const REAL *)at->outputs[s] + 2 * c;
             const ptrdiff_t place = c * plan->channel_step;
             const REAL z = ((const REAL *)at->z[s])[place];
-            const REAL x = (z - output[0]) * (1 + EXP(-(output[1] + (REAL)plan->offset)));
+            const REAL x = NAME(undo)(plan, z, output[0], output[1]);
             ((REAL *)at->x[s])[c] = x;
             ((REAL *)at->result[s])[place] = x;
             *(REAL *)at->bad[s] += z * 0;
@@ -108,6 +117,7 @@ TARGET static void NAME(solve)(const mar_plan *plan, const site_list *at)
 
 #undef REAL
 #undef EXP
+#undef TANH
 #undef LANES
 #undef TARGET
 #undef NAME

@@ -28,7 +28,11 @@ static void set(void *array, size_t real_size, size_t n, double value)
         ((double *)array)[n] = value;
 }
 
-typedef struct { int channels, hidden, height, width, num_images, is_reversed; size_t real_size; } problem;
+typedef struct {
+    int channels, hidden, height, width, num_images, is_reversed;
+    size_t real_size;
+    double max_log_scale, max_shift;    /* 0 for none */
+} problem;
 
 enum { NUM_NEIGHBOURS = 4 };
 static const int neighbours[NUM_NEIGHBOURS + 1][2] = {{-1, -1}, {-1, 0}, {-1, 1}, {0, -1}, {0, 0}};
@@ -87,8 +91,10 @@ static double worst_error(const problem *p, const void *first, const void *secon
                 }
                 convolve(p, last, p->hidden, 2 * p->channels, units, i, j, outputs);
                 for (int c = 0; c < p->channels; c++) {
-                    const double scaled = map[pixel * p->channels + c] / (1 + exp(-(outputs[2 * c + 1] + offset)));
-                    worst = fmax(worst, fabs(scaled + outputs[2 * c] - get(z, p->real_size, place(p, image, c, i, j))));
+                    const double mu = outputs[2 * c], h = outputs[2 * c + 1], m = p->max_log_scale, M = p->max_shift;
+                    const double scale = m ? exp(m * tanh(h / m)) : 1 / (1 + exp(-(h + offset)));
+                    const double again = map[pixel * p->channels + c] * scale + (M ? M * tanh(mu / M) : mu);
+                    worst = fmax(worst, fabs(again - get(z, p->real_size, place(p, image, c, i, j))));
                 }
             }
     free(map);
@@ -124,7 +130,7 @@ static int check(const problem *p, int instruction_set, int num_threads)
     for (size_t n = 0; n < size; n++)
         set(z, p->real_size, n, random_number());
     mar_plan *plan = mar_plan_create(instruction_set, p->real_size, p->is_reversed, p->channels, p->hidden, p->height,
-                                     p->width, first_units, offset, weights[0], weights[1], weights[2]);
+                                     p->width, first_units, p->max_log_scale, p->max_shift, offset, weights[0], weights[1], weights[2]);
     int right = plan && mar_solve(plan, z, x, p->num_images, num_threads) == MAR_SOLVED;
     right = right
          && worst_error(p, weights[0], weights[1], weights[2], z, x) < (p->real_size == sizeof(float) ? 1e-5 : 1e-13);
@@ -159,7 +165,8 @@ int main(void)
                 for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
                     for (int bits = 0; bits < 4; bits++) {
                         problem p = {channels[c], hidden[u], sizes[s][0], sizes[s][1], batches[num_checks % 7], bits & 1,
-                                     bits & 2 ? sizeof(double) : sizeof(float)};
+                                     bits & 2 ? sizeof(double) : sizeof(float), num_checks % 2 * 0.7,
+                                     num_checks % 3 * 0.5};
                         num_wrong += !check(&p, instruction_set, 1 + num_checks % 3);
                         num_checks++;
                     }

@@ -46,6 +46,10 @@ LAYERS = {
     "emerging qr": (layer("EmergingConv2d", 3, parametrization="qr"), (3, 4, 3)),
     "maf": (layer("MaskedAutoregressiveFlow", 3, 7), (3, 3, 4)),
     "maf qr": (layer("MaskedAutoregressiveFlow", 2, 4, parametrization="qr"), (2, 4, 3)),
+    "maf without bounds": (
+        layer("MaskedAutoregressiveFlow", 3, 7, max_log_scale=None, max_shift=None),
+        (3, 3, 4),
+    ),
     "masked autoregressive": (layer("MaskedAutoregressiveTransform", 3, 8), (3, 4, 3)),
     "masked autoregressive in reverse": (layer("MaskedAutoregressiveTransform", 3, 8, reverse=True), (3, 4, 3)),
     "masked autoregressive with few units": (layer("MaskedAutoregressiveTransform", 4, 3), (4, 3, 2)),

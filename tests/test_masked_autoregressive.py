@@ -1,5 +1,6 @@
 """Masked autoregressive layers: what depends on what, and their inverses, compiled and in torch."""
 
+import math
 import multiprocessing
 import threading
 from functools import partial
@@ -18,6 +19,7 @@ from flows.solvers.masked import independent_pixels
 NEEDS_COMPILED = pytest.mark.skipif(
     CompiledSolver.unavailable(torch.device("cpu")) is not None, reason="the extension is not built"
 )
+UNBOUNDED = {"max_log_scale": None, "max_shift": None}
 SOLVERS = ["torch", pytest.param("compiled", marks=NEEDS_COMPILED)]
 
 
@@ -53,9 +55,34 @@ def test_two_layers_of_opposite_order_let_every_number_see_every_other():
     assert jacobian.abs().amax(1).flatten(1).all()
 
 
-def test_a_new_layer_only_scales():
-    layer, x = MaskedAutoregressiveTransform(3), torch.randn(2, 3, 4, 4)
+def test_a_new_layer_is_the_identity_and_the_papers_only_scales():
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(MaskedAutoregressiveTransform(3)(x)[0], x)
+    layer = MaskedAutoregressiveTransform(3, **UNBOUNDED)
     torch.testing.assert_close(layer(x)[0], x * torch.sigmoid(torch.tensor(2.0)))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@torch.no_grad()
+def test_the_inverse_is_bounded_for_every_latent_whatever_the_network_says(solver):
+    layer = transform(3, 12, solver, deviation=3.0, max_log_scale=0.7, max_shift=2.0)
+    z = 1e4 * torch.randn(4, 3, 6, 6).double()
+    x = layer.inverse(z)
+    assert (x.abs() <= (z.abs() + 2.0) * math.exp(0.7)).all()
+    papers = transform(3, 12, solver, deviation=3.0, **UNBOUNDED)
+    assert not torch.isfinite(papers.inverse(z)).all()
+
+
+@torch.no_grad()
+def test_map_and_inverse_are_lipschitz_in_the_last_number_whatever_the_network_says():
+    layer = transform(3, 12, deviation=3.0, max_log_scale=0.7)
+    x = torch.randn(64, 3, 3, 3).double()
+    other = x.clone()
+    other[:, -1, -1, -1] += 5 * torch.randn(64)
+    for map_ in (lambda v: layer(v)[0], layer.inverse):
+        ratio = (map_(x) - map_(other))[:, -1, -1, -1].abs() / (x - other)[:, -1, -1, -1].abs()
+        assert math.exp(-0.7) * (1 - 1e-9) <= ratio.min()
+        assert 0.9 * math.exp(0.7) <= ratio.max() <= math.exp(0.7) * (1 + 1e-9)
 
 
 def test_masked_weights_do_not_count_as_parameters():
@@ -75,6 +102,7 @@ def test_pixels_that_are_solved_together_do_not_read_one_another():
 
 
 @NEEDS_COMPILED
+@pytest.mark.parametrize("bounds", [{}, UNBOUNDED, {"max_shift": None}], ids=["bounded", "paper", "scale only"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
@@ -90,8 +118,8 @@ def test_pixels_that_are_solved_together_do_not_read_one_another():
     ],
 )
 @torch.no_grad()
-def test_compiled_agrees_with_torch_and_inverts(num_channels, hidden_channels, image_size, reverse, dtype):
-    layer = transform(num_channels, hidden_channels, dtype=dtype, deviation=0.05, reverse=reverse)
+def test_compiled_agrees_with_torch_and_inverts(num_channels, hidden_channels, image_size, reverse, dtype, bounds):
+    layer = transform(num_channels, hidden_channels, dtype=dtype, deviation=0.05, reverse=reverse, **bounds)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
     for batch in (0, 1, 2, 5, 9):
         x = torch.randn(batch, num_channels, *image_size, dtype=dtype)

@@ -6,16 +6,21 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, logsigmoid, pad
+from torch.nn.functional import conv2d, pad
 
 from flows.caching import WeightCache
 from flows.errors import InputError
 from flows.layers.base import Layer, require_channels
 from flows.layers.conv1x1 import Conv1x1, Parametrization
-from flows.layers.coupling import SCALE_OFFSET
 from flows.layers.networks import WEIGHT_DEVIATION
-from flows.numerics import per_image_sum
-from flows.solvers.masked import MaskedNetwork, MaskedSolver, choose_masked_backend, find_masked_backend
+from flows.numerics import MAX_LOG_SCALE, MAX_SHIFT, per_image_sum, require_bound
+from flows.solvers.masked import (
+    MaskedNetwork,
+    MaskedSolver,
+    choose_masked_backend,
+    find_masked_backend,
+    shift_and_log_scale,
+)
 
 
 class MaskedConv2d(nn.Module):
@@ -68,27 +73,34 @@ class MaskedAutoregressiveTransform(Layer):
     """Scales and shifts every number by amounts that a masked network reads off all the numbers before it.
 
     The order: pixels in reading order and, within a pixel, channels ascending; ``reverse=True`` takes exactly the
-    reverse of it. Map: ``z = x * sigmoid(h + 2) + mu``, where ``mu`` and ``h`` are the even and odd outputs of a masked
-    3x3 -> 1x1 -> 3x3 convolutional network with ReLU between, applied to ``x``. At any number they depend on earlier
-    ones only, so that the Jacobian is triangular. Log-det: ``sum log sigmoid(h + 2)``. Inverse: substitution, number by
-    number (:mod:`flows.solvers.masked`).
+    reverse of it. Map: ``z = x exp(s) + t`` with ``s = m tanh(h / m)`` and ``t = M tanh(mu / M)``. Here ``mu`` and
+    ``h`` are the even and odd outputs of a masked 3x3 -> 1x1 -> 3x3 convolutional network with ReLU between, applied to
+    ``x``. At any number they depend on earlier ones only, so that the Jacobian is triangular. Log-det: ``sum s``.
+    Inverse: substitution, number by number (:mod:`flows.solvers.masked`).
+
+    Bounds: at fixed earlier numbers, map and inverse have the Lipschitz constant ``exp(m)`` at most, and the inverse of
+    any latent is bounded, ``|x| <= (|z| + M) exp(m)``. Without the bounds each number that is solved may be larger than
+    those before it, and the recursion over all of them may overflow.
 
     All taps at earlier pixels are whole matrices. For the pixel's own channels each hidden unit has a degree ``m``, as
     in MADE: it sees the first ``m`` channels in the order, and serves channel ``m`` and later ones. The degrees are
     spread evenly and ascend: unit ``u`` of ``U`` has ``m = floor(u C / U)``, from 0 (earlier pixels only) to C - 1.
 
-    The last convolution starts at zero, so the layer starts as a scaling by sigmoid(2) = 0.88.
+    The last convolution starts at zero, so the layer starts as the identity, or without m as a scaling by 0.88.
 
     Args:
         num_channels: C, at least 1.
         hidden_channels: U, at least 1; below C some channels share what the network says of their own pixel.
         reverse: take the reverse order.
         solver: ``"torch"`` or ``"compiled"`` for the inverse; ``None`` chooses by device.
+        max_log_scale: m, positive, in nats; ``None`` takes the paper's scale, ``s = log sigmoid(h + 2)``, which has no
+            lower bound.
+        max_shift: M, positive; ``None`` for a shift without a bound, as in the paper.
 
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``, any H and W.
 
     Raises:
-        InputError: C or ``hidden_channels`` below 1, an unknown solver.
+        InputError: C or ``hidden_channels`` below 1, an unknown solver, or a bound that is not positive.
 
     Cost: ``18 C U + U^2`` multiplications per pixel forward; about ``13.5 C U + U^2 / 2`` in the inverse, which leaves
     out what is masked but takes ``(W + 2 H - 2) C`` steps one after the other.
@@ -98,15 +110,25 @@ class MaskedAutoregressiveTransform(Layer):
     """
 
     def __init__(
-        self, num_channels: int, hidden_channels: int = 96, *, reverse: bool = False, solver: str | None = None
+        self,
+        num_channels: int,
+        hidden_channels: int = 96,
+        *,
+        reverse: bool = False,
+        solver: str | None = None,
+        max_log_scale: float | None = MAX_LOG_SCALE,
+        max_shift: float | None = MAX_SHIFT,
     ) -> None:
         super().__init__()
         require_channels(num_channels)
+        require_bound("max_log_scale", max_log_scale)
+        require_bound("max_shift", max_shift)
         if hidden_channels < 1:
             raise InputError(f"hidden_channels must be at least 1, not {hidden_channels}")
         if solver is not None:
             find_masked_backend(solver)
         self.reverse, self.solver = reverse, solver
+        self.max_log_scale, self.max_shift = max_log_scale, max_shift
         position = torch.arange(num_channels)
         if reverse:
             position = position.flip(0)
@@ -121,8 +143,8 @@ class MaskedAutoregressiveTransform(Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.last(torch.relu(self.second(torch.relu(self.first(x)))))
-        log_scale = logsigmoid(outputs[:, 1::2] + SCALE_OFFSET)
-        return x * torch.exp(log_scale) + outputs[:, 0::2], per_image_sum(log_scale)
+        shift, log_scale = shift_and_log_scale(outputs[:, 0::2], outputs[:, 1::2], self.max_log_scale, self.max_shift)
+        return x * torch.exp(log_scale) + shift, per_image_sum(log_scale)
 
     def inverse(self, z: Tensor) -> Tensor:
         parameters, image_size = list(self.parameters()), (z.shape[2], z.shape[3])
@@ -139,7 +161,8 @@ class MaskedAutoregressiveTransform(Layer):
         network = MaskedNetwork.from_filters(
             [(layer.filter(), layer.bias) for layer in (self.first, self.second, self.last)],
             self._degrees.tolist(),
-            SCALE_OFFSET,
+            self.max_log_scale,
+            self.max_shift,
             reverse=self.reverse,
         )
         return find_masked_backend(backend)(network, image_size)
@@ -150,18 +173,19 @@ class MaskedAutoregressiveFlow(Layer):
 
     Map: ``z = a2(a1(W x))`` with two :class:`MaskedAutoregressiveTransform`, the second in the reverse order of the
     first, so that together every number may depend on every other. Log-det: the sum of the three,
-    ``H W log |det W| + sum log sigmoid(h1 + 2) + sum log sigmoid(h2 + 2)``. Inverse: ``a2``, ``a1``, then ``W^-1``.
+    ``H W log |det W| + sum s1 + sum s2``. Inverse: ``a2``, ``a1``, then ``W^-1``.
 
     Args:
         num_channels: C, at least 1.
         hidden_channels: of each masked network, at least 1.
         parametrization: of the 1x1, see :class:`Conv1x1`.
         solver: ``"torch"`` or ``"compiled"`` for the inverse; ``None`` chooses by device.
+        max_log_scale, max_shift: see :class:`MaskedAutoregressiveTransform`; both ``None`` for the paper's layer.
 
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``, any H and W.
 
     Raises:
-        InputError: C or ``hidden_channels`` below 1, an unknown parametrisation or solver.
+        InputError: C or ``hidden_channels`` below 1, an unknown parametrisation or solver, a bound below 0.
 
     Cost: twice that of :class:`MaskedAutoregressiveTransform`; its inverse is sequential over pixels and channels.
 
@@ -169,6 +193,7 @@ class MaskedAutoregressiveFlow(Layer):
 
     Note:
         The paper does not say how it masks within a pixel; see :class:`MaskedAutoregressiveTransform` for the choice.
+        Its scales and shifts have no bounds.
     """
 
     def __init__(
@@ -178,11 +203,14 @@ class MaskedAutoregressiveFlow(Layer):
         *,
         parametrization: Parametrization = "plain",
         solver: str | None = None,
+        max_log_scale: float | None = MAX_LOG_SCALE,
+        max_shift: float | None = MAX_SHIFT,
     ) -> None:
         super().__init__()
         self.conv1x1 = Conv1x1(num_channels, parametrization)
-        self.ahead = MaskedAutoregressiveTransform(num_channels, hidden_channels, solver=solver)
-        self.back = MaskedAutoregressiveTransform(num_channels, hidden_channels, reverse=True, solver=solver)
+        options = {"solver": solver, "max_log_scale": max_log_scale, "max_shift": max_shift}
+        self.ahead = MaskedAutoregressiveTransform(num_channels, hidden_channels, **options)  # type: ignore[arg-type]
+        self.back = MaskedAutoregressiveTransform(num_channels, hidden_channels, reverse=True, **options)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h, log_det_1x1 = self.conv1x1(x)

@@ -22,6 +22,8 @@ class MaskedPlan:
         last: int,
         real_size: int,
         first_units: tuple[int, ...],
+        max_log_scale: float,
+        max_shift: float,
         offset: float,
         is_reversed: bool,
         height: int,

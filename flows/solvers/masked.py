@@ -2,8 +2,9 @@
 
 A number ``x_c`` of a pixel follows from ``z_c`` once all before it are known::
 
-    x_c = (z_c - mu_c) (1 + exp(-(h_c + offset)))
+    x_c = (z_c - t_c) exp(-s_c)
 
+with the shift ``t_c`` and log-scale ``s_c`` that the network's outputs ``mu_c`` and ``h_c`` stand for.
 Each hidden unit is computed once, by passing on what becomes known. At a new pixel the sums of all units and outputs
 start from the biases and from the pixels before, which are finished. Then, channel by channel: the units of this
 degree are complete; they are passed on to the units of the second layer, complete thereby, these to the outputs; now
@@ -24,15 +25,24 @@ from typing import ClassVar, final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from flows.errors import InputError
-from flows.numerics import full_precision
+from flows.numerics import SCALE_OFFSET, bounded, full_precision
 from flows.solvers.backends import choose_backend
 from flows.solvers.checks import check_finite, check_latent, non_finite_image
 from flows.solvers.compiled import _autoregressive, num_threads, why_not_compiled
 
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1))
 """(row, column) of the pixels that are read besides the own one, in the order of substitution."""
+
+
+def shift_and_log_scale(
+    mu: Tensor, h: Tensor, max_log_scale: float | None, max_shift: float | None
+) -> tuple[Tensor, Tensor]:
+    """``bounded(mu, max_shift)``, and ``bounded(h, max_log_scale)`` or, without that bound, ``log sigmoid(h + 2)``."""
+    log_scale = logsigmoid(h + SCALE_OFFSET) if max_log_scale is None else bounded(h, max_log_scale)
+    return bounded(mu, max_shift), log_scale
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class MaskedNetwork:
         second, second_bias: (U, U), (U,).
         last_before, last_own, last_bias: (K U, 2 C), (U, 2 C), (2 C,).
         first_units: for each channel the first hidden unit of its degree, then U; ascending, C + 1 numbers.
-        offset: added to ``h``.
+        max_log_scale, max_shift: bounds of ``s`` and ``t``, see :func:`shift_and_log_scale`.
     """
 
     first_before: Tensor
@@ -59,12 +69,19 @@ class MaskedNetwork:
     last_own: Tensor
     last_bias: Tensor
     first_units: tuple[int, ...]
-    offset: float
+    max_log_scale: float | None
+    max_shift: float | None
     reverse: bool
 
     @classmethod
     def from_filters(
-        cls, layers: Sequence[tuple[Tensor, Tensor]], degrees: Sequence[int], offset: float, *, reverse: bool
+        cls,
+        layers: Sequence[tuple[Tensor, Tensor]],
+        degrees: Sequence[int],
+        max_log_scale: float | None,
+        max_shift: float | None,
+        *,
+        reverse: bool,
     ) -> MaskedNetwork:
         """Sort masked filters and biases in torch's layout; ``degrees`` of the hidden units must ascend."""
         (first, first_bias), (second, second_bias), (last, last_bias) = layers
@@ -88,7 +105,8 @@ class MaskedNetwork:
             last_own=last[:, :, 1, 1].T.contiguous(),
             last_bias=last_bias,
             first_units=tuple(sum(degree < c for degree in degrees) for c in range(num_channels + 1)),
-            offset=offset,
+            max_log_scale=max_log_scale,
+            max_shift=max_shift,
             reverse=reverse,
         )
 
@@ -98,7 +116,7 @@ class MaskedNetwork:
 
 
 class MaskedSolver(ABC):
-    """The inverse of ``z = x * sigmoid(h(x) + offset) + mu(x)``, prepared for one masked network and image size.
+    """The inverse of ``z = x exp(s(x)) + t(x)``, prepared for one masked network and image size.
 
     ``solver(z)`` maps (B, C, H, W) to the (B, C, H, W) that the layer maps to ``z``. It keeps the weights that it was
     made from; whoever holds it for longer than one call holds it in a :class:`flows.caching.WeightCache`.
@@ -170,8 +188,8 @@ class TorchMaskedSolver(MaskedSolver):
             second = second + torch.relu(first[:, units]) @ net.second[units]
             hidden.append(torch.relu(second[:, units]))
             out = out + hidden[c] @ net.last_own[units]
-            mu, h = out[:, 2 * c], out[:, 2 * c + 1]
-            x.append((z_SC[:, c] - mu) / torch.sigmoid(h + net.offset))
+            shift, log_scale = shift_and_log_scale(out[:, 2 * c], out[:, 2 * c + 1], net.max_log_scale, net.max_shift)
+            x.append((z_SC[:, c] - shift) * torch.exp(-log_scale))
             first = first + x[c][:, None] * net.first_own[c]
         return torch.stack(x, dim=1), torch.cat(hidden, dim=1)
 
@@ -215,7 +233,9 @@ class CompiledMaskedSolver(MaskedSolver):
             layers[2].data_ptr(),
             layers[0].element_size(),
             network.first_units,
-            network.offset,
+            network.max_log_scale or 0.0,
+            network.max_shift or 0.0,
+            SCALE_OFFSET,
             network.reverse,
             *image_size,
             _autoregressive.instruction_sets()[-1],
