@@ -96,7 +96,7 @@ class SampleHealth:
         not_finite: share of the samples that overflow.
         outside: share of the others' values outside of [-1/2, 1/2], which decoding clamps.
         beyond: share of the others that hold a value outside of [-1, 1].
-        largest: largest ``|v|``; infinite if a sample overflows.
+        largest: largest absolute value before the logit in front; infinite if a sample overflows.
         gain: see :func:`inverse_gain`, around these samples.
     """
 
@@ -118,14 +118,15 @@ def sample_health(flow: Flow, num_samples: int, temperature: float = 1.0, batch_
     largest, gains = 0.0, []
     for start in range(0, num_samples, batch_size):
         latents = flow.sample_latents(min(batch_size, num_samples - start), temperature, generator)
-        v, lost = flow.decode_values(latents)
-        sizes = v.abs().flatten(1)[[index for index in range(len(v)) if index not in lost]]
+        h, lost = flow.decode_features(latents)
+        finite = [index for index in range(len(h)) if index not in lost]
+        sizes = flow.front.inverse(h[finite]).abs().flatten(1)
         num_lost += len(lost)
         num_outside += int((sizes > 0.5).sum())
         num_beyond += int((sizes > 1.0).any(dim=1).sum())
         num_values += sizes.numel()
-        largest = max(largest, float(sizes.max()) if len(sizes) else 0.0)
-        gains.append(math.inf if lost else inverse_gain(flow, latents, v))
+        largest = max(largest, float(h.abs().max()))
+        gains.append(math.inf if lost else inverse_gain(flow, latents, h))
     return SampleHealth(
         not_finite=num_lost / num_samples,
         outside=num_outside / max(num_values, 1),
@@ -139,25 +140,26 @@ def count_not_finite(flow: Flow, num_samples: int, temperature: float = 1.0, bat
     """How many of ``num_samples`` samples overflow; the latents are those of :func:`sample_health`."""
     generator = generator_for(Stream.DIAGNOSTICS, 1)
     sizes = [min(batch_size, num_samples - start) for start in range(0, num_samples, batch_size)]
-    return sum(len(flow.decode_values(flow.sample_latents(size, temperature, generator))[1]) for size in sizes)
+    return sum(len(flow.decode_features(flow.sample_latents(size, temperature, generator))[1]) for size in sizes)
 
 
 @torch.no_grad()
-def inverse_gain(flow: Flow, latents: Latents, v: Tensor | None = None) -> float:
+def inverse_gain(flow: Flow, latents: Latents, h: Tensor | None = None) -> float:
     """How much the whole inverse amplifies a change of a latent, at most, over some latents and two directions.
 
     ``max |inverse(z + d) - inverse(z)| / |d|`` in the Euclidean norm, where ``d`` runs over the fixed directions. It
-    is a lower bound of the inverse's Lipschitz constant. Infinite where the inverse overflows.
+    is a lower bound of the inverse's Lipschitz constant. Infinite where the inverse overflows. The logit in front does
+    not take part: it never amplifies, and would hide what is large.
 
     Args:
         flow: the model.
         latents: around which the gain is measured.
-        v: their images, if they are known (:meth:`flows.Flow.decode_values`).
+        h: what they decode to, if it is known (:meth:`flows.Flow.decode_features`).
 
     Reference: Behrmann et al., *Understanding and Mitigating Exploding Inverses*, AISTATS 2021, section 4.
     """
-    if v is None:
-        v, lost = flow.decode_values(latents)
+    if h is None:
+        h, lost = flow.decode_features(latents)
         if lost:
             return math.inf
     gain = 0.0
@@ -165,10 +167,10 @@ def inverse_gain(flow: Flow, latents: Latents, v: Tensor | None = None) -> float
         generator = generator_for(Stream.DIAGNOSTICS, 2, number)
         directions = [STEP * level.to(flow.device) for level in flow.sample_latents(1, 1.0, generator)]
         length = math.sqrt(sum(float(level.double().square().sum()) for level in directions))
-        moved, lost = flow.decode_values([z + d for z, d in zip(latents, directions, strict=True)])
+        moved, lost = flow.decode_features([z + d for z, d in zip(latents, directions, strict=True)])
         if lost:
             return math.inf
-        gain = max(gain, _or_infinite((moved - v).double().flatten(1).norm(dim=1).max() / length))
+        gain = max(gain, _or_infinite((moved - h).double().flatten(1).norm(dim=1).max() / length))
     return gain
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from flows.dequantization import UniformDequantizer
 from flows.errors import InputError, NonFiniteError
 from flows.initialization import initialize_from_data
-from flows.layers import ActNorm, Layer, Sequential, Squeeze
-from flows.numerics import MAX_LOG_SCALE, MAX_SHIFT, at_least_float32, full_precision, per_image_sum
+from flows.layers import ActNorm, Layer, Logit, Sequential, Squeeze
+from flows.numerics import MARGIN, MAX_LOG_SCALE, MAX_SHIFT, at_least_float32, full_precision, per_image_sum
 from flows.priors import FactorOut, LearnedGaussian, StandardGaussian, Standardize
 from flows.sampling import InvertLayer, Observe, PreparedInverse, unobserved
 
@@ -54,10 +54,10 @@ class FlowStep(Layer):
 class Flow(nn.Module):
     """A generative flow over uint8 images: exact likelihoods, exact latents, and samples.
 
-    ``L`` levels; at each: squeeze 2x2, ``D`` steps of flow, and, but for the last level, half of the channels
-    factored out. The latents are a list of L tensors, standard normal under the model; together they have as many
-    dimensions as the image. ``forward`` and ``inverse`` are the bijection on real-valued images ``v``; the methods
-    that take uint8 images dequantise and quantise by themselves.
+    A logit in front (``margin``), then ``L`` levels; at each: squeeze 2x2, ``D`` steps of flow, and, but for the last
+    level, half of the channels factored out. The latents are a list of L tensors, standard normal under the model;
+    together they have as many dimensions as the image. ``forward`` and ``inverse`` are the bijection on real-valued
+    images ``v``; the methods that take uint8 images dequantise and quantise by themselves.
 
     Args:
         image_shape: (channels, height, width) of the images; height and width divisible by ``2^num_levels``.
@@ -68,6 +68,8 @@ class Flow(nn.Module):
         hidden_channels: width of the coupling networks.
         num_bits: bits per pixel that are modelled, 1 to 8.
         learn_prior: learn the Gaussians of the latents; otherwise N(0, 1), as in the paper's galaxy experiments.
+        margin: how far beyond the pixels' range an image may lie, through a :class:`flows.layers.Logit` in front of the
+            first level; ``None`` for neither, as in the paper.
         prior_max_log_scale, prior_max_shift: bounds of the Gaussians that a network predicts, positive; ``None``, as in
             the paper's code, for none. See :class:`flows.priors.ConditionalGaussian`.
 
@@ -87,6 +89,7 @@ class Flow(nn.Module):
         hidden_channels: int = 512,
         num_bits: int = 8,
         learn_prior: bool = True,
+        margin: float | None = MARGIN,
         prior_max_log_scale: float | None = MAX_LOG_SCALE,
         prior_max_shift: float | None = MAX_SHIFT,
     ) -> None:
@@ -96,6 +99,7 @@ class Flow(nn.Module):
             raise InputError(f"num_steps must be at least 1, not {num_steps}")
         self.dequantizer = UniformDequantizer(num_bits)
 
+        self.front = Sequential() if margin is None else Sequential(Logit(margin))
         self.levels = nn.ModuleList()
         self.factor_outs = nn.ModuleList()
         self.latent_shapes: list[tuple[int, int, int]] = []
@@ -131,8 +135,8 @@ class Flow(nn.Module):
 
     def forward(self, v: Tensor) -> tuple[Latents, Tensor]:
         """``v (B, C, H, W) -> latents, log |det d latents / d v|`` (nats, shape (B,))."""
-        h, latents = v, []
-        total = v.new_zeros(len(v), dtype=torch.promote_types(v.dtype, torch.float32))
+        latents = []
+        h, total = self.front(v)
         for level, factor_out in self._stages():
             h, log_det = level(h)
             total = total + log_det
@@ -146,9 +150,10 @@ class Flow(nn.Module):
     def inverse(self, latents: Latents) -> Tensor:
         """``latents -> v (B, C, H, W)``."""
         self._check_latents(latents)
-        return self._invert(latents, lambda layer, z: layer.inverse(z), unobserved)
+        return self.front.inverse(self._invert(latents, lambda layer, z: layer.inverse(z), unobserved))
 
     def _invert(self, latents: Latents, invert_layer: InvertLayer, observe: Observe) -> Tensor:
+        """All but the logit in front."""
         h = invert_layer(self.top, latents[-1])
         for (level, factor_out), z in reversed(list(zip(self._stages(), latents, strict=True))):
             h = invert_layer(level, h if factor_out is None else observe(factor_out, factor_out.inverse(h, z)))
@@ -218,22 +223,27 @@ class Flow(nn.Module):
             ``v``, zero for an image that overflows; and for each of these its number and the name of the layer. A layer
             that has no inverse at all loses every image.
         """
+        h, lost = self.decode_features(latents)
+        return self.front.inverse(h), lost
+
+    def decode_features(self, latents: Latents) -> tuple[Tensor, dict[int, str]]:
+        """What :meth:`decode_values` returns without the logit in front, which would hide how large a number is."""
         self._check_latents(latents)
         task = self, [*self.levels, self.top], self._invert, latents
         lost: dict[int, str] = {}
         with torch.inference_mode(), full_precision(self.device):
             try:
-                v = self._prepared_inverse(*task)
-                has_overflown = not torch.isfinite(v).all()
+                h = self._prepared_inverse(*task)
+                has_overflown = not torch.isfinite(h).all()
             except NonFiniteError:  # a layer has no inverse, or refuses what an earlier one gave
                 has_overflown = True
             if has_overflown:
                 try:
-                    v, lost = self._prepared_inverse.finite_part(*task)
+                    h, lost = self._prepared_inverse.finite_part(*task)
                 except NonFiniteError as error:
-                    v = latents[0].new_zeros(len(latents[0]), *self.image_shape)
-                    lost = dict.fromkeys(range(len(v)), str(error))
-        return v.clone(), lost  # an ordinary tensor, which may be written to
+                    h = latents[0].new_zeros(len(latents[0]), *self.image_shape)
+                    lost = dict.fromkeys(range(len(h)), str(error))
+        return h.clone(), lost  # an ordinary tensor, which may be written to
 
     def sample(self, num_samples: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Draw uint8 images ``(num_samples, C, H, W)``.

@@ -36,6 +36,9 @@ MAX_LOG_SCALE = 1.0
 MAX_SHIFT = 4.0
 """Default bound of a shift that a network predicts. Activations have a deviation of about 1, so it rarely binds."""
 
+MARGIN = 0.1
+"""Default distance by which an image may leave the pixels' range, whose length is 1."""
+
 SCALE_OFFSET = 2.0
 """Added before the sigmoid of the paper's scales, so that a layer starts with the scale sigmoid(2) = 0.88."""
 

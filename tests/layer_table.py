@@ -44,6 +44,7 @@ LAYERS = {
     "emerging dilated": (layer("EmergingConv2d", 2, dilation=2), (2, 5, 6)),
     "emerging raster": (layer("EmergingConv2d", 2, mask="raster"), (2, 5, 4)),
     "emerging qr": (layer("EmergingConv2d", 3, parametrization="qr"), (3, 4, 3)),
+    "logit": (layer("Logit", 3.0), (2, 3, 4)),
     "maf": (layer("MaskedAutoregressiveFlow", 3, 7), (3, 3, 4)),
     "maf qr": (layer("MaskedAutoregressiveFlow", 2, 4, parametrization="qr"), (2, 4, 3)),
     "maf without bounds": (

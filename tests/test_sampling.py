@@ -37,7 +37,7 @@ MIXINGS = {"conv1x1": Conv1x1, "emerging": EmergingConv2d, "periodic": PeriodicC
 
 
 def make_flow(mixing=EmergingConv2d, image_shape=(1, 4, 8), num_levels=2, deviation=0.05):
-    flow = Flow(image_shape, mixing, AffineCoupling, num_levels, num_steps=2, hidden_channels=6)
+    flow = Flow(image_shape, mixing, AffineCoupling, num_levels, num_steps=2, hidden_channels=6, margin=None)
     move_parameters(flow, deviation)
     return flow
 

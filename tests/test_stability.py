@@ -19,7 +19,7 @@ from flows.diagnostics import (
     sample_health,
     unusual_images,
 )
-from flows.layers import AffineCoupling, Conv1x1, EmergingConv2d, PeriodicConv2d, SigmoidCoupling
+from flows.layers import AffineCoupling, Conv1x1, EmergingConv2d, Logit, PeriodicConv2d, SigmoidCoupling
 from flows.numerics import bounded
 from flows.pictures import grid, hatched, side_by_side
 from flows.priors import ConditionalGaussian, FactorOut
@@ -99,6 +99,31 @@ def test_the_same_wild_networks_overflow_with_the_papers_scales_and_not_with_bou
     assert count_not_finite(wild(small_flow()), 64) == 0
     unbounded = {"prior_max_log_scale": None, "prior_max_shift": None}
     assert count_not_finite(wild(small_flow(SigmoidCoupling, **unbounded)), 64) > 0
+
+
+def test_samples_of_a_flow_with_a_margin_stay_within_it():
+    flow = wild(small_flow(margin=0.1))
+    v, lost = flow.decode_values([100 * z for z in flow.sample_latents(8)])
+    assert not lost
+    assert v.abs().max() == pytest.approx(0.6)
+
+
+def test_the_logit_has_slope_one_in_the_middle_and_is_steepest_at_the_ends():
+    layer, x = Logit(0.1), torch.linspace(-0.5, 0.5, 11, dtype=torch.float64).view(1, 1, 1, 11).requires_grad_()
+    (slope,) = torch.autograd.grad(layer(x)[0].sum(), x)
+    assert slope.min() == slope[0, 0, 0, 5] == pytest.approx(1.0)
+    assert slope.max() == pytest.approx(1.2**2 / (4 * 0.1 * 1.1))
+    with pytest.raises(InputError, match="margin"):
+        Logit(0.0)
+
+
+def test_a_number_that_overflows_is_lost_though_the_logit_would_bound_it():
+    flow = small_flow(margin=0.1)
+    with torch.no_grad():
+        flow.levels[0][1].actnorm.log_scale.fill_(-40.0)
+    _, lost = flow.decode_values(flow.sample_latents(2))
+    assert set(lost) == {0, 1}
+    assert lost[0].startswith("levels.0.layers.1")
 
 
 @pytest.mark.parametrize("make_layer", [AffineCoupling, ConditionalGaussian])

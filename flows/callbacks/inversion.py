@@ -17,7 +17,7 @@ class InversionMonitor(pl.Callback):
 
     * ``val/samples_not_finite``: share of samples at temperature 1 that overflow;
     * ``val/values_outside``: share of the other samples' values outside of [-1/2, 1/2], which decoding clamps;
-    * ``val/largest_value``: largest ``|v|`` of a sample;
+    * ``val/largest_value``: largest absolute value of a sample, before the logit in front bounds it;
     * ``val/inverse_gain``: how much the inverse amplifies a small change of a latent, at validation images and at
       samples (:func:`flows.diagnostics.inverse_gain`);
     * ``val/round_trip_error``: largest error of ``decode(encode(x))`` for validation images, in grey levels; below 0.5

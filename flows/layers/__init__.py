@@ -6,6 +6,7 @@ from flows.layers.base import Layer
 from flows.layers.conv1x1 import Conv1x1
 from flows.layers.coupling import AdditiveCoupling, AffineCoupling, SigmoidCoupling
 from flows.layers.emerging import EmergingConv2d
+from flows.layers.logit import Logit
 from flows.layers.maf import MaskedAutoregressiveFlow, MaskedAutoregressiveTransform
 from flows.layers.periodic import PeriodicConv2d
 from flows.layers.permutation import Reverse, Shuffle
@@ -20,6 +21,7 @@ __all__ = [
     "Conv1x1",
     "EmergingConv2d",
     "Layer",
+    "Logit",
     "MaskedAutoregressiveFlow",
     "MaskedAutoregressiveTransform",
     "PeriodicConv2d",
