@@ -36,6 +36,10 @@ MAX_LOG_SCALE = 1.0
 MAX_SHIFT = 4.0
 """Default bound of a shift that a network predicts. Activations have a deviation of about 1, so it rarely binds."""
 
+MAX_INPUT = 8.0
+"""Default bound of what a coupling's network sees. On images unlike the training data activations are far larger. There
+a network's slope is arbitrary, and costs digits when the coupling is inverted."""
+
 MARGIN = 0.1
 """Default distance by which an image may leave the pixels' range, whose length is 1."""
 

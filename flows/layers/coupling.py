@@ -12,6 +12,7 @@ from flows.errors import InputError
 from flows.layers.base import Layer
 from flows.layers.networks import CouplingNetwork
 from flows.numerics import (
+    MAX_INPUT,
     MAX_LOG_SCALE,
     MAX_SHIFT,
     SCALE_OFFSET,
@@ -26,6 +27,7 @@ class _Coupling(Layer):
     """``z1 = x1``, ``z2 = x2`` moved as a network of ``x1`` says."""
 
     outputs_per_channel: int
+    max_input: float | None = None
 
     def __init__(
         self, num_channels: int, hidden_channels: int = 512, *, edge_bias: bool = True, actnorm: bool = True
@@ -50,13 +52,14 @@ class _Coupling(Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x1, x2 = x.chunk(2, dim=1)
-        z2, log_det = self.transform(x2, self.network(x1))
+        z2, log_det = self.transform(x2, self.network(bounded(x1, self.max_input)))
         return torch.cat([x1, z2], dim=1), log_det
 
     def inverse(self, z: Tensor) -> Tensor:
         z1, z2 = z.chunk(2, dim=1)
         # Not for the forward pass: there, hooks look at what every module passes on, without autograd too.
-        outputs = self.network(z1) if torch.is_grad_enabled() else self.network.infer(z1)
+        seen = bounded(z1, self.max_input)
+        outputs = self.network(seen) if torch.is_grad_enabled() else self.network.infer(seen)
         return torch.cat([z1, self.inverse_transform(z2, outputs)], dim=1)
 
     @property
@@ -68,12 +71,14 @@ class AffineCoupling(_Coupling):
     """Scales and shifts the second half of the channels by bounded amounts that a network reads off the first half.
 
     Map: ``z1 = x1``, ``z2 = x2 exp(s) + t`` with ``s = m tanh(h / m)`` and ``t = M tanh(a / M)``. Here ``a`` and ``h``
-    are the even and odd output channels of :class:`flows.layers.networks.CouplingNetwork` applied to ``x1``, ``m`` is
-    ``max_log_scale`` and ``M`` is ``max_shift``. Log-det: ``sum s``. Inverse: ``x2 = (z2 - t) exp(-s)``.
+    are the even and odd output channels of :class:`flows.layers.networks.CouplingNetwork` applied to
+    ``B tanh(x1 / B)``; ``m`` is ``max_log_scale``, ``M`` is ``max_shift`` and ``B`` is ``max_input``. Log-det:
+    ``sum s``. Inverse: ``x2 = (z2 - t) exp(-s)``.
 
     Bounds: with respect to the second half, map and inverse both have the Lipschitz constant ``exp(m)`` at most. With
     a finite M the inverse of any latent is bounded too, ``|x2| <= (|z2| + M) exp(m)``, whatever the network answers.
-    So a composition of such layers grows at most geometrically with depth.
+    So a composition of such layers grows at most geometrically with depth. B keeps the inverse exact in float32 where
+    activations are large: beyond it the network's answer is constant.
 
     Args:
         num_channels: C, even.
@@ -82,6 +87,7 @@ class AffineCoupling(_Coupling):
         actnorm: see :class:`flows.layers.networks.CouplingNetwork`.
         max_log_scale: m, positive, in nats.
         max_shift: M, positive, or ``None`` for a shift without a bound.
+        max_input: B, positive, or ``None`` for a network that sees ``x1`` itself.
 
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``.
 
@@ -108,11 +114,12 @@ class AffineCoupling(_Coupling):
         actnorm: bool = True,
         max_log_scale: float = MAX_LOG_SCALE,
         max_shift: float | None = MAX_SHIFT,
+        max_input: float | None = MAX_INPUT,
     ) -> None:
         super().__init__(num_channels, hidden_channels, edge_bias=edge_bias, actnorm=actnorm)
-        require_bound("max_log_scale", max_log_scale)
-        require_bound("max_shift", max_shift)
-        self.max_log_scale, self.max_shift = max_log_scale, max_shift
+        for name, bound in {"max_log_scale": max_log_scale, "max_shift": max_shift, "max_input": max_input}.items():
+            require_bound(name, bound)
+        self.max_log_scale, self.max_shift, self.max_input = max_log_scale, max_shift, max_input
 
     def transform(self, x2: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._shift_and_log_scale(outputs)
