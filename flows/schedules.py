@@ -67,13 +67,8 @@ class CosineDecay(WarmUp):
         self.num_steps = total_steps if num_steps is None else num_steps
         if not self.num_steps < math.inf:
             raise InputError("the training has no end that the cosine could reach: give schedule.num_steps")
-        if self.num_steps <= warmup_steps:
-            raise InputError(
-                f"the cosine ends after {self.num_steps} steps, within the warm-up: schedule.warmup_steps must be less "
-                f"than that, not {warmup_steps}"
-            )
+        self._require_horizon(warmup_steps)
         super().__init__(optimizer, warmup_steps)
-        self._require_horizon()
 
     def factor(self, step: int) -> float:
         if step < self.warmup_steps:
@@ -84,9 +79,14 @@ class CosineDecay(WarmUp):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         own = {"_planned", "_is_given", *(["num_steps"] if self._is_given else [])}
         super().load_state_dict({key: value for key, value in state_dict.items() if key not in own})
-        self._require_horizon()
+        self._require_horizon(self.warmup_steps)
 
-    def _require_horizon(self) -> None:
+    def _require_horizon(self, warmup_steps: int) -> None:
+        if self.num_steps <= warmup_steps:
+            raise InputError(
+                f"the cosine ends after {self.num_steps} steps, within the warm-up: schedule.warmup_steps must be less "
+                f"than that, not {warmup_steps}"
+            )
         if self.num_steps < self._planned < math.inf:
             raise InputError(
                 f"the cosine ends at step {self.num_steps}, the training at step {self._planned}: "

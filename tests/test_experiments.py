@@ -1,5 +1,7 @@
 """Every shipped experiment: it runs, and it says what it reproduces and where it differs."""
 
+from functools import partial
+
 import pytest
 import pytorch_lightning as pl
 from small_sources import cifar_files, galaxy_tree, oord_archives, random_images, write_files
@@ -28,6 +30,7 @@ SMALL = [
     "data.eval_batch_size=2",
     "data.images_per_epoch=2",
     "callbacks.samples=null",
+    "schedule.warmup_steps=0",
 ]
 
 
@@ -58,7 +61,8 @@ def test_every_experiment_runs_one_batch(experiment, sources, tmp_path):
     data.setup()
     flow.initialize(data.initialization_images(4))
     trainer: pl.Trainer = train._trainer(config, [])
-    trainer.fit(FlowModule(flow, build(config["optimizer"])), data)
+    schedule = partial(build(config["schedule"]), total_steps=train._planned_steps(trainer, data))
+    trainer.fit(FlowModule(flow, build(config["optimizer"]), schedule), data)
     assert trainer.global_step == 1
     assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
 

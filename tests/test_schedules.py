@@ -70,6 +70,13 @@ def test_a_training_that_goes_on_keeps_the_horizon_it_began_with():
     assert stretched.num_steps == 20
 
 
+def test_a_horizon_within_the_stored_warm_up_is_refused():
+    _, begun = make(cosine, total_steps=10, warmup_steps=5)
+    _, schedule = make(cosine, total_steps=5, num_steps=5)
+    with pytest.raises(InputError, match="ends after 5 steps, within the warm-up"):
+        schedule.load_state_dict(begun.state_dict())
+
+
 def test_an_interrupted_training_with_a_cosine_goes_on_exactly(tmp_path):
     schedule = partial(cosine, total_steps=12, warmup_steps=1)
     whole, _ = fit(tmp_path / "whole", schedule=schedule, max_epochs=3, model=seeded())
