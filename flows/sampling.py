@@ -37,14 +37,13 @@ InvertModel = Callable[[list[Tensor], InvertLayer, Observe], Tensor]
 Step = tuple[Layer, Callable[[Tensor], Tensor]]
 """The layer up to which a step inverts, and the step."""
 
+MAX_GRAPHS = 2
+"""Batch sizes for which a CUDA graph of the whole model is kept, each with the memory of one pass."""
+
 
 def unobserved(module: nn.Module, h: Tensor) -> Tensor:
     """Go on with what there is."""
     return h
-
-
-MAX_GRAPHS = 2
-"""Batch sizes for which a CUDA graph of the whole model is kept, each with the memory of one pass."""
 
 
 class PreparedInverse:
@@ -97,9 +96,10 @@ class PreparedInverse:
         Raises:
             NonFiniteError: a layer has no inverse at all.
 
-        Cost: that of a call, and two passes over the activations behind every step.
+        Cost: that of a call, and two passes over the activations and one wait for the device behind every step.
         """
         state, lost = self._current(model, list(layers)), dict[int, str]()
+        names = {module: name for name, module in model.named_modules()}
 
         def keep_finite(name: str, h: Tensor) -> Tensor:
             finite = torch.isfinite(h).flatten(1).all(dim=1)
@@ -108,7 +108,7 @@ class PreparedInverse:
             return torch.where(finite[:, None, None, None], h, 0.0)
 
         def observe(module: nn.Module, h: Tensor) -> Tensor:
-            return keep_finite(state.names[module], h)
+            return keep_finite(names[module], h)
 
         latents = [keep_finite("latents", z) for z in latents]
         x = invert(latents, lambda layer, z: state.invert_layer(layer, z, observe), observe)
