@@ -9,7 +9,7 @@
    Without a bound m the scale exp(s) is sigmoid(h + offset); without a bound M the shift t is mu.
 
    A pixel reads itself and the pixels above left, above, above right and left of it. For the pixel's own channels
-   each hidden unit has a degree m: it sees the channels below m, and serves channel m and later ones. */
+   each hidden unit has a degree d: it sees the channels below d, and serves channel d and later ones. */
 
 #ifndef MASKED_AUTOREGRESSIVE_H
 #define MASKED_AUTOREGRESSIVE_H
@@ -31,6 +31,7 @@ typedef struct mar_plan mar_plan;
                  last the inputs are those at the four neighbours, in the order above, then the pixel's own; what the
                  degrees forbid must be zero. The outputs of last are mu_0, h_0, mu_1, ...
    max_log_scale, max_shift:  the bounds m and M; 0 for none.
+   offset:       added to h where there is no bound m.
 
    Returns NULL if memory is short. The arguments are copied. */
 mar_plan *mar_plan_create(int instruction_set, size_t real_size, int is_reversed, int num_channels, int num_hidden,

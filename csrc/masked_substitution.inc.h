@@ -65,7 +65,7 @@ TARGET static inline void NAME(rectify)(int sites, void *const *units, int begin
 }
 
 /* x from z and the network's outputs mu and h. */
-static inline REAL NAME(undo)(const mar_plan *plan, REAL z, REAL mu, REAL h)
+TARGET static inline ALWAYS_INLINE REAL NAME(undo)(const mar_plan *plan, REAL z, REAL mu, REAL h)
 {
     const REAL m = (REAL)plan->max_log_scale, M = (REAL)plan->max_shift;
     const REAL shift = M > 0 ? M * TANH(mu / M) : mu;

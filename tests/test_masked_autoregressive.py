@@ -62,14 +62,16 @@ def test_a_new_layer_is_the_identity_and_the_papers_only_scales():
     torch.testing.assert_close(layer(x)[0], x * torch.sigmoid(torch.tensor(2.0)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("solver", SOLVERS)
 @torch.no_grad()
-def test_the_inverse_is_bounded_for_every_latent_whatever_the_network_says(solver):
-    layer = transform(3, 12, solver, deviation=3.0, max_log_scale=0.7, max_shift=2.0)
-    z = 1e4 * torch.randn(4, 3, 6, 6).double()
+def test_the_inverse_is_bounded_for_every_latent_whatever_the_network_says(solver, dtype):
+    layer = transform(3, 12, solver, dtype, deviation=3.0, max_log_scale=0.7, max_shift=2.0)
+    z = 1e4 * torch.randn(4, 3, 6, 6, dtype=dtype)
     x = layer.inverse(z)
-    assert (x.abs() <= (z.abs() + 2.0) * math.exp(0.7)).all()
-    papers = transform(3, 12, solver, deviation=3.0, **UNBOUNDED)
+    assert torch.isfinite(x).all()
+    assert (x.abs() <= (z.abs() + 2.0) * math.exp(0.7) * (1 + 1e-6)).all()
+    papers = transform(3, 12, solver, dtype, deviation=3.0, **UNBOUNDED)
     assert not torch.isfinite(papers.inverse(z)).all()
 
 
@@ -170,6 +172,9 @@ def test_unknown_settings_are_refused():
         MaskedAutoregressiveTransform(3, solver="cuda")
     with pytest.raises(InputError, match="hidden_channels"):
         MaskedAutoregressiveFlow(3, 0)
+    for bound in ("max_log_scale", "max_shift"):
+        with pytest.raises(InputError, match=bound):
+            MaskedAutoregressiveFlow(3, 4, **{bound: 0.0})
 
 
 @NEEDS_COMPILED

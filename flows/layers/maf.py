@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class MaskedConv2d(nn.Module):
     """A zero-padded k x k convolution whose outputs see earlier pixels, and of their own pixel what degrees allow.
 
     In the order of ``reverse=False`` earlier means before in reading order (left and above), otherwise after. At the
-    pixel itself an output of degree ``m`` reads the inputs of degree at most ``m``.
+    pixel itself an output of degree ``d`` reads the inputs of degree at most ``d``.
 
     Args:
         in_degrees: degree of each input channel, ``(in,)``.
@@ -78,13 +79,12 @@ class MaskedAutoregressiveTransform(Layer):
     ``x``. At any number they depend on earlier ones only, so that the Jacobian is triangular. Log-det: ``sum s``.
     Inverse: substitution, number by number (:mod:`flows.solvers.masked`).
 
-    Bounds: at fixed earlier numbers, map and inverse have the Lipschitz constant ``exp(m)`` at most, and the inverse of
-    any latent is bounded, ``|x| <= (|z| + M) exp(m)``. Without the bounds each number that is solved may be larger than
-    those before it, and the recursion over all of them may overflow.
+    Bounds: at fixed earlier numbers, map and inverse both have the Lipschitz constant ``exp(m)`` at most. The inverse
+    of any latent is bounded too: ``|x| <= (|z| + M) exp(m)`` at every number, whatever the network answers.
 
-    All taps at earlier pixels are whole matrices. For the pixel's own channels each hidden unit has a degree ``m``, as
-    in MADE: it sees the first ``m`` channels in the order, and serves channel ``m`` and later ones. The degrees are
-    spread evenly and ascend: unit ``u`` of ``U`` has ``m = floor(u C / U)``, from 0 (earlier pixels only) to C - 1.
+    All taps at earlier pixels are whole matrices. For the pixel's own channels each hidden unit has a degree ``d``, as
+    in MADE: it sees the first ``d`` channels in the order, and serves channel ``d`` and later ones. The degrees are
+    spread evenly and ascend: unit ``u`` of ``U`` has ``d = floor(u C / U)``, from 0 (earlier pixels only) to C - 1.
 
     The last convolution starts at zero, so the layer starts as the identity, or without m as a scaling by 0.88.
 
@@ -106,7 +106,13 @@ class MaskedAutoregressiveTransform(Layer):
     out what is masked but takes ``(W + 2 H - 2) C`` steps one after the other.
 
     Reference: Papamakarios et al., *Masked Autoregressive Flow*, section 3.1; Kingma et al., *Inverse Autoregressive
-    Flow*, for convolutional masks and the sigmoid; section 5 of the paper.
+    Flow*, for convolutional masks and the sigmoid; section 5 of the paper. Behrmann et al., *Understanding and
+    Mitigating Exploding Inverses in Invertible Neural Networks*, AISTATS 2021, for why scales are bounded.
+
+    Note:
+        The paper's form has neither bound: ``z = x sigmoid(h + 2) + mu``. Its inverse divides by a number that may be
+        as close to zero as the network likes. Each number that is solved feeds those after it, so a large one makes
+        the next larger still. A recursion over all numbers of an image may thus overflow.
     """
 
     def __init__(
@@ -185,7 +191,8 @@ class MaskedAutoregressiveFlow(Layer):
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``, any H and W.
 
     Raises:
-        InputError: C or ``hidden_channels`` below 1, an unknown parametrisation or solver, a bound below 0.
+        InputError: C or ``hidden_channels`` below 1, an unknown parametrisation or solver, a bound that is not
+            positive.
 
     Cost: twice that of :class:`MaskedAutoregressiveTransform`; its inverse is sequential over pixels and channels.
 
@@ -193,7 +200,7 @@ class MaskedAutoregressiveFlow(Layer):
 
     Note:
         The paper does not say how it masks within a pixel; see :class:`MaskedAutoregressiveTransform` for the choice.
-        Its scales and shifts have no bounds.
+        Its scales and shifts have no bounds, so that its samples may overflow.
     """
 
     def __init__(
@@ -208,9 +215,15 @@ class MaskedAutoregressiveFlow(Layer):
     ) -> None:
         super().__init__()
         self.conv1x1 = Conv1x1(num_channels, parametrization)
-        options = {"solver": solver, "max_log_scale": max_log_scale, "max_shift": max_shift}
-        self.ahead = MaskedAutoregressiveTransform(num_channels, hidden_channels, **options)  # type: ignore[arg-type]
-        self.back = MaskedAutoregressiveTransform(num_channels, hidden_channels, reverse=True, **options)  # type: ignore[arg-type]
+        make = partial(
+            MaskedAutoregressiveTransform,
+            num_channels,
+            hidden_channels,
+            solver=solver,
+            max_log_scale=max_log_scale,
+            max_shift=max_shift,
+        )
+        self.ahead, self.back = make(), make(reverse=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h, log_det_1x1 = self.conv1x1(x)
