@@ -45,7 +45,7 @@ class CosineDecay(WarmUp):
     """A :class:`WarmUp`, then half a cosine from 1 to 0: ``(1 + cos(pi (t - W) / (N - W))) / 2``.
 
     N, the horizon, is stored in the checkpoints. A resumed training keeps it, whatever the trainer then plans: the
-    rate at a step must not depend on where the training was interrupted.
+    rate at a step must not depend on where the training was interrupted. A training shorter than W only warms up.
 
     Args:
         optimizer: whose rates are set.
@@ -54,8 +54,7 @@ class CosineDecay(WarmUp):
         num_steps: N; ``None`` takes ``total_steps``, or the stored horizon of the run that goes on.
 
     Raises:
-        InputError: no finite horizon, one within the warm-up, or one before the end of the training, whose remaining
-            steps would have the rate 0.
+        InputError: no finite horizon, or one before the end of the training, whose remaining steps would have rate 0.
 
     Reference: Loshchilov & Hutter, *SGDR*, ICLR 2017, equation 5.
     """
@@ -67,26 +66,21 @@ class CosineDecay(WarmUp):
         self.num_steps = total_steps if num_steps is None else num_steps
         if not self.num_steps < math.inf:
             raise InputError("the training has no end that the cosine could reach: give schedule.num_steps")
-        self._require_horizon(warmup_steps)
+        self._require_horizon()
         super().__init__(optimizer, warmup_steps)
 
     def factor(self, step: int) -> float:
         if step < self.warmup_steps:
             return super().factor(step)
-        way = (step - self.warmup_steps) / (self.num_steps - self.warmup_steps)
+        way = (step - self.warmup_steps) / max(self.num_steps - self.warmup_steps, 1)
         return 0.5 * (1.0 + math.cos(math.pi * min(way, 1.0)))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         own = {"_planned", "_is_given", *(["num_steps"] if self._is_given else [])}
         super().load_state_dict({key: value for key, value in state_dict.items() if key not in own})
-        self._require_horizon(self.warmup_steps)
+        self._require_horizon()
 
-    def _require_horizon(self, warmup_steps: int) -> None:
-        if self.num_steps <= warmup_steps:
-            raise InputError(
-                f"the cosine ends after {self.num_steps} steps, within the warm-up: schedule.warmup_steps must be less "
-                f"than that, not {warmup_steps}"
-            )
+    def _require_horizon(self) -> None:
         if self.num_steps < self._planned < math.inf:
             raise InputError(
                 f"the cosine ends at step {self.num_steps}, the training at step {self._planned}: "

@@ -30,7 +30,6 @@ SMALL = [
     "data.eval_batch_size=2",
     "data.images_per_epoch=2",
     "callbacks.samples=null",
-    "schedule.warmup_steps=0",
 ]
 
 
