@@ -34,9 +34,9 @@ from flows.layers import (
     MaskedAutoregressiveFlow,
     MaskedAutoregressiveTransform,
 )
-from flows.layers.coupling import SCALE_OFFSET
 from flows.solvers import find_backend
 from flows.solvers.compiled import CompiledSolver
+from flows.solvers.masked import shift_and_log_scale
 from flows.timing import fastest_of_many
 
 
@@ -72,7 +72,9 @@ def naive_masked(z: Tensor, layer: MaskedAutoregressiveTransform) -> Tensor:
     for i, j, c in reversed(numbers) if layer.reverse else numbers:
         top = max(0, i - 2)
         outputs = layer.last(layer.second(layer.first(x[:, :, top : i + 3]).relu()).relu())[:, :, i - top, j]
-        x[:, c, i, j] = (z[:, c, i, j] - outputs[:, 2 * c]) / torch.sigmoid(outputs[:, 2 * c + 1] + SCALE_OFFSET)
+        mu, h = outputs[:, 2 * c], outputs[:, 2 * c + 1]
+        shift, log_scale = shift_and_log_scale(mu, h, layer.max_log_scale, layer.max_shift)
+        x[:, c, i, j] = (z[:, c, i, j] - shift) * torch.exp(-log_scale)
     return x
 
 
