@@ -21,6 +21,7 @@ SECTIONS = {
         "val/samples_not_finite",
         "val/inverse_gain",
         "val/largest_value",
+        "val/values_outside",
         "val/mixing_gain",
         "val/round_trip_error",
         "val/round_trip_error_unusual",

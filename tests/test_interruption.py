@@ -155,5 +155,5 @@ def test_a_training_goes_back_beyond_the_weights_that_gave_nan(tmp_path):
 
 
 def test_a_training_that_goes_on_diverging_ends(tmp_path):
-    always = [*AUTO, "on_nan=rollback", "callbacks.rollback.max_times=2", "callbacks.finite.max_bits_per_dim=8.2"]
+    always = [*AUTO, "on_nan=rollback", "callbacks.rollback.max_times=2", "callbacks.finite.max_bits_per_dim=5.0"]
     assert wait(fork(always, tmp_path)) == 3, output(tmp_path)
