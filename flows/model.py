@@ -14,7 +14,7 @@ from flows.initialization import initialize_from_data
 from flows.layers import ActNorm, Layer, Logit, Sequential, Squeeze
 from flows.numerics import MARGIN, MAX_LOG_SCALE, MAX_SHIFT, at_least_float32, full_precision, per_image_sum
 from flows.priors import FactorOut, LearnedGaussian, StandardGaussian, Standardize
-from flows.sampling import InvertLayer, Observe, PreparedInverse, unobserved
+from flows.sampling import InvertLayer, Observe, PreparedInverse, exact_forward, unobserved
 
 Latents = list[Tensor]
 
@@ -187,11 +187,21 @@ class Flow(nn.Module):
         return self.dequantizer.bits_per_dim(self.log_prob(v), self.num_dims)
 
     def encode(self, images: Tensor, noise: Tensor | float = 0.5) -> Latents:
-        """Latents of uint8 images. Without ``noise`` each pixel stands at the centre of its bin: deterministic."""
+        """Latents of uint8 images. Without ``noise`` each pixel stands at the centre of its bin: deterministic.
+
+        They are those of :meth:`forward` up to rounding: affine layers run in float64 (:mod:`flows.numerics`).
+        """
         v = self.dequantizer.dequantize(self._check_images(images), noise, self.dtype)
+        latents = []
         with full_precision(self.device):
-            latents, _ = self(v)
-        return latents
+            h, _ = self.front(v)
+            for level, factor_out in self._stages():
+                h = exact_forward(level, h)
+                if factor_out is not None:
+                    h, z, _ = factor_out(h)
+                    latents.append(z)
+            z, _ = self.top(h)
+        return [*latents, z]
 
     def decode(self, latents: Latents) -> Tensor:
         """The uint8 images of some latents. ``decode(encode(images))`` is ``images``, at ``num_bits`` bits.

@@ -14,10 +14,11 @@ compare so many weights would cost as much as computing with them.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 
 import torch
@@ -166,26 +167,53 @@ class _State:
             if isinstance(step, PixelMap):
                 merged = part, step if merged is None else merged[1].then(step)
                 continue
-            pending: list[Step] = [] if merged is None else [(merged[0], merged[1].to(z))]
-            pending.append((part, step or part.inverse))
+            pending: list[Step] = [] if merged is None else [(merged[0], in_float64(merged[1]))]
+            pending.append((part, step))
             for at, following in pending:
                 steps.append((at, following))
                 z = observe(at, following(z))
             merged = None
         if merged is not None:
-            steps.append((merged[0], merged[1].to(z)))
+            steps.append((merged[0], in_float64(merged[1])))
             z = observe(merged[0], steps[-1][1](z))
         return steps, z
 
-    def _prepare_part(self, part: Layer, image_size: tuple[int, int]) -> PixelMap | Callable[[Tensor], Tensor] | None:
-        if not _describes_inverse(type(part), "prepare_inverse"):
-            return None
+    def _prepare_part(self, part: Layer, image_size: tuple[int, int]) -> PixelMap | Callable[[Tensor], Tensor]:
         # What is kept must serve later calls in any autograd mode, so it must not consist of inference tensors.
         with torch.inference_mode(False), torch.no_grad():
             try:
-                return part.prepare_inverse(image_size)
+                step = _prepared(part, image_size)  # says so if the layer is badly conditioned for its own type
+                if not part.is_affine:
+                    return step
+                exact = _prepared(copy.deepcopy(part).double(), image_size)
             except NonFiniteError as error:
                 raise NonFiniteError(f"{self.names[part]}: {error}") from error
+        return exact if isinstance(exact, PixelMap) else in_float64(exact)
+
+
+def _prepared(part: Layer, image_size: tuple[int, int]) -> PixelMap | Callable[[Tensor], Tensor]:
+    step = part.prepare_inverse(image_size) if _describes_inverse(type(part), "prepare_inverse") else None
+    return part.inverse if step is None else step
+
+
+def in_float64(step: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The step between numbers of any type, computed in float64."""
+    return partial(_in_float64, step)
+
+
+def _in_float64(step: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+    return step(h.double()).to(h.dtype)
+
+
+def exact_forward(layer: Layer, x: Tensor) -> Tensor:
+    """``layer(x)`` without its log-det, affine parts in float64: what the prepared inverse undoes best."""
+    for part in reversed(list(_parts(layer))):
+        if part.is_affine:
+            exact = copy.deepcopy(part).double()
+            x = exact(x.double())[0].to(x.dtype)
+        else:
+            x = part(x)[0]
+    return x
 
 
 class CapturedInverse:

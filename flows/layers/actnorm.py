@@ -33,6 +33,7 @@ class ActNorm(Layer):
     Reference: Kingma & Dhariwal, *Glow*, section 3.1; the factor 3 and the epsilon are those of the released code.
     """
 
+    is_affine = True
     initialized: Tensor
 
     def __init__(self, num_channels: int) -> None:

@@ -50,6 +50,7 @@ class AutoregressiveConv2d(Layer):
     Reference: sections 2.3 and 3.1 of the paper, figure 4.
     """
 
+    is_affine = True
     weight_mask: Tensor
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -26,7 +27,12 @@ class Layer(nn.Module, ABC):
 
     The rest is optional: by :meth:`inverse_parts`, :meth:`prepare_inverse` and :attr:`inverse_is_capturable` a layer
     may say what :mod:`flows.sampling` can use to invert a whole model faster.
+
+    Attributes:
+        is_affine: the layer is an affine map, so that encoding and decoding run it in float64 (:mod:`flows.numerics`).
     """
+
+    is_affine: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,8 @@ class Conv1x1(Layer):
     Reference: Kingma & Dhariwal, *Glow*, section 3.2; section 4.3 of the paper for QR.
     """
 
+    is_affine = True
+
     def __init__(
         self, num_channels: int, parametrization: Parametrization = "plain", num_reflections: int | None = None
     ) -> None:

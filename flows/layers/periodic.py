@@ -48,6 +48,8 @@ class PeriodicConv2d(Layer):
         The released code's Fourier inverse holds for k = 3 only and inverts the frequency matrices at every call.
     """
 
+    is_affine = True
+
     def __init__(self, num_channels: int, kernel_size: int = 3) -> None:
         super().__init__()
         require_channels(num_channels)
