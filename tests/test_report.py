@@ -225,6 +225,16 @@ def test_differences_are_taken_seed_by_seed(runs):
     assert [row[3] for row in cells(table)] == ["2", "3"]
 
 
+def test_samples_that_are_not_finite_are_added_up_over_the_seeds(tmp_path):
+    for seed, lost in ((1, 3), (2, 40)):
+        looked = {"num_samples": 1000, "samples_not_finite": lost, "samples_not_finite_averaged": 0}
+        write_run(tmp_path / f"new-{seed}", seed=seed, results=looked)
+    write_run(tmp_path / "old", mixing="emerging")  # from before anybody looked
+    table = section(report_on(tmp_path), "Results on photos").tables[0]
+    assert table.header[-2:] == [f"samples not finite at temperature 1, {kind} weights" for kind in ("raw", "averaged")]
+    assert [row[-2:] for row in cells(table)] == [["43 of 2,000", "0 of 2,000"], ["-", "-"]]
+
+
 def test_of_two_runs_of_one_seed_the_finished_one_counts_once(runs):
     write_run(runs / "b/again", "emerging", 1, finished=False, hidden_channels=57)
     collection, comparisons = read(runs)

@@ -32,6 +32,7 @@ SHORT_NAMES = {
     "data.batch_size": "batch",
     "data.images_per_epoch": "images an epoch",
     "optimizer.lr": "learning rate",
+    "model.coupling._target_": "coupling",
 }
 """What the settings are called that tell blocks apart, the most telling first."""
 
