@@ -22,8 +22,8 @@ from flows.checkpoint import find_checkpoint
 from flows.cli import entry, report
 from flows.cli.images import batches, held_out
 from flows.cli.runs import EVALUATIONS, pick_device, require_seed, run_folder_of
-from flows.evaluation import Score, bits_per_dim
 from flows.files import atomic_write
+from flows.measures.bits_per_dim import Score, bits_per_dim
 from flows.pictures import find_pictures
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from flows.cli import entry
 from flows.cli.report import console, show_paths
 from flows.cli.report import progress as progress_bar
 from flows.cli.runs import pick_device
+from flows.measures.timing import describe_machine, fastest_of_many
 from flows.reporting import Collection, Comparison, Problem, Row, collect, compare, make_report, write_report
 from flows.reporting.figures import SamplingTimes
-from flows.timing import describe_machine, fastest_of_many
 
 TEMPERATURE, SECONDS, ROUNDS = 0.7, 2.0, 3
 """Of the samples that are timed; and how long each comparison takes turns, at least."""

@@ -26,8 +26,8 @@ from flows.cli import entry, report
 from flows.cli.images import held_out_images, user_images
 from flows.cli.runs import pick_device, require_seed
 from flows.files import atomic_write
-from flows.interpolation import spherical
-from flows.model import Latents, describe_lost
+from flows.models.glow import Latents, describe_lost
+from flows.models.interpolation import spherical
 from flows.notices import warn
 from flows.pictures import grid, save_png
 

@@ -36,12 +36,13 @@ from flows.checkpoint_io import AtomicCheckpointIO
 from flows.cli import entry, processes, report, runs
 from flows.cli.matching import resolve_width
 from flows.cli.sweeps.processes import as_single_run
-from flows.diagnostics import count_not_finite, count_parameters
-from flows.evaluation import Score, bits_per_dim, codec_bits_per_dim
 from flows.files import atomic_write
 from flows.instantiation import build
 from flows.lightning_module import FlowModule
 from flows.loggers import WandbLogger, log_checkpoint
+from flows.measures.bits_per_dim import Score, bits_per_dim
+from flows.measures.codecs import codec_bits_per_dim
+from flows.measures.diagnostics import count_not_finite, count_parameters
 from flows.numerics import set_matmul_precision
 from flows.pictures import grid, save_png, side_by_side
 from flows.randomness import Stream, generator_for

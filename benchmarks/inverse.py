@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.program import add_device, conclude, format_time, new_parser, pick_device, run, say, show_machine
+from flows.measures.timing import fastest_of_many
 from flows.solvers import BACKENDS, find_backend, prepare_autoregressive_conv
 from flows.solvers.reference import MAX_UNKNOWNS
-from flows.timing import fastest_of_many
 
 # (height, width, channels) after the squeeze of each level
 SHAPES = {

@@ -12,7 +12,7 @@ import torch
 
 from flows import InputError
 from flows.files import atomic_write
-from flows.timing import describe_machine
+from flows.measures.timing import describe_machine
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:

@@ -34,10 +34,10 @@ from flows.layers import (
     MaskedAutoregressiveFlow,
     MaskedAutoregressiveTransform,
 )
+from flows.measures.timing import fastest_of_many
 from flows.solvers import find_backend
 from flows.solvers.compiled import CompiledSolver
 from flows.solvers.masked import shift_and_log_scale
-from flows.timing import fastest_of_many
 
 
 @dataclass(frozen=True)

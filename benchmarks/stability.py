@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.program import add_device, conclude, new_parser, pick_device, run, say, show_machine
 from flows import Flow, load_flow
-from flows.diagnostics import sample_health
+from flows.measures.diagnostics import sample_health
 
 COUNTS = {"noise": 4000, "bright pixel": 4000, "checkerboard": 1900, "constant": 100}
 """Images of each kind."""

@@ -30,7 +30,7 @@ from flows.layers import (
     Reverse,
     Shuffle,
 )
-from flows.timing import fastest_of_many
+from flows.measures.timing import fastest_of_many
 
 MIXINGS: dict[str, Callable[[int], Layer]] = {
     "conv1x1": Conv1x1,

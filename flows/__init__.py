@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from flows.checkpoint import load_flow
     from flows.errors import InputError, NonFiniteError, StorageError
     from flows.layers import Layer
-    from flows.model import Flow
+    from flows.models.glow import Flow
 
 __all__ = ["Flow", "InputError", "Layer", "NonFiniteError", "StorageError", "load_flow"]
 
 _HOMES = {
-    "Flow": "flows.model",
+    "Flow": "flows.models.glow",
     "InputError": "flows.errors",
     "Layer": "flows.layers",
     "NonFiniteError": "flows.errors",

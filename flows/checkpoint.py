@@ -22,7 +22,7 @@ import torch
 from flows.errors import InputError, first_line
 from flows.instantiation import build_trusted
 from flows.layers import Layer
-from flows.model import Flow
+from flows.models.glow import Flow
 
 FORMAT = 2
 """Version of the project's entries in a checkpoint."""

@@ -1,4 +1,4 @@
-"""The flow as Lightning sees it. No mathematics here: what is computed is in :mod:`flows.model`."""
+"""The flow as Lightning sees it. No mathematics here: what is computed is in :mod:`flows.models.glow`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
-from flows.diagnostics import gradient_norm
-from flows.model import Flow
+from flows.measures.diagnostics import gradient_norm
+from flows.models.glow import Flow
 from flows.randomness import Stream, evaluation_noise, generator_for
 
 Batch = tuple[Tensor, Tensor]

@@ -6,9 +6,8 @@ A layer that is not in this table fails the tests. Heights and widths differ on 
 import pkgutil
 from functools import partial
 
-from flows.layers import ActNorm, AffineCoupling, Conv1x1, EmergingConv2d, Sequential, Squeeze
-from flows.model import FlowStep
-from flows.priors import LearnedGaussian, StandardGaussian, Standardize
+from flows.layers import ActNorm, AffineCoupling, Conv1x1, EmergingConv2d, FlowStep, Sequential, Squeeze
+from flows.models.priors import LearnedGaussian, StandardGaussian, Standardize
 
 
 def layer(name, *args, **options):

@@ -6,9 +6,7 @@ import pytest
 from test_command_line import check_train, compose
 
 from flows import Flow, InputError
-from flows.budget import ParameterCount
 from flows.cli.matching import resolve_width
-from flows.diagnostics import count_parameters
 from flows.layers import (
     AffineCoupling,
     Conv1x1,
@@ -16,6 +14,8 @@ from flows.layers import (
     MaskedAutoregressiveFlow,
     PeriodicConv2d,
 )
+from flows.measures.budget import ParameterCount
+from flows.measures.diagnostics import count_parameters
 
 
 def flow_of(mixing, num_levels, num_steps, learn_prior=True):

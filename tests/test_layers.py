@@ -8,8 +8,6 @@ from contract import images, make, move_parameters
 from torch.nn.functional import conv2d
 
 from flows import InputError
-from flows.diagnostics import count_parameters
-from flows.initialization import initialize_from_data
 from flows.layers import (
     ActNorm,
     AffineCoupling,
@@ -24,6 +22,8 @@ from flows.layers import (
     Squeeze,
 )
 from flows.layers.networks import CouplingNetwork, PaddedConv2d
+from flows.measures.diagnostics import count_parameters
+from flows.models.initialization import initialize_from_data
 
 
 def dense_matrix(layer, shape):

@@ -11,8 +11,8 @@ from contract import check_inverse_gradients, make
 from test_sampling import assert_current, make_flow
 
 from flows import InputError, NonFiniteError
-from flows.diagnostics import count_parameters
 from flows.layers import MaskedAutoregressiveFlow, MaskedAutoregressiveTransform
+from flows.measures.diagnostics import count_parameters
 from flows.solvers.compiled import CompiledSolver
 from flows.solvers.masked import independent_pixels
 

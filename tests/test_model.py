@@ -9,10 +9,6 @@ from contract import move_parameters
 from torch.distributions import MultivariateNormal
 
 from flows import Flow, InputError, NonFiniteError
-from flows.dequantization import UniformDequantizer
-from flows.diagnostics import count_parameters, first_non_finite, layer_gain, mixing_gains, round_trip_error
-from flows.evaluation import bits_per_dim
-from flows.interpolation import spherical
 from flows.layers import (
     AdditiveCoupling,
     AffineCoupling,
@@ -24,7 +20,11 @@ from flows.layers import (
     Reverse,
     Shuffle,
 )
-from flows.priors import FactorOut
+from flows.measures.bits_per_dim import bits_per_dim
+from flows.measures.diagnostics import count_parameters, first_non_finite, layer_gain, mixing_gains, round_trip_error
+from flows.models.dequantizers import UniformDequantizer
+from flows.models.interpolation import spherical
+from flows.models.priors import FactorOut
 from flows.randomness import Stream, evaluation_noise, generator_for
 from flows.solvers import IllConditionedWarning
 
@@ -127,7 +127,7 @@ def test_parameter_counts_are_the_papers():
     assert count_parameters(Flow((3, 32, 32), Conv1x1, AffineCoupling, 2, 8, 512, learn_prior=False)) == 6_300_960
     emerging = Flow((3, 32, 32), EmergingConv2d, AffineCoupling, 2, 8, 510, learn_prior=False)
     assert count_parameters(emerging) == 6_300_960
-    # 82,944 weights of the paper's count convolve an image of zeros (flows.priors.LearnedGaussian).
+    # 82,944 weights of the paper's count convolve an image of zeros (flows.models.priors.LearnedGaussian).
     assert count_parameters(Flow((3, 32, 32), Conv1x1, AffineCoupling, 3, 8, 512)) == 11_216_628 - 82_944
     assert count_parameters(Flow((3, 32, 32), EmergingConv2d, AffineCoupling, 3, 8, 507)) == 11_218_116 - 82_944
 

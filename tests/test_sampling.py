@@ -8,8 +8,7 @@ import pytest
 import torch
 from contract import move_parameters
 
-from flows import Flow, sampling
-from flows.caching import _same_on_device, same_contents
+from flows import Flow
 from flows.layers import (
     ActNorm,
     AffineCoupling,
@@ -24,7 +23,9 @@ from flows.layers import (
 )
 from flows.layers.networks import CouplingNetwork
 from flows.layers.pixel_map import PixelMap
-from flows.sampling import PreparedInverse
+from flows.layers.weight_cache import _same_on_device, same_contents
+from flows.models import prepared_inverse as sampling
+from flows.models.prepared_inverse import PreparedInverse
 
 
 def maf(num_channels):

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flows.caching import WeightCache
 from flows.errors import InputError
+from flows.layers.weight_cache import WeightCache
 from flows.solvers import (
     BACKENDS,
     AutoregressiveConvSolver,

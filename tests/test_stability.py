@@ -9,7 +9,8 @@ import torch
 from contract import images, make, move_parameters
 
 from flows import Flow, InputError, NonFiniteError
-from flows.diagnostics import (
+from flows.layers import AffineCoupling, Conv1x1, EmergingConv2d, Logit, PeriodicConv2d, SigmoidCoupling
+from flows.measures.diagnostics import (
     count_not_finite,
     gradient_norm,
     inverse_gain,
@@ -19,10 +20,9 @@ from flows.diagnostics import (
     sample_health,
     unusual_images,
 )
-from flows.layers import AffineCoupling, Conv1x1, EmergingConv2d, Logit, PeriodicConv2d, SigmoidCoupling
+from flows.models.priors import ConditionalGaussian, FactorOut
 from flows.numerics import bounded
 from flows.pictures import grid, hatched, side_by_side
-from flows.priors import ConditionalGaussian, FactorOut
 from flows.solvers import IllConditionedWarning, checks
 
 BOUND, SHIFT = 0.7, 3.0

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from flows.callbacks.checkpoints import LastCheckpoint
 from flows.checkpoint import newest_good
-from flows.diagnostics import first_non_finite, gradient_norm
 from flows.errors import InputError, NonFiniteError
+from flows.measures.diagnostics import first_non_finite, gradient_norm
 
 
 class StopOnNonFinite(pl.Callback):

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from flows.diagnostics import inverse_gain, mixing_gains, round_trip_error, sample_health, unusual_images
 from flows.errors import InputError
+from flows.measures.diagnostics import inverse_gain, mixing_gains, round_trip_error, sample_health, unusual_images
 
 
 class InversionMonitor(pl.Callback):
@@ -19,9 +19,9 @@ class InversionMonitor(pl.Callback):
     * ``val/values_outside``: share of the other samples' values outside of [-1/2, 1/2], which decoding clamps;
     * ``val/largest_value``: largest absolute value of a sample, before the logit in front bounds it;
     * ``val/inverse_gain``: how much the inverse amplifies a small change of a latent, at validation images and at
-      samples (:func:`flows.diagnostics.inverse_gain`);
+      samples (:func:`flows.measures.diagnostics.inverse_gain`);
     * ``val/round_trip_error``: largest error of ``decode(encode(x))`` for validation images, in grey levels; below 0.5
-      pixels are exact (:func:`flows.diagnostics.round_trip_error`);
+      pixels are exact (:func:`flows.measures.diagnostics.round_trip_error`);
     * ``val/round_trip_error_unusual``: the same for noise, black, white, a checkerboard and one bright pixel.
 
     Of single layers, ``val/mixing_gain``: largest entry of any mixing layer's inverse.

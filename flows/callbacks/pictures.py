@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flows.errors import InputError, StorageError
 from flows.loggers import log_images
-from flows.model import Flow
+from flows.models.glow import Flow
 from flows.notices import warn
 from flows.pictures import grid, save_png
 from flows.randomness import Stream, generator_for

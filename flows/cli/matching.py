@@ -9,10 +9,10 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from flows.budget import ParameterCount
 from flows.errors import InputError
 from flows.instantiation import build, did_you_mean
-from flows.model import Flow
+from flows.measures.budget import ParameterCount
+from flows.models.glow import Flow
 
 MATCH = "match"
 

@@ -12,6 +12,7 @@ from flows.layers.periodic import PeriodicConv2d
 from flows.layers.permutation import Reverse, Shuffle
 from flows.layers.sequential import Sequential
 from flows.layers.squeeze import Squeeze
+from flows.layers.step import FlowStep
 
 __all__ = [
     "ActNorm",
@@ -20,6 +21,7 @@ __all__ = [
     "AutoregressiveConv2d",
     "Conv1x1",
     "EmergingConv2d",
+    "FlowStep",
     "Layer",
     "Logit",
     "MaskedAutoregressiveFlow",

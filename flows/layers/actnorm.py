@@ -21,7 +21,7 @@ class ActNorm(Layer):
 
     Map: ``z = (x + bias) * exp(3 log_scale)``, per channel. Log-det: ``H W sum_c 3 log_scale_c``.
 
-    The layer starts as the identity. :func:`flows.initialization.initialize_from_data` sets ``bias`` and
+    The layer starts as the identity. :func:`flows.models.initialization.initialize_from_data` sets ``bias`` and
     ``log_scale`` from a batch, once; that it was done is a saved buffer, so that neither an evaluation nor a loaded
     checkpoint ever does it again.
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-from flows.caching import WeightCache
 from flows.errors import InputError
 from flows.layers.base import Layer, require_channels
 from flows.layers.masks import Direction, MaskShape, autoregressive_mask
+from flows.layers.weight_cache import WeightCache
 from flows.numerics import same_for_every_image
 from flows.solvers import AutoregressiveConvSolver, choose_backend, find_backend
 

@@ -26,7 +26,7 @@ class Layer(nn.Module, ABC):
     The table in ``tests/layer_table.py`` holds each layer to this promise.
 
     The rest is optional: by :meth:`inverse_parts`, :meth:`prepare_inverse` and :attr:`inverse_is_capturable` a layer
-    may say what :mod:`flows.sampling` can use to invert a whole model faster.
+    may say what :mod:`flows.models.prepared_inverse` can use to invert a whole model faster.
 
     Attributes:
         is_affine: the layer is an affine map, so that encoding and decoding run it in float64 (:mod:`flows.numerics`).

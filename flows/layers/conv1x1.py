@@ -7,11 +7,11 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from flows.caching import WeightCache
 from flows.errors import InputError
 from flows.layers.base import Layer, require_channels
 from flows.layers.matrices import InvertibleMatrix, PlainMatrix, PLUMatrix, QRMatrix
 from flows.layers.pixel_map import PixelMap
+from flows.layers.weight_cache import WeightCache
 from flows.numerics import same_for_every_image
 
 Parametrization = Literal["plain", "plu", "qr"]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-from flows.caching import WeightCache
 from flows.errors import InputError
 from flows.layers.base import Layer, require_channels
 from flows.layers.conv1x1 import Conv1x1, Parametrization
 from flows.layers.networks import WEIGHT_DEVIATION
+from flows.layers.weight_cache import WeightCache
 from flows.numerics import MAX_LOG_SCALE, MAX_SHIFT, per_image_sum, require_bound
 from flows.solvers.masked import (
     MaskedNetwork,

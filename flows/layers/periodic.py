@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from flows.caching import WeightCache
 from flows.layers.autoregressive import NOISE_DEVIATION
 from flows.layers.base import Layer, require_channels, require_odd_kernel
 from flows.layers.matrices import checked_inverse
+from flows.layers.weight_cache import WeightCache
 from flows.numerics import at_least_float32, same_for_every_image
 
 

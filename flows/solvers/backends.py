@@ -73,8 +73,8 @@ def prepare_autoregressive_conv(
     """Do once what depends on the weights alone; the result maps ``z`` to ``x`` for images of ``image_size``.
 
     Arguments and errors are those of :func:`solve_autoregressive_conv`; the solver's promises are those of
-    :class:`AutoregressiveConvSolver`. Keep it in a :class:`flows.caching.WeightCache`, since it does not notice when
-    the weights change::
+    :class:`AutoregressiveConvSolver`. Keep it in a :class:`flows.layers.weight_cache.WeightCache`, since it does not
+    notice when the weights change::
 
         name = choose_backend(z, weight)
         prepare = partial(prepare_autoregressive_conv, weight, direction="lower", image_size=(H, W), backend=name)

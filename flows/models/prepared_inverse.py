@@ -24,10 +24,10 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from flows.caching import same_contents
 from flows.errors import NonFiniteError
 from flows.layers import Layer
 from flows.layers.pixel_map import PixelMap
+from flows.layers.weight_cache import same_contents
 
 InvertLayer = Callable[[Layer, Tensor], Tensor]
 Observe = Callable[[nn.Module, Tensor], Tensor]

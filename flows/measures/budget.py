@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from flows.diagnostics import count_parameters
 from flows.errors import InputError
+from flows.measures.diagnostics import count_parameters
 
 
 class ParameterCount(NamedTuple):

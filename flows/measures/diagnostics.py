@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flows.errors import NonFiniteError
 from flows.layers import Layer
-from flows.model import Flow, Latents
+from flows.models.glow import Flow, Latents
 from flows.randomness import Stream, generator_for
 
 STEP = 1e-3

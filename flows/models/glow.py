@@ -8,47 +8,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from flows.dequantization import UniformDequantizer
 from flows.errors import InputError, NonFiniteError
-from flows.initialization import initialize_from_data
-from flows.layers import ActNorm, Layer, Logit, Sequential, Squeeze
+from flows.layers import FlowStep, Layer, Logit, Sequential, Squeeze
+from flows.models.dequantizers import UniformDequantizer
+from flows.models.initialization import initialize_from_data
+from flows.models.prepared_inverse import InvertLayer, Observe, PreparedInverse, exact_forward, unobserved
+from flows.models.priors import FactorOut, LearnedGaussian, StandardGaussian, Standardize
 from flows.numerics import MARGIN, MAX_LOG_SCALE, MAX_SHIFT, at_least_float32, full_precision, per_image_sum
-from flows.priors import FactorOut, LearnedGaussian, StandardGaussian, Standardize
-from flows.sampling import InvertLayer, Observe, PreparedInverse, exact_forward, unobserved
 
 Latents = list[Tensor]
-
-
-class FlowStep(Layer):
-    """One step of flow: actnorm, then the mixing layer, then the coupling.
-
-    Map and log-det: those of the three in turn.
-
-    Args:
-        mixing: the layer that mixes channels (and, in this project's subject, pixels).
-        coupling: the layer that does the non-linear work.
-        num_channels: C.
-
-    Shapes: ``(B, C, H, W) -> (B, C, H, W)``. Reference: figure 7 of the paper.
-    """
-
-    def __init__(self, num_channels: int, mixing: Layer, coupling: Layer) -> None:
-        super().__init__()
-        self.actnorm = ActNorm(num_channels)
-        self.mixing = mixing
-        self.coupling = coupling
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h, log_det_actnorm = self.actnorm(x)
-        h, log_det_mixing = self.mixing(h)
-        z, log_det_coupling = self.coupling(h)
-        return z, log_det_actnorm + log_det_mixing + log_det_coupling
-
-    def inverse(self, z: Tensor) -> Tensor:
-        return self.actnorm.inverse(self.mixing.inverse(self.coupling.inverse(z)))
-
-    def inverse_parts(self) -> Sequence[Layer]:
-        return self.coupling, self.mixing, self.actnorm
 
 
 class Flow(nn.Module):
@@ -71,7 +39,7 @@ class Flow(nn.Module):
         margin: how far beyond the pixels' range an image may lie, through a :class:`flows.layers.Logit` in front of the
             first level; ``None`` for neither, as in the paper.
         prior_max_log_scale, prior_max_shift: bounds of the Gaussians that a network predicts, positive; ``None``, as in
-            the paper's code, for none. See :class:`flows.priors.ConditionalGaussian`.
+            the paper's code, for none. See :class:`flows.models.priors.ConditionalGaussian`.
 
     Raises:
         InputError: an argument out of range, or an image size that the levels cannot halve.
@@ -206,7 +174,7 @@ class Flow(nn.Module):
     def decode(self, latents: Latents) -> Tensor:
         """The uint8 images of some latents. ``decode(encode(images))`` is ``images``, at ``num_bits`` bits.
 
-        The inverse runs prepared (:mod:`flows.sampling`), without autograd, TF32 or autocast.
+        The inverse runs prepared (:mod:`flows.models.prepared_inverse`), without autograd, TF32 or autocast.
 
         Raises:
             NonFiniteError: some images overflow; names them and the layers in which they do. :meth:`decode_finite`

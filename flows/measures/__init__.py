@@ -1,0 +1,1 @@
+"""What is measured of a model: bits/dim, inverses, parameters, time."""

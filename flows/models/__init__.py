@@ -1,0 +1,1 @@
+"""Models of images: a bijection, what stands behind it, and what turns pixels into reals and back."""
