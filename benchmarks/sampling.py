@@ -83,7 +83,7 @@ def naive_inverse_of(layer: Layer, z: Tensor) -> Tensor:
     if isinstance(layer, EmergingConv2d):
         return naive_convolution(naive_convolution(z, layer.upper), layer.lower)
     assert isinstance(layer, MaskedAutoregressiveFlow)
-    return naive_masked(naive_masked(z, layer.back), layer.ahead)
+    return naive_masked(naive_masked(z, layer.reverse_order), layer.forward_order)
 
 
 def seconds_of_naive_layers(flow: Flow, batch: int, device: torch.device) -> float:

@@ -289,7 +289,9 @@ def test_latents_that_overflow_have_an_infinite_error_and_gain():
     mixing = partial(MaskedAutoregressiveFlow, max_log_scale=None)
     flow = Flow((1, 4, 4), mixing, AffineCoupling, num_levels=1, num_steps=2, hidden_channels=4)
     with torch.no_grad():
-        flow.levels[0][1].mixing.back.last.bias.fill_(-1e30)  # a scale of nearly 0, which the inverse divides by
+        flow.levels[0][1].mixing.reverse_order.last.bias.fill_(
+            -1e30
+        )  # a scale of nearly 0, which the inverse divides by
         flow.levels[0][2].actnorm.log_scale.fill_(80.0)
     assert round_trip_error(flow, torch.zeros(2, 1, 4, 4, dtype=torch.uint8)) == math.inf
     assert max(mixing_gains(flow).values()) == math.inf

@@ -22,9 +22,9 @@ from flows.layers import (
     Shuffle,
 )
 from flows.layers.networks import CouplingNetwork
-from flows.layers.pixel_map import PixelMap
 from flows.layers.weight_cache import _same_on_device, same_contents
-from flows.models import prepared_inverse as sampling
+from flows.models import prepared_inverse
+from flows.models.pixel_map import PixelMap
 from flows.models.prepared_inverse import PreparedInverse
 
 
@@ -49,6 +49,11 @@ def prepared(flow, latents, inverse=None):
     inverse = flow._prepared_inverse if inverse is None else inverse
     with torch.inference_mode():
         return inverse(flow, [*flow.levels, flow.top], flow._invert, latents).clone()
+
+
+def state_of(flow):
+    _, values = flow._prepared_inverse._state._entry
+    return next(iter(values.values()))
 
 
 def assert_current(flow, batch=2):
@@ -82,7 +87,7 @@ def test_affine_layers_are_encoded_and_decoded_in_float64(name):
     move_parameters(layer, 0.02)
     exact = copy.deepcopy(layer).double()
     x = 100 * torch.randn(4, next(layer.parameters()).shape[0], 8, 8)
-    z = sampling.exact_forward(layer, x)
+    z = prepared_inverse.exact_forward(layer, x)
     assert torch.equal(z, exact(x.double())[0].float())
     again = PreparedInverse()(layer, [layer], lambda latents, invert, observe: invert(layer, latents[0]), [z])
     assert again.dtype == torch.float32
@@ -92,7 +97,7 @@ def test_affine_layers_are_encoded_and_decoded_in_float64(name):
 def test_neighbours_that_are_affine_in_each_pixel_are_merged():
     flow = make_flow(lambda c: Sequential(Conv1x1(c), Shuffle(c), ActNorm(c), Reverse(c)), num_levels=1)
     prepared(flow, flow.sample_latents(1))
-    steps = flow._prepared_inverse._state._steps
+    steps = state_of(flow)._steps
     # Two steps of flow, a coupling and one map each, and the squeeze; then the top.
     assert sorted(len(found) for found in steps.values()) == [1, 5]
     maps = [step.args[0] for found in steps.values() for _, step in found if isinstance(step, partial)]
@@ -287,66 +292,42 @@ def test_a_trained_flow_decodes_what_it_encodes_to_the_very_pixels(mixing):
 # -- CUDA graphs, without a GPU ----------------------------------------------------------------------------------------
 
 
-class OnThisCPU(sampling.CapturedInverse):
-    """Stands for a CUDA graph: the same buffers, but the function runs when the graph would be replayed."""
-
-    captured = 0
-
-    def __init__(self, inverse, latents):
-        type(self).captured += 1
-        self._latents, self._inverse = [z.clone() for z in latents], inverse
-        inverse(self._latents)
-
-    def __call__(self, latents):
-        for kept, z in zip(self._latents, latents, strict=True):
-            kept.copy_(z)
-        return self._inverse(self._latents).clone()
-
-
-@pytest.fixture
-def cuda_on_cpu(monkeypatch):
-    monkeypatch.setattr(sampling, "_may_capture", lambda device: True)
-    monkeypatch.setattr(sampling, "CapturedInverse", OnThisCPU)
-    monkeypatch.setattr(OnThisCPU, "captured", 0)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: type("Stream", (), {"cuda_stream": 0}))
-
-
-def test_the_second_batch_of_a_size_is_captured_and_few_sizes_are_kept(cuda_on_cpu):
+def test_the_second_batch_of_a_size_is_captured_and_few_sizes_are_kept(graphs_on_cpu):
     flow = make_flow(Conv1x1)
     for batch in (1, 2, 1, 2, 1, 2):
         assert_current(flow, batch)
-    assert OnThisCPU.captured == 2
+    assert graphs_on_cpu.captured == 2
     for batch in range(3, 8):
         assert_current(flow, batch)
-    assert len(flow._prepared_inverse._state.graphs._graphs) <= sampling.MAX_GRAPHS
+    assert len(state_of(flow).graphs) <= prepared_inverse.MAX_GRAPHS
 
 
-def test_a_graph_survives_what_it_sees_and_nothing_else(cuda_on_cpu):
+def test_a_graph_survives_what_it_sees_and_nothing_else(graphs_on_cpu):
     flow = make_flow(PeriodicConv2d)
     for _ in range(3):
         assert_current(flow)
-    assert OnThisCPU.captured == 1
+    assert graphs_on_cpu.captured == 1
     _coupling_through_data(flow)  # where the graph reads
     assert_current(flow)
-    assert OnThisCPU.captured == 1
+    assert graphs_on_cpu.captured == 1
     for change in (_one_entry_through_data, _new_storage, _optimiser_step):
-        captured = OnThisCPU.captured
+        captured = graphs_on_cpu.captured
         change(flow)
         for _ in range(3):
             assert_current(flow)
-        assert OnThisCPU.captured == captured + 1
+        assert graphs_on_cpu.captured == captured + 1
     flow.levels[0][1].coupling.network.last.convolution.bias.data = torch.ones(4)  # somewhere else
     for _ in range(3):
         assert_current(flow)
-    assert OnThisCPU.captured == captured + 2
+    assert graphs_on_cpu.captured == captured + 2
 
 
 @pytest.mark.parametrize("mixing", [maf, EmergingConv2d, Doubling], ids=["maf", "emerging on a CPU", "unknown"])
-def test_a_model_is_captured_only_if_all_of_its_layers_agree(cuda_on_cpu, mixing):
+def test_a_model_is_captured_only_if_all_of_its_layers_agree(graphs_on_cpu, mixing):
     flow = make_flow(mixing)
     for _ in range(3):
         assert_current(flow)
-    assert OnThisCPU.captured == 0
+    assert graphs_on_cpu.captured == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -358,4 +339,4 @@ def test_on_a_gpu_the_captured_inverse_is_the_inverse(mixing):
             change(flow)
         for batch in (1, 2, 1, 2, 1, 2):
             assert_current(flow, batch)
-    assert flow._prepared_inverse._state.is_capturable == (mixing is not maf)
+    assert state_of(flow).is_capturable == (mixing is not maf)

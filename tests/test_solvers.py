@@ -245,27 +245,10 @@ def test_every_instruction_set_of_this_processor_gives_the_same_answer(layout, m
 # ------------------------------------------------------------------------------------------------------------- cuda
 
 
-class OnThisCPU(cuda_backend.CapturedSolve):
-    """Stands for a CUDA graph: the same buffers, but the function runs when the graph would be replayed."""
-
-    captured = 0
-
-    def __init__(self, solve, example):
-        type(self).captured += 1
-        self._z, self._solve = example.clone(), solve
-
-    def __call__(self, z):
-        self._z.copy_(z)
-        return self._solve(self._z).clone()
-
-
 @pytest.fixture
-def cuda_on_cpu(monkeypatch):
+def cuda_on_cpu(graphs_on_cpu, monkeypatch):
     monkeypatch.setattr(cuda_backend.CudaSolver, "unavailable", classmethod(lambda cls, device: None))
-    monkeypatch.setattr(cuda_backend, "CapturedSolve", OnThisCPU)
-    monkeypatch.setattr(OnThisCPU, "captured", 0)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: type("Stream", (), {"cuda_stream": 0}))
+    return graphs_on_cpu
 
 
 @pytest.mark.parametrize("image_size", ((4, 5), (12, 8)), ids=("dense", "rows"))
@@ -274,7 +257,7 @@ def test_cuda_backend_captures_one_graph_a_batch_size_and_keeps_few(cuda_on_cpu,
     solver = prepare_autoregressive_conv(weight, direction="upper", image_size=image_size, backend="cuda")
     for batch in (1, 2, 3, 1, 2, 3, 1, 2, 3):
         assert_inverts(solver, weight, random_images(batch, 12, *image_size, dtype=torch.float32, seed=batch))
-    assert OnThisCPU.captured == (0 if image_size == (4, 5) else 3)
+    assert cuda_on_cpu.captured == (0 if image_size == (4, 5) else 3)
     for batch in range(4, 12):
         solver(random_images(batch, 12, *image_size, dtype=torch.float32))
     assert len(solver._graphs) <= cuda_backend.MAX_GRAPHS

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from flows.layers.base import Layer, require_channels
-from flows.layers.pixel_map import PixelMap
 from flows.numerics import at_least_float32, same_for_every_image
 
 LOG_SCALE_FACTOR = 3.0
@@ -33,7 +32,8 @@ class ActNorm(Layer):
     Reference: Kingma & Dhariwal, *Glow*, section 3.1; the factor 3 and the epsilon are those of the released code.
     """
 
-    is_affine = True
+    is_affine = is_pixelwise = True
+    inverse_is_capturable = True
     initialized: Tensor
 
     def __init__(self, num_channels: int) -> None:
@@ -66,11 +66,3 @@ class ActNorm(Layer):
 
     def inverse(self, z: Tensor) -> Tensor:
         return z * torch.exp(-LOG_SCALE_FACTOR * self.log_scale) - self.bias
-
-    def prepare_inverse(self, image_size: tuple[int, int]) -> PixelMap:
-        scale = torch.exp(-LOG_SCALE_FACTOR * self.log_scale.double())
-        return PixelMap(scale.flatten().diag(), -self.bias.double().flatten())
-
-    @property
-    def inverse_is_capturable(self) -> bool:
-        return True

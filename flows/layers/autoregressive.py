@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
@@ -107,15 +105,8 @@ class AutoregressiveConv2d(Layer):
         )
         return solver(z)
 
-    def prepare_inverse(self, image_size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-        solver = self._make_solver(self.solver or choose_backend(self.weight), image_size)
-        if self.bias is None:
-            return solver
-        bias = self.bias[:, None, None].clone()
-        return lambda z: solver(z - bias)
-
     @property
-    def inverse_is_capturable(self) -> bool:
+    def inverse_is_capturable(self) -> bool:  # type: ignore[override]
         return (self.solver or choose_backend(self.weight)) == "cuda"
 
     def _make_solver(self, backend: str, image_size: tuple[int, int]) -> AutoregressiveConvSolver:

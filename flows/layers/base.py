@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from flows.errors import InputError
-from flows.layers.pixel_map import PixelMap
 
 
 class Layer(nn.Module, ABC):
@@ -25,14 +25,26 @@ class Layer(nn.Module, ABC):
 
     The table in ``tests/layer_table.py`` holds each layer to this promise.
 
-    The rest is optional: by :meth:`inverse_parts`, :meth:`prepare_inverse` and :attr:`inverse_is_capturable` a layer
-    may say what :mod:`flows.models.prepared_inverse` can use to invert a whole model faster.
+    What a class says of its inverse lets :mod:`flows.models.prepared_inverse` invert a model faster and more exactly.
+    A subclass that replaces ``inverse`` starts again with False.
 
     Attributes:
         is_affine: the layer is an affine map, so that encoding and decoding run it in float64 (:mod:`flows.numerics`).
+        is_pixelwise: it is one affine map of the channels, the same at every pixel, and is merged with its neighbours.
+        inverse_is_capturable: the inverse may become part of a CUDA graph. It never waits for the device once its
+            weights are prepared, does the same whatever the numbers are, and launches at most some hundreds of kernels.
     """
 
     is_affine: ClassVar[bool] = False
+    is_pixelwise: ClassVar[bool] = False
+    inverse_is_capturable: bool = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "inverse" in vars(cls):
+            for claim in ("is_affine", "is_pixelwise", "inverse_is_capturable"):
+                if claim not in vars(cls):
+                    setattr(cls, claim, False)
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,27 +54,25 @@ class Layer(nn.Module, ABC):
     def inverse(self, z: Tensor) -> Tensor:
         """Map latent to data: ``(B, C', H', W') -> (B, C, H, W)``."""
 
-    def inverse_parts(self) -> Sequence[Layer]:
-        """The layers whose inverses, one after the other in this order, are this layer's; none if it has no parts."""
-        return ()
 
-    def prepare_inverse(self, image_size: tuple[int, int]) -> PixelMap | Callable[[Tensor], Tensor] | None:
-        """The inverse with everything computed that depends on the weights alone, for latents of this size.
+class Composite(Layer):
+    """Layers one after the other, as one layer: ``z = f_n(... f_1(x))`` and ``log_det = sum_i log |det df_i|``."""
 
-        It may depend on the layer's parameters and buffers only, and is used while these keep their contents, without
-        autograd. A :class:`~flows.layers.pixel_map.PixelMap` is merged with those of neighbouring layers. ``None``:
-        there is nothing worth preparing, and :meth:`inverse` itself is called.
-        """
-        return None
+    @abstractmethod
+    def parts(self) -> Iterable[Layer]:
+        """The layers in data order; none at all is the identity."""
 
-    @property
-    def inverse_is_capturable(self) -> bool:
-        """Whether the (prepared) inverse may become part of a CUDA graph.
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        total = x.new_zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
+        for part in self.parts():
+            x, log_det = part(x)
+            total = total + log_det
+        return x, total
 
-        Then it never waits for the device, does the same whatever the numbers are, and launches no more than some
-        hundreds of kernels.
-        """
-        return False
+    def inverse(self, z: Tensor) -> Tensor:
+        for part in reversed(list(self.parts())):
+            z = part.inverse(z)
+        return z
 
 
 def require_channels(num_channels: int) -> None:

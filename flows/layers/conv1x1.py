@@ -10,7 +10,6 @@ from torch.nn.functional import conv2d
 from flows.errors import InputError
 from flows.layers.base import Layer, require_channels
 from flows.layers.matrices import InvertibleMatrix, PlainMatrix, PLUMatrix, QRMatrix
-from flows.layers.pixel_map import PixelMap
 from flows.layers.weight_cache import WeightCache
 from flows.numerics import same_for_every_image
 
@@ -46,7 +45,8 @@ class Conv1x1(Layer):
     Reference: Kingma & Dhariwal, *Glow*, section 3.2; section 4.3 of the paper for QR.
     """
 
-    is_affine = True
+    is_affine = is_pixelwise = True
+    inverse_is_capturable = True
 
     def __init__(
         self, num_channels: int, parametrization: Parametrization = "plain", num_reflections: int | None = None
@@ -63,13 +63,6 @@ class Conv1x1(Layer):
     def inverse(self, z: Tensor) -> Tensor:
         inverse_matrix = self._inverse_matrix.get(self.weight.inverse_matrix, *self.weight.tensors())
         return _multiply(inverse_matrix, z)
-
-    def prepare_inverse(self, image_size: tuple[int, int]) -> PixelMap:
-        return PixelMap.linear(self.weight.inverse_matrix())
-
-    @property
-    def inverse_is_capturable(self) -> bool:
-        return True
 
 
 def _multiply(matrix: Tensor, x: Tensor) -> Tensor:

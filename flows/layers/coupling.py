@@ -26,6 +26,7 @@ from flows.numerics import (
 class _Coupling(Layer):
     """``z1 = x1``, ``z2 = x2`` moved as a network of ``x1`` says."""
 
+    inverse_is_capturable = True
     outputs_per_channel: int
     max_input: float | None = None
 
@@ -61,10 +62,6 @@ class _Coupling(Layer):
         seen = bounded(z1, self.max_input)
         outputs = self.network(seen) if torch.is_grad_enabled() else self.network.infer(seen)
         return torch.cat([z1, self.inverse_transform(z2, outputs)], dim=1)
-
-    @property
-    def inverse_is_capturable(self) -> bool:
-        return True
 
 
 class AffineCoupling(_Coupling):

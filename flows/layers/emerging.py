@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from torch import Tensor
 from torch.nn.functional import conv2d
 
 from flows.layers.autoregressive import AutoregressiveConv2d
-from flows.layers.base import Layer
+from flows.layers.base import Composite, Layer
 from flows.layers.conv1x1 import Conv1x1, Parametrization
 from flows.layers.masks import MaskShape
 
 
-class EmergingConv2d(Layer):
+class EmergingConv2d(Composite):
     """An invertible k x k convolution: a 1x1, then two autoregressive convolutions of opposite order.
 
     Map: ``z = w2 * (w1 * (W x)) + bias``, where ``w1`` reads the pixel and its right and lower neighbours with a lower
@@ -65,17 +65,8 @@ class EmergingConv2d(Layer):
             num_channels, kernel_size, dilation, direction="upper", mask=mask, bias=True, solver=solver
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h, log_det_1x1 = self.conv1x1(x)
-        h, log_det_lower = self.lower(h)
-        z, log_det_upper = self.upper(h)
-        return z, log_det_1x1 + log_det_lower + log_det_upper
-
-    def inverse(self, z: Tensor) -> Tensor:
-        return self.conv1x1.inverse(self.lower.inverse(self.upper.inverse(z)))
-
-    def inverse_parts(self) -> Sequence[Layer]:
-        return self.upper, self.lower, self.conv1x1
+    def parts(self) -> Iterable[Layer]:
+        return self.conv1x1, self.lower, self.upper
 
     def composed_filter(self) -> Tensor:
         """The one filter that does what the layer does away from the border, ``(C, C, 2k-1, 2k-1)``.

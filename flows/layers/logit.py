@@ -35,6 +35,8 @@ class Logit(Layer):
         Neither the paper nor Glow has it. There a sample's values have no bounds, and decoding clamps them.
     """
 
+    inverse_is_capturable = True
+
     def __init__(self, margin: float) -> None:
         super().__init__()
         if not margin > 0:
@@ -49,7 +51,3 @@ class Logit(Layer):
 
     def inverse(self, z: Tensor) -> Tensor:
         return self.length * torch.sigmoid(4.0 / self.length * z) - (0.5 + self.margin)
-
-    @property
-    def inverse_is_capturable(self) -> bool:
-        return True

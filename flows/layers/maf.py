@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
 from flows.errors import InputError
-from flows.layers.base import Layer, require_channels
+from flows.layers.base import Composite, Layer, require_channels
 from flows.layers.conv1x1 import Conv1x1, Parametrization
 from flows.layers.networks import WEIGHT_DEVIATION
 from flows.layers.weight_cache import WeightCache
@@ -160,9 +160,6 @@ class MaskedAutoregressiveTransform(Layer):
         )
         return solver(z)
 
-    def prepare_inverse(self, image_size: tuple[int, int]) -> MaskedSolver:
-        return self._make_solver(self.solver or choose_masked_backend(*self.parameters()), image_size)
-
     def _make_solver(self, backend: str, image_size: tuple[int, int]) -> MaskedSolver:
         network = MaskedNetwork.from_filters(
             [(layer.filter(), layer.bias) for layer in (self.first, self.second, self.last)],
@@ -174,7 +171,7 @@ class MaskedAutoregressiveTransform(Layer):
         return find_masked_backend(backend)(network, image_size)
 
 
-class MaskedAutoregressiveFlow(Layer):
+class MaskedAutoregressiveFlow(Composite):
     """A 1x1 convolution, then two masked autoregressive layers of opposite order: the paper's MAF baseline.
 
     Map: ``z = a2(a1(W x))`` with two :class:`MaskedAutoregressiveTransform`, the second in the reverse order of the
@@ -223,16 +220,7 @@ class MaskedAutoregressiveFlow(Layer):
             max_log_scale=max_log_scale,
             max_shift=max_shift,
         )
-        self.ahead, self.back = make(), make(reverse=True)
+        self.forward_order, self.reverse_order = make(), make(reverse=True)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h, log_det_1x1 = self.conv1x1(x)
-        h, log_det_ahead = self.ahead(h)
-        z, log_det_back = self.back(h)
-        return z, log_det_1x1 + log_det_ahead + log_det_back
-
-    def inverse(self, z: Tensor) -> Tensor:
-        return self.conv1x1.inverse(self.ahead.inverse(self.back.inverse(z)))
-
-    def inverse_parts(self) -> Sequence[Layer]:
-        return self.back, self.ahead, self.conv1x1
+    def parts(self) -> Iterable[Layer]:
+        return self.conv1x1, self.forward_order, self.reverse_order

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
@@ -49,6 +47,7 @@ class PeriodicConv2d(Layer):
     """
 
     is_affine = True
+    inverse_is_capturable = True
 
     def __init__(self, num_channels: int, kernel_size: int = 3) -> None:
         super().__init__()
@@ -73,15 +72,11 @@ class PeriodicConv2d(Layer):
         inverse_matrices = self._inverse_matrices.get(
             lambda: self._inverted_matrices(image_size), self.weight, key=image_size
         )
-        return self._solve(z, inverse_matrices, self.bias)
-
-    def prepare_inverse(self, image_size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-        inverse_matrices, bias = self._inverted_matrices(image_size), self.bias.clone()
-        return lambda z: self._solve(z, inverse_matrices, bias)
-
-    @property
-    def inverse_is_capturable(self) -> bool:
-        return True
+        spectrum = torch.fft.rfft2(at_least_float32(z - self.bias[:, None, None]))
+        # (H W', C, C) @ (H W', C, B): one product per frequency, the batch as its columns.
+        columns = spectrum.permute(2, 3, 1, 0)
+        solved = (inverse_matrices @ columns).permute(3, 2, 0, 1)
+        return torch.fft.irfft2(solved, s=z.shape[-2:]).to(self.weight.dtype)
 
     def _inverted_matrices(self, image_size: tuple[int, int]) -> Tensor:
         """``W^_uv^-1``, in the complex type that the Fourier transform of an image has."""
@@ -89,13 +84,6 @@ class PeriodicConv2d(Layer):
         what = f"a periodic convolution of {len(self.bias)} channels on {image_size[0]} x {image_size[1]} images"
         precision = torch.promote_types(self.weight.dtype, torch.float32).to_complex()
         return checked_inverse(matrices, torch.linalg.inv_ex(matrices).inverse, what, precision)
-
-    def _solve(self, z: Tensor, inverse_matrices: Tensor, bias: Tensor) -> Tensor:
-        spectrum = torch.fft.rfft2(at_least_float32(z - bias[:, None, None]))
-        # (H W', C, C) @ (H W', C, B): one product per frequency, the batch as its columns.
-        columns = spectrum.permute(2, 3, 1, 0)
-        solved = (inverse_matrices @ columns).permute(3, 2, 0, 1)
-        return torch.fft.irfft2(solved, s=z.shape[-2:]).to(self.weight.dtype)
 
     def frequency_matrices(self, height: int, width: int) -> Tensor:
         """``W^_uv`` for the non-redundant half of the spectrum, complex128 ``(H, W // 2 + 1, C, C)``.

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from flows.layers.base import Layer, require_channels
-from flows.layers.pixel_map import PixelMap
 from flows.numerics import same_for_every_image
 
 
 class _Permutation(Layer):
     """Reorders the channels: ``z[:, i] = x[:, permutation[i]]``; log-det 0."""
 
+    is_affine = is_pixelwise = True
+    inverse_is_capturable = True
     permutation: Tensor
     inverse_permutation: Tensor
 
@@ -26,14 +27,6 @@ class _Permutation(Layer):
 
     def inverse(self, z: Tensor) -> Tensor:
         return z[:, self.inverse_permutation]
-
-    def prepare_inverse(self, image_size: tuple[int, int]) -> PixelMap:
-        unit = torch.eye(len(self.permutation), dtype=torch.float64, device=self.permutation.device)
-        return PixelMap.linear(unit[self.inverse_permutation])
-
-    @property
-    def inverse_is_capturable(self) -> bool:
-        return True
 
 
 class Reverse(_Permutation):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from flows.layers.base import Layer
+from flows.layers.base import Composite, Layer
 
 
-class Sequential(Layer):
+class Sequential(Composite):
     """Layers applied in reading order, data side first; itself a layer.
 
     ``z = f_n(... f_2(f_1(x)))`` and ``log_det = sum_i log |det df_i|``; ``inverse`` walks back.
@@ -42,17 +41,5 @@ class Sequential(Layer):
     def __getitem__(self, index: int) -> Layer:
         return self.layers[index]  # type: ignore[return-value]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        total = x.new_zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
-        for layer in self:
-            x, log_det = layer(x)
-            total = total + log_det
-        return x, total
-
-    def inverse(self, z: Tensor) -> Tensor:
-        for layer in reversed(list(self)):
-            z = layer.inverse(z)
-        return z
-
-    def inverse_parts(self) -> Sequence[Layer]:
-        return list(reversed(list(self)))
+    def parts(self) -> Iterable[Layer]:
+        return self

@@ -31,6 +31,8 @@ class Squeeze(Layer):
     Reference: Dinh et al., *Density estimation using Real NVP*, section 3.6.
     """
 
+    inverse_is_capturable = True
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         height, width = x.shape[-2:]
         if height % 2 or width % 2:
@@ -39,7 +41,3 @@ class Squeeze(Layer):
 
     def inverse(self, z: Tensor) -> Tensor:
         return pixel_shuffle(z, 2)
-
-    @property
-    def inverse_is_capturable(self) -> bool:
-        return True

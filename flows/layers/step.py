@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor
+from collections.abc import Iterable
 
 from flows.layers.actnorm import ActNorm
-from flows.layers.base import Layer
+from flows.layers.base import Composite, Layer
 
 
-class FlowStep(Layer):
+class FlowStep(Composite):
     """One step of flow: actnorm, then the mixing layer, then the coupling.
 
     Map and log-det: those of the three in turn.
@@ -29,14 +27,5 @@ class FlowStep(Layer):
         self.mixing = mixing
         self.coupling = coupling
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        h, log_det_actnorm = self.actnorm(x)
-        h, log_det_mixing = self.mixing(h)
-        z, log_det_coupling = self.coupling(h)
-        return z, log_det_actnorm + log_det_mixing + log_det_coupling
-
-    def inverse(self, z: Tensor) -> Tensor:
-        return self.actnorm.inverse(self.mixing.inverse(self.coupling.inverse(z)))
-
-    def inverse_parts(self) -> Sequence[Layer]:
-        return self.coupling, self.mixing, self.actnorm
+    def parts(self) -> Iterable[Layer]:
+        return self.actnorm, self.mixing, self.coupling

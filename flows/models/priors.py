@@ -105,6 +105,8 @@ class Standardize(Layer):
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``.
     """
 
+    inverse_is_capturable = True
+
     def __init__(self, gaussian: StandardGaussian | LearnedGaussian) -> None:
         super().__init__()
         self.gaussian = gaussian
@@ -114,10 +116,6 @@ class Standardize(Layer):
 
     def inverse(self, z: Tensor) -> Tensor:
         return _unstandardize(z, *self.gaussian.mean_and_log_deviation(z))
-
-    @property
-    def inverse_is_capturable(self) -> bool:
-        return True
 
 
 class FactorOut(nn.Module):
