@@ -35,6 +35,9 @@ MatmulPrecision = Literal["exact", "tf32"]
 MAX_LOG_SCALE = 1.0
 """Default bound of a log-scale that a network predicts, in nats. docs/STABILITY.md has the measurements."""
 
+SHARING_STEPS = 8
+"""Steps of a level that have their own bound of log-scales; those of a deeper level share the sum of so many."""
+
 MAX_SHIFT = 4.0
 """Default bound of a shift that a network predicts. Activations have a deviation of about 1, so it rarely binds."""
 
@@ -88,6 +91,14 @@ def bounded(h: Tensor, bound: float | None) -> Tensor:
     2021, section 4.1.
     """
     return h if bound is None else bound * torch.tanh(h / bound)
+
+
+def shared_bound(bound: float | None, num_steps: int) -> float | None:
+    """The bound of one step's log-scales in a level of ``num_steps``: ``b min(1, 8 / D)``.
+
+    The log-scales of a level then sum to ``8 b`` at most, whatever its depth, and so does the growth of its inverse.
+    """
+    return None if bound is None else bound * min(1.0, SHARING_STEPS / num_steps)
 
 
 def require_bound(name: str, bound: float | None) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,15 @@ import torch
 from contract import images, make, move_parameters
 
 from flows import Flow, InputError, NonFiniteError
-from flows.layers import AffineCoupling, Conv1x1, EmergingConv2d, Logit, PeriodicConv2d, SigmoidCoupling
+from flows.layers import (
+    AffineCoupling,
+    Conv1x1,
+    EmergingConv2d,
+    Logit,
+    MaskedAutoregressiveFlow,
+    PeriodicConv2d,
+    SigmoidCoupling,
+)
 from flows.measures.diagnostics import (
     count_not_finite,
     gradient_norm,
@@ -70,6 +79,18 @@ def test_map_and_inverse_of_a_coupling_are_lipschitz_in_the_second_half_whatever
             assert ratio.max() <= math.exp(BOUND) * (1 + 1e-9)
             assert ratio.max() > 0.9 * math.exp(BOUND)  # the bound is reached
             assert ratio.min() >= math.exp(-BOUND) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("num_steps, bound", [(4, 1.0), (8, 1.0), (32, 0.25)])
+def test_a_deep_level_shares_the_log_scales_of_eight_steps(num_steps, bound):
+    for mixing in (EmergingConv2d, partial(MaskedAutoregressiveFlow, hidden_channels=6)):
+        flow = Flow((1, 4, 4), mixing, AffineCoupling, num_levels=1, num_steps=num_steps, hidden_channels=4)
+        for step in list(flow.levels[0])[1:]:
+            assert step.coupling.max_log_scale == bound
+            if isinstance(step.mixing, MaskedAutoregressiveFlow):
+                assert step.mixing.forward_order.max_log_scale == step.mixing.reverse_order.max_log_scale == bound
+    chosen = Flow((1, 4, 4), Conv1x1, partial(AffineCoupling, num_steps=1), num_levels=1, num_steps=32)
+    assert chosen.levels[0][1].coupling.max_log_scale == 1.0
 
 
 def test_the_inverse_of_a_coupling_and_of_a_prior_is_bounded_for_every_latent():

@@ -20,6 +20,7 @@ from flows.numerics import (
     per_image_sum,
     require_bound,
     same_for_every_image,
+    shared_bound,
 )
 
 
@@ -69,20 +70,21 @@ class AffineCoupling(_Coupling):
 
     Map: ``z1 = x1``, ``z2 = x2 exp(s) + t`` with ``s = m tanh(h / m)`` and ``t = M tanh(a / M)``. Here ``a`` and ``h``
     are the even and odd output channels of :class:`flows.layers.networks.CouplingNetwork` applied to
-    ``B tanh(x1 / B)``; ``m`` is ``max_log_scale``, ``M`` is ``max_shift`` and ``B`` is ``max_input``. Log-det:
-    ``sum s``. Inverse: ``x2 = (z2 - t) exp(-s)``.
+    ``B tanh(x1 / B)``; ``M`` is ``max_shift``, ``B`` is ``max_input`` and ``m = max_log_scale min(1, 8 / num_steps)``.
+    Log-det: ``sum s``. Inverse: ``x2 = (z2 - t) exp(-s)``.
 
     Bounds: with respect to the second half, map and inverse both have the Lipschitz constant ``exp(m)`` at most. With
     a finite M the inverse of any latent is bounded too, ``|x2| <= (|z2| + M) exp(m)``, whatever the network answers.
-    So a composition of such layers grows at most geometrically with depth. B keeps the inverse exact in float32 where
-    activations are large: beyond it the network's answer is constant.
+    So a composition of such layers grows at most geometrically up to 8 steps, and deeper levels scale by no more. B
+    keeps the inverse exact in float32 where activations are large: beyond it the network's answer is constant.
 
     Args:
         num_channels: C, even.
         hidden_channels: width of the network.
         edge_bias: see :class:`flows.layers.networks.CouplingNetwork`.
         actnorm: see :class:`flows.layers.networks.CouplingNetwork`.
-        max_log_scale: m, positive, in nats.
+        max_log_scale: m of a step in a level of at most 8, positive, in nats.
+        num_steps: D, the number of steps in the coupling's level, which :class:`flows.Flow` fills in.
         max_shift: M, positive, or ``None`` for a shift without a bound.
         max_input: B, positive, or ``None`` for a network that sees ``x1`` itself.
 
@@ -110,13 +112,15 @@ class AffineCoupling(_Coupling):
         edge_bias: bool = True,
         actnorm: bool = True,
         max_log_scale: float = MAX_LOG_SCALE,
+        num_steps: int = 1,
         max_shift: float | None = MAX_SHIFT,
         max_input: float | None = MAX_INPUT,
     ) -> None:
         super().__init__(num_channels, hidden_channels, edge_bias=edge_bias, actnorm=actnorm)
         for name, bound in {"max_log_scale": max_log_scale, "max_shift": max_shift, "max_input": max_input}.items():
             require_bound(name, bound)
-        self.max_log_scale, self.max_shift, self.max_input = max_log_scale, max_shift, max_input
+        self.max_log_scale = shared_bound(max_log_scale, num_steps)
+        self.max_shift, self.max_input = max_shift, max_input
 
     def transform(self, x2: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._shift_and_log_scale(outputs)

@@ -14,7 +14,7 @@ from flows.layers.base import Composite, Layer, require_channels
 from flows.layers.conv1x1 import Conv1x1, Parametrization
 from flows.layers.networks import WEIGHT_DEVIATION
 from flows.layers.weight_cache import WeightCache
-from flows.numerics import MAX_LOG_SCALE, MAX_SHIFT, per_image_sum, require_bound
+from flows.numerics import MAX_LOG_SCALE, MAX_SHIFT, per_image_sum, require_bound, shared_bound
 from flows.solvers.masked import (
     MaskedNetwork,
     MaskedSolver,
@@ -74,7 +74,8 @@ class MaskedAutoregressiveTransform(Layer):
     """Scales and shifts every number by amounts that a masked network reads off all the numbers before it.
 
     The order: pixels in reading order and, within a pixel, channels ascending; ``reverse=True`` takes exactly the
-    reverse of it. Map: ``z = x exp(s) + t`` with ``s = m tanh(h / m)`` and ``t = M tanh(mu / M)``. Here ``mu`` and
+    reverse of it. Map: ``z = x exp(s) + t`` with ``s = m tanh(h / m)``, ``m = max_log_scale min(1, 8 / num_steps)``
+    and ``t = M tanh(mu / M)``. Here ``mu`` and
     ``h`` are the even and odd outputs of a masked 3x3 -> 1x1 -> 3x3 convolutional network with ReLU between, applied to
     ``x``. At any number they depend on earlier ones only, so that the Jacobian is triangular. Log-det: ``sum s``.
     Inverse: substitution, number by number (:mod:`flows.solvers.masked`).
@@ -93,8 +94,9 @@ class MaskedAutoregressiveTransform(Layer):
         hidden_channels: U, at least 1; below C some channels share what the network says of their own pixel.
         reverse: take the reverse order.
         solver: ``"torch"`` or ``"compiled"`` for the inverse; ``None`` chooses by device.
-        max_log_scale: m, positive, in nats; ``None`` takes the paper's scale, ``s = log sigmoid(h + 2)``, which has no
-            lower bound.
+        max_log_scale: m in a level of at most 8 steps, positive, in nats; ``None`` takes the paper's scale,
+            ``s = log sigmoid(h + 2)``, which has no lower bound.
+        num_steps: D, the number of steps in the layer's level, which :class:`flows.Flow` fills in.
         max_shift: M, positive; ``None`` for a shift without a bound, as in the paper.
 
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``, any H and W.
@@ -123,6 +125,7 @@ class MaskedAutoregressiveTransform(Layer):
         reverse: bool = False,
         solver: str | None = None,
         max_log_scale: float | None = MAX_LOG_SCALE,
+        num_steps: int = 1,
         max_shift: float | None = MAX_SHIFT,
     ) -> None:
         super().__init__()
@@ -134,7 +137,7 @@ class MaskedAutoregressiveTransform(Layer):
         if solver is not None:
             find_masked_backend(solver)
         self.reverse, self.solver = reverse, solver
-        self.max_log_scale, self.max_shift = max_log_scale, max_shift
+        self.max_log_scale, self.max_shift = shared_bound(max_log_scale, num_steps), max_shift
         position = torch.arange(num_channels)
         if reverse:
             position = position.flip(0)
@@ -183,7 +186,8 @@ class MaskedAutoregressiveFlow(Composite):
         hidden_channels: of each masked network, at least 1.
         parametrization: of the 1x1, see :class:`Conv1x1`.
         solver: ``"torch"`` or ``"compiled"`` for the inverse; ``None`` chooses by device.
-        max_log_scale, max_shift: see :class:`MaskedAutoregressiveTransform`; both ``None`` for the paper's layer.
+        max_log_scale, num_steps, max_shift: see :class:`MaskedAutoregressiveTransform`; bounds of ``None`` give the
+            paper's layer.
 
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``, any H and W.
 
@@ -208,6 +212,7 @@ class MaskedAutoregressiveFlow(Composite):
         parametrization: Parametrization = "plain",
         solver: str | None = None,
         max_log_scale: float | None = MAX_LOG_SCALE,
+        num_steps: int = 1,
         max_shift: float | None = MAX_SHIFT,
     ) -> None:
         super().__init__()
@@ -218,6 +223,7 @@ class MaskedAutoregressiveFlow(Composite):
             hidden_channels,
             solver=solver,
             max_log_scale=max_log_scale,
+            num_steps=num_steps,
             max_shift=max_shift,
         )
         self.forward_order, self.reverse_order = make(), make(reverse=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +31,8 @@ class Flow(nn.Module):
 
     Args:
         image_shape: (channels, height, width) of the images; height and width divisible by ``2^num_levels``.
-        mixing: makes the mixing layer of a step from the number of channels.
-        coupling: makes the coupling layer of a step from the number of channels and ``hidden_channels``.
+        mixing: makes the mixing layer of a step from the number of channels. A parameter ``num_steps`` gets D.
+        coupling: makes the coupling layer of a step from the number of channels and ``hidden_channels``; likewise.
         num_levels: L, at least 1.
         num_steps: D, at least 1.
         hidden_channels: width of the coupling networks.
@@ -50,8 +52,8 @@ class Flow(nn.Module):
     def __init__(
         self,
         image_shape: Sequence[int],
-        mixing: Callable[[int], Layer],
-        coupling: Callable[[int, int], Layer],
+        mixing: Callable[..., Layer],
+        coupling: Callable[..., Layer],
         num_levels: int = 3,
         num_steps: int = 32,
         hidden_channels: int = 512,
@@ -75,7 +77,11 @@ class Flow(nn.Module):
         for level in range(num_levels):
             num_channels, height, width = 4 * num_channels, height // 2, width // 2
             steps = [
-                FlowStep(num_channels, mixing(num_channels), coupling(num_channels, hidden_channels))
+                FlowStep(
+                    num_channels,
+                    _made(mixing, num_channels, num_steps=num_steps),
+                    _made(coupling, num_channels, hidden_channels, num_steps=num_steps),
+                )
                 for _ in range(num_steps)
             ]
             self.levels.append(Sequential(Squeeze(), *steps))
@@ -284,6 +290,12 @@ class Flow(nn.Module):
         shapes = [tuple(z.shape[1:]) for z in latents]
         if shapes != self.latent_shapes:
             raise InputError(f"latents must have the shapes {self.latent_shapes} behind the batch, not {shapes}")
+
+
+def _made(factory: Callable[..., Layer], *arguments: int, **offers: Any) -> Layer:
+    """What the factory makes; of the offers it gets those that it has a parameter for and no value yet."""
+    unset = inspect.signature(factory).parameters.keys() - getattr(factory, "keywords", {}).keys()
+    return factory(*arguments, **{name: offers[name] for name in offers.keys() & unset})
 
 
 def _checked_shape(image_shape: Sequence[int], num_levels: int) -> tuple[int, int, int]:
