@@ -20,13 +20,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from flows import Flow, InputError, NonFiniteError, load_flow
+from flows import InputError, NonFiniteError, load_flow
 from flows.checkpoint import find_checkpoint
 from flows.cli import entry, report
 from flows.cli.images import held_out_images, user_images
 from flows.cli.runs import pick_device, require_seed
 from flows.files import atomic_write
-from flows.models.glow import Latents, describe_lost
+from flows.models.base import DensityModel, Latents, describe_lost
 from flows.models.interpolation import spherical
 from flows.notices import warn
 from flows.pictures import grid, save_png
@@ -46,7 +46,7 @@ class Decoded:
     lost: dict[int, str]
 
     @classmethod
-    def of(cls, flow: Flow, batches: Iterable[Latents]) -> Decoded:
+    def of(cls, flow: DensityModel, batches: Iterable[Latents]) -> Decoded:
         """Decode some batches of latents."""
         images: list[Tensor] = []
         lost: dict[int, str] = {}
@@ -95,7 +95,7 @@ def sample(cfg: DictConfig) -> None:
     report.show_paths([("checkpoint", checkpoint), ("picture", png), ("images", npz)])
 
 
-def draw_samples(flow: Flow, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, int]:
+def draw_samples(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, int]:
     """``num_samples`` samples; the pictures depend on the seed, not on the batch size or the device."""
     if cfg.images is not None:
         raise InputError("images= belongs to mode=interpolate and mode=reconstruct")
@@ -112,7 +112,7 @@ def draw_samples(flow: Flow, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded
 
 
 @torch.no_grad()
-def interpolate(flow: Flow, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, int]:
+def interpolate(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, int]:
     """Rows of images on the great circle between the latents of two images; the ends are the two images."""
     images = _given_images(flow, checkpoint, cfg)
     if len(images) < 2 or len(images) % 2:
@@ -123,7 +123,7 @@ def interpolate(flow: Flow, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded,
 
 
 @torch.no_grad()
-def reconstruct(flow: Flow, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, int]:
+def reconstruct(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, int]:
     """Each image beside its ``decode(encode(image))``; says how many values differ."""
     images = _given_images(flow, checkpoint, cfg)
     images = flow.dequantizer.reduce(images)  # the bits that the flow models
@@ -139,7 +139,7 @@ def reconstruct(flow: Flow, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded,
     return Decoded(pairs, finite, {2 * index + 1: layer for index, layer in restored.lost.items()}), COLUMNS
 
 
-def _given_images(flow: Flow, checkpoint: Path, cfg: DictConfig) -> Tensor:
+def _given_images(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> Tensor:
     """The user's images, or as many of the held-out ones as the run's data has, at most ``num_samples``."""
     if cfg.images is not None:
         _, images = user_images(Path(cfg.images), flow.image_shape)
@@ -147,7 +147,7 @@ def _given_images(flow: Flow, checkpoint: Path, cfg: DictConfig) -> Tensor:
     return held_out_images(checkpoint, min(cfg.num_samples, 16))
 
 
-MODES: dict[str, Callable[[Flow, Path, DictConfig], tuple[Decoded, int]]] = {
+MODES: dict[str, Callable[[DensityModel, Path, DictConfig], tuple[Decoded, int]]] = {
     "sample": draw_samples,
     "interpolate": interpolate,
     "reconstruct": reconstruct,

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from datamodules import ImageDataModule
-from flows import Flow, InputError, NonFiniteError, load_flow, signals
+from flows import InputError, NonFiniteError, load_flow, signals
 from flows.callbacks import LastCheckpoint, RandomStates, Rollback
 from flows.checkpoint import CHECKPOINTS, FORMAT, Weights, find_checkpoint, read_checkpoint
 from flows.checkpoint_io import AtomicCheckpointIO
@@ -43,6 +43,7 @@ from flows.loggers import WandbLogger, log_checkpoint
 from flows.measures.bits_per_dim import Score, bits_per_dim
 from flows.measures.codecs import codec_bits_per_dim
 from flows.measures.diagnostics import count_not_finite, count_parameters
+from flows.models.base import DensityModel
 from flows.numerics import set_matmul_precision
 from flows.pictures import grid, save_png, side_by_side
 from flows.randomness import Stream, generator_for
@@ -317,7 +318,7 @@ def _conclude(
         raise InputError(f"the run finished, but {', '.join(missing)} vanished meanwhile")
 
 
-def _sheets_of_samples(flow: Flow) -> dict[str, Tensor]:
+def _sheets_of_samples(flow: DensityModel) -> dict[str, Tensor]:
     """A sheet of samples at temperature 1, and one of the same latents at temperature 0.7, by their labels."""
     sheets = {}
     for temperature in (1.0, 0.7):

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.program import add_device, conclude, new_parser, pick_device, run, say, show_machine
-from flows import Flow, load_flow
+from flows import load_flow
 from flows.measures.diagnostics import sample_health
+from flows.models.base import DensityModel
 
 COUNTS = {"noise": 4000, "bright pixel": 4000, "checkerboard": 1900, "constant": 100}
 """Images of each kind."""
@@ -65,7 +66,7 @@ KINDS: dict[str, Callable[[int, tuple[int, int, int], torch.Generator], Tensor]]
 
 
 @torch.no_grad()
-def count_returned(flow: Flow, images: Tensor) -> int:
+def count_returned(flow: DensityModel, images: Tensor) -> int:
     """Number of images that come back exactly."""
     returned = 0
     for batch in flow.dequantizer.reduce(images).split(BATCH):
@@ -74,7 +75,7 @@ def count_returned(flow: Flow, images: Tensor) -> int:
     return returned
 
 
-def measure(flow: Flow, num_samples: int) -> dict[str, float]:
+def measure(flow: DensityModel, num_samples: int) -> dict[str, float]:
     """All figures of one flow."""
     health = sample_health(flow, num_samples, batch_size=BATCH)
     figures: dict[str, float] = {

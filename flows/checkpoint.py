@@ -22,7 +22,10 @@ import torch
 from flows.errors import InputError, first_line
 from flows.instantiation import build_trusted
 from flows.layers import Layer
-from flows.models.glow import Flow
+from flows.layers.networks import Network
+from flows.models.base import DensityModel
+from flows.models.dequantizers import Dequantizer
+from flows.models.priors import Prior
 
 FORMAT = 2
 """Version of the project's entries in a checkpoint."""
@@ -151,7 +154,7 @@ def load_flow(
     weights: Weights = "raw",
     device: torch.device | str = "cpu",
     packages: Sequence[str] = ("flows",),
-) -> Flow:
+) -> DensityModel:
     """Load a trained flow from a checkpoint file alone.
 
     Args:
@@ -179,13 +182,13 @@ def load_flow(
     return flow.to(device).eval()
 
 
-def build_flow(config: dict[str, Any], packages: Sequence[str] = ("flows",)) -> Flow:
+def build_flow(config: dict[str, Any], packages: Sequence[str] = ("flows",)) -> DensityModel:
     """The untrained flow that a stored configuration describes; see :func:`load_flow`."""
     if not isinstance(config.get("model"), dict):
         raise InputError("the stored configuration has no model")
-    flow = build_trusted(config["model"], allowed=(Flow, Layer), packages=packages)
-    if not isinstance(flow, Flow):
-        raise InputError(f"the stored configuration describes a {type(flow).__name__}, not a flow")
+    flow = build_trusted(config["model"], allowed=(DensityModel, Layer, Network, Prior, Dequantizer), packages=packages)
+    if not isinstance(flow, DensityModel):
+        raise InputError(f"the stored configuration describes a {type(flow).__name__}, not a model")
     return flow
 
 

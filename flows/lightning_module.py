@@ -1,4 +1,4 @@
-"""The flow as Lightning sees it. No mathematics here: what is computed is in :mod:`flows.models.glow`."""
+"""The flow as Lightning sees it. No mathematics here: what is computed is in :mod:`flows.models`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from flows.measures.diagnostics import gradient_norm
-from flows.models.glow import Flow
-from flows.randomness import Stream, evaluation_noise, generator_for
+from flows.models.base import DensityModel
+from flows.randomness import Stream, draw_noise, evaluation_noise, generator_for
 
 Batch = tuple[Tensor, Tensor]
 """Images (uint8, ``(B, C, H, W)``) and their indices in the split (int64, ``(B,)``)."""
@@ -24,7 +24,7 @@ ScheduleFactory = Callable[[Optimizer], LRScheduler]
 
 
 class FlowModule(pl.LightningModule):
-    """Trains a :class:`flows.Flow` by maximum likelihood.
+    """Trains a :class:`flows.models.base.DensityModel` by maximum likelihood.
 
     Logs ``train/bits_per_dim`` and ``train/gradient_norm`` at every step, ``val/bits_per_dim`` at every validation.
     A step's batch is spread over the devices and over the batches that each of them accumulates. Its noise depends on
@@ -38,7 +38,9 @@ class FlowModule(pl.LightningModule):
         seed: of the dequantisation noise in training, at least 0.
     """
 
-    def __init__(self, flow: Flow, optimizer: OptimizerFactory, schedule: ScheduleFactory, seed: int = 0) -> None:
+    def __init__(
+        self, flow: DensityModel, optimizer: OptimizerFactory, schedule: ScheduleFactory, seed: int = 0
+    ) -> None:
         super().__init__()
         self.flow = flow
         self.make_optimizer, self.make_schedule = optimizer, schedule
@@ -75,7 +77,8 @@ class FlowModule(pl.LightningModule):
         counters = self.seed, self.current_epoch, batch_idx // num_parts, 0
         generator = generator_for(Stream.TRAINING_NOISE, *counters, device=images.device)
         shape = (len(images) * num_parts * num_ranks, *images.shape[1:])
-        noise = torch.rand(shape, generator=generator, device=images.device, dtype=self.flow.dtype)
+        kind = self.flow.dequantizer.noise
+        noise = draw_noise(kind, shape, generator, device=images.device, dtype=self.flow.dtype)
         return noise[rank::num_ranks][part * len(images) : (part + 1) * len(images)]
 
     def _part_of_step(self, batch_idx: int) -> tuple[int, int]:
@@ -99,4 +102,5 @@ class FlowModule(pl.LightningModule):
     def bits_per_dim(self, batch: Batch) -> Tensor:
         """Bits/dim of the images of an evaluation batch, with each image's own noise."""
         images, indices = batch
-        return self.flow.bits_per_dim(images, evaluation_noise(indices, self.flow.image_shape).to(self.device))
+        noise = evaluation_noise(self.flow.dequantizer.noise, indices, self.flow.image_shape)
+        return self.flow.bits_per_dim(images, noise.to(self.device))

@@ -7,11 +7,16 @@ depends neither on the batch size nor on the number of devices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Noise = Literal["uniform", "normal"]
+"""Kinds of dequantisation noise: U[0, 1) or N(0, 1) for every pixel and channel."""
 
 
 class Stream(IntEnum):
@@ -34,17 +39,31 @@ def generator_for(stream: Stream, seed: int, *counters: int, device: torch.devic
     return torch.Generator(device).manual_seed(int(state[0]))
 
 
-def evaluation_noise(indices: Tensor, image_shape: tuple[int, ...], seed: int = 0, draw: int = 0) -> Tensor:
-    """Dequantisation noise in [0, 1) for the images with these indices, ``(B,) -> (B, *image_shape)``, on the CPU.
+def draw_noise(
+    kind: Noise,
+    shape: Sequence[int],
+    generator: torch.Generator | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Dequantisation noise; the generator is on the device."""
+    draw = torch.rand if kind == "uniform" else torch.randn
+    return draw(tuple(shape), generator=generator, device=device, dtype=dtype)
+
+
+def evaluation_noise(
+    kind: Noise, indices: Tensor, image_shape: tuple[int, ...], seed: int = 0, draw: int = 0
+) -> Tensor:
+    """Dequantisation noise for the images with these indices, ``(B,) -> (B, *image_shape)``, on the CPU.
 
     Args:
+        kind: what the model's dequantiser takes.
         indices: int64, at least 0.
         image_shape: (channels, height, width).
         seed: of the evaluation.
         draw: 0 for the first noise of an image, 1 for another one that is independent of it, and so on.
     """
     further = [draw] if draw else []
-    noise = torch.empty(len(indices), *image_shape)
-    for target, index in zip(noise, indices.tolist(), strict=True):
-        torch.rand(image_shape, generator=generator_for(Stream.EVALUATION_NOISE, seed, index, *further), out=target)
-    return noise
+    generators = [generator_for(Stream.EVALUATION_NOISE, seed, index, *further) for index in indices.tolist()]
+    return torch.stack([draw_noise(kind, image_shape, generator) for generator in generators])

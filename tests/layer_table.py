@@ -7,6 +7,7 @@ import pkgutil
 from functools import partial
 
 from flows.layers import ActNorm, AffineCoupling, Conv1x1, EmergingConv2d, FlowStep, Sequential, Squeeze
+from flows.layers.networks import GlowNetwork
 from flows.models.priors import LearnedGaussian, StandardGaussian, Standardize
 
 
@@ -19,8 +20,11 @@ LAYERS = {
     "actnorm": (layer("ActNorm", 3), (3, 4, 5)),
     "additive coupling": (layer("AdditiveCoupling", 4, 6), (4, 4, 5)),
     "affine coupling": (layer("AffineCoupling", 4, 6), (4, 4, 5)),
-    "affine coupling without edge bias": (layer("AffineCoupling", 4, 6, edge_bias=False), (4, 3, 5)),
-    "affine coupling without actnorm": (layer("AffineCoupling", 4, 6, actnorm=False), (4, 3, 5)),
+    "affine coupling without edge bias": (
+        layer("AffineCoupling", 4, 6, partial(GlowNetwork, edge_bias=False)),
+        (4, 3, 5),
+    ),
+    "affine coupling without actnorm": (layer("AffineCoupling", 4, 6, partial(GlowNetwork, actnorm=False)), (4, 3, 5)),
     "affine coupling without a bounded shift": (layer("AffineCoupling", 4, 6, max_shift=None), (4, 3, 5)),
     "sigmoid coupling": (layer("SigmoidCoupling", 4, 6), (4, 4, 5)),
     "autoregressive lower": (layer("AutoregressiveConv2d", 3), (3, 4, 5)),

@@ -16,12 +16,11 @@ from flows.layers import (
 )
 from flows.measures.budget import ParameterCount
 from flows.measures.diagnostics import count_parameters
+from flows.models.priors import LEARNED, StandardPrior
 
 
-def flow_of(mixing, num_levels, num_steps, learn_prior=True):
-    return lambda width: Flow(
-        (3, 32, 32), mixing, AffineCoupling, num_levels, num_steps, width, learn_prior=learn_prior
-    )
+def flow_of(mixing, num_levels, num_steps, prior=LEARNED):
+    return lambda width: Flow((3, 32, 32), mixing, AffineCoupling, num_levels, num_steps, width, prior=prior)
 
 
 @pytest.mark.parametrize(
@@ -36,23 +35,23 @@ def test_the_polynomial_counts_every_width(mixing):
 
 
 @pytest.mark.parametrize(
-    ("mixing", "num_levels", "num_steps", "learn_prior", "width", "parameters"),
+    ("mixing", "num_levels", "num_steps", "prior", "width", "parameters"),
     [  # the paper counts 82,944 more wherever the prior is learned: a convolution that it computes and does not use
-        (EmergingConv2d, 2, 8, False, 510, 6_300_960),
-        (EmergingConv2d, 3, 8, True, 507, 11_218_116 - 82_944),
-        (EmergingConv2d, 3, 4, True, 507, 5_652_876 - 82_944),
+        (EmergingConv2d, 2, 8, StandardPrior(), 510, 6_300_960),
+        (EmergingConv2d, 3, 8, LEARNED, 507, 11_218_116 - 82_944),
+        (EmergingConv2d, 3, 4, LEARNED, 507, 5_652_876 - 82_944),
     ],
 )
-def test_the_paper_s_pairs(mixing, num_levels, num_steps, learn_prior, width, parameters):
-    budget = ParameterCount.of(flow_of(Conv1x1, num_levels, num_steps, learn_prior))(512)
-    count = ParameterCount.of(flow_of(mixing, num_levels, num_steps, learn_prior))
+def test_the_paper_s_pairs(mixing, num_levels, num_steps, prior, width, parameters):
+    budget = ParameterCount.of(flow_of(Conv1x1, num_levels, num_steps, prior))(512)
+    count = ParameterCount.of(flow_of(mixing, num_levels, num_steps, prior))
     assert count.width_for(budget) == width
     assert count(width) == parameters
 
 
 def test_the_paper_s_periodic_width_is_the_nearest_too():
     """A periodic filter has 9 C^2 entries; emerging 8 C^2 + C: a 1x1, and two halves whose centre is a triangle."""
-    periodic = ParameterCount.of(flow_of(PeriodicConv2d, 2, 8, learn_prior=False))
+    periodic = ParameterCount.of(flow_of(PeriodicConv2d, 2, 8, prior=StandardPrior()))
     assert periodic.width_for(6_300_960) == 510
     assert periodic(510) - 6_300_960 == 8 * sum(channels**2 - channels for channels in (12, 24))
 

@@ -220,7 +220,7 @@ def test_a_stored_configuration_builds_only_classes_of_this_project(tmp_path, ta
 
 
 def test_a_stored_configuration_resolves_nothing(tmp_path):
-    torch.save(content(MODEL | {"num_bits": "${oc.env:HOME}"}), tmp_path / "some.ckpt")
+    torch.save(content(MODEL | {"num_levels": "${oc.env:HOME}"}), tmp_path / "some.ckpt")
     with pytest.raises(InputError, match="interpolation"):
         load_flow(tmp_path / "some.ckpt")
 

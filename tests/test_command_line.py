@@ -46,7 +46,7 @@ def test_every_mixing_layer_builds_a_flow(mixing):
 
 
 def test_values_reach_what_they_configure():
-    config = compose("model.num_levels=3", "mixing=conv1x1_qr", "mixing.num_reflections=2", "coupling.edge_bias=false")
+    config = compose("model.num_levels=3", "mixing=conv1x1_qr", "mixing.num_reflections=2", "network.edge_bias=false")
     flow = build(config["model"])
     step = flow.steps()[0][1]
     assert len(flow.levels) == 3
@@ -89,7 +89,7 @@ def test_good_command_lines_pass(arguments):
         (["model.num_levels=three"], ["model.num_levels must be an integer", "'three'"]),
         (["model.num_levels=2.5"], ["model.num_levels must be an integer", "2.5"]),
         (["optimizer.lr=fast"], ["optimizer.lr must be a number", "'fast'"]),
-        (["model.learn_prior=1"], ["model.learn_prior must be true or false"]),
+        (["network.edge_bias=1"], ["network.edge_bias must be true or false"]),
         (["mixing=conv1x1", "mixing.parametrization=lu"], ["mixing.parametrization must be 'plain' or 'plu' or 'qr'"]),
         (["+mixing.kernl_size=3"], ["kernl_size", "did you mean 'kernel_size'"]),
         (["+trainer.max_epoch=3"], ["max_epoch", "did you mean 'max_epochs'"]),

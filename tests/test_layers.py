@@ -21,7 +21,7 @@ from flows.layers import (
     SigmoidCoupling,
     Squeeze,
 )
-from flows.layers.networks import CouplingNetwork, PaddedConv2d
+from flows.layers.networks import GlowNetwork, PaddedConv2d
 from flows.measures.diagnostics import count_parameters
 from flows.models.initialization import initialize_from_data
 
@@ -148,7 +148,7 @@ def test_couplings_take_shift_and_scale_from_even_and_odd_channels():
 def test_coupling_network_has_the_papers_number_of_parameters():
     # Glow's width 512 on 6 channels: (6+1) 9 512 + 2 512, 512^2 + 2 512, (512+1) 9 12 + 2 12
     expected = 7 * 9 * 512 + 2 * 512 + 512**2 + 2 * 512 + 513 * 9 * 12 + 2 * 12
-    assert count_parameters(CouplingNetwork(6, 512, 12)) == expected
+    assert count_parameters(GlowNetwork(6, 512, 12)) == expected
 
 
 # -- 1x1 convolutions --------------------------------------------------------------------------------------------------

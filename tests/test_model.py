@@ -24,7 +24,7 @@ from flows.measures.bits_per_dim import bits_per_dim
 from flows.measures.diagnostics import count_parameters, first_non_finite, layer_gain, mixing_gains, round_trip_error
 from flows.models.dequantizers import UniformDequantizer
 from flows.models.interpolation import spherical
-from flows.models.priors import FactorOut
+from flows.models.priors import FactorOut, LearnedPrior, StandardPrior
 from flows.randomness import Stream, evaluation_noise, generator_for
 from flows.solvers import IllConditionedWarning
 
@@ -65,11 +65,11 @@ def random_images(num_images, shape, seed=0):
 # -- the bijection -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("learn_prior", [True, False])
+@pytest.mark.parametrize("prior", [LearnedPrior(), StandardPrior()], ids=["learned", "standard"])
 @pytest.mark.parametrize("coupling", [AffineCoupling, AdditiveCoupling])
 @pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
-def test_whole_flow_against_autodiff(mixing, coupling, learn_prior):
-    flow = tiny(mixing=mixing, coupling=coupling, learn_prior=learn_prior).double()
+def test_whole_flow_against_autodiff(mixing, coupling, prior):
+    flow = tiny(mixing=mixing, coupling=coupling, prior=prior).double()
     v = torch.rand(2, 1, 4, 8, dtype=torch.float64) - 0.5
 
     def flat(v):
@@ -96,7 +96,7 @@ def test_any_latent_is_some_image_s():
 
 @pytest.mark.parametrize("mixing", [Conv1x1, EmergingConv2d, PeriodicConv2d])
 def test_flow_of_affine_layers_is_a_multivariate_normal(mixing):
-    flow = tiny(mixing=mixing, coupling=Identity, num_levels=1, learn_prior=False, margin=None).double()
+    flow = tiny(mixing=mixing, coupling=Identity, num_levels=1, prior=StandardPrior(), margin=None).double()
     zero = torch.zeros(1, 1, 4, 8, dtype=torch.float64)
     matrix = torch.autograd.functional.jacobian(lambda v: flow(v)[0][0], zero).reshape(32, 32)
     mean = flow.inverse([torch.zeros_like(z) for z in flow(zero)[0]]).flatten()
@@ -124,8 +124,8 @@ def test_mixing_layers_are_not_shared_between_steps():
 
 
 def test_parameter_counts_are_the_papers():
-    assert count_parameters(Flow((3, 32, 32), Conv1x1, AffineCoupling, 2, 8, 512, learn_prior=False)) == 6_300_960
-    emerging = Flow((3, 32, 32), EmergingConv2d, AffineCoupling, 2, 8, 510, learn_prior=False)
+    assert count_parameters(Flow((3, 32, 32), Conv1x1, AffineCoupling, 2, 8, 512, prior=StandardPrior())) == 6_300_960
+    emerging = Flow((3, 32, 32), EmergingConv2d, AffineCoupling, 2, 8, 510, prior=StandardPrior())
     assert count_parameters(emerging) == 6_300_960
     # 82,944 weights of the paper's count convolve an image of zeros (flows.models.priors.LearnedGaussian).
     assert count_parameters(Flow((3, 32, 32), Conv1x1, AffineCoupling, 3, 8, 512)) == 11_216_628 - 82_944
@@ -164,7 +164,9 @@ def test_learned_priors_start_as_standard_normals():
 
 @pytest.mark.parametrize("num_bits", range(1, 9))
 def test_uniform_density_costs_exactly_num_bits(num_bits):
-    assert UniformDequantizer(num_bits).bits_per_dim(torch.zeros(3), 3072).tolist() == [num_bits] * 3
+    flow = tiny(dequantizer=partial(UniformDequantizer, num_bits=num_bits))
+    flow.log_prob = lambda v: torch.zeros(len(v))
+    assert flow.bits_per_dim(random_images(3, (1, 4, 8))).tolist() == [num_bits] * 3
 
 
 @pytest.mark.parametrize("num_bits", range(1, 9))
@@ -172,10 +174,11 @@ def test_every_pixel_survives_any_noise(num_bits):
     dequantizer = UniformDequantizer(num_bits)
     images = torch.arange(256, dtype=torch.uint8)
     for noise in (0.0, 0.5, 1 - 2**-10, 1 - 2**-24):  # the last is the largest that torch.rand gives
-        v = dequantizer.dequantize(images, noise)
+        v, log_q = dequantizer(images[:, None, None, None], torch.full((256, 1, 1, 1), noise))
+        assert not log_q.any()
         assert v.min() >= -0.5
         assert v.max() < 0.5
-        assert torch.equal(dequantizer.quantize(v), dequantizer.reduce(images))
+        assert torch.equal(dequantizer.quantize(v).flatten(), dequantizer.reduce(images))
     assert len(dequantizer.reduce(images).unique()) == 2**num_bits
 
 
@@ -185,7 +188,7 @@ def test_fewer_bits_drop_the_low_ones():
     assert UniformDequantizer(8).reduce(images).tolist() == images.tolist()
 
 
-def test_values_outside_go_to_the_nearest_level():
+def test_values_outside_go_to_the_nearest_bin():
     assert UniformDequantizer().quantize(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
 
 
@@ -201,7 +204,7 @@ def test_only_uint8_images_are_accepted():
 
 
 def test_bits_per_dim_is_the_change_of_variables_by_hand():
-    flow = tiny(num_bits=5)
+    flow = tiny(dequantizer=partial(UniformDequantizer, num_bits=5))
     images, noise = random_images(3, (1, 4, 8)), torch.rand(3, 1, 4, 8)
     v = (images // 8 + noise) / 32 - 0.5
     expected = -(flow.log_prob(v) - 32 * math.log(32)) / (32 * math.log(2))
@@ -245,7 +248,7 @@ def test_training_brings_the_score_down():
 @pytest.mark.parametrize("num_bits", [8, 3])
 @pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
 def test_decoding_the_encoding_gives_the_image_back(mixing, num_bits):
-    flow = tiny((3, 8, 16), mixing=mixing, num_bits=num_bits)
+    flow = tiny((3, 8, 16), mixing=mixing, dequantizer=partial(UniformDequantizer, num_bits=num_bits))
     images = random_images(4, (3, 8, 16))
     flow.initialize(images)
     with torch.no_grad():
@@ -313,7 +316,7 @@ def test_sampling_that_overflows_raises():
         (dict(num_levels=0), "num_levels"),
         (dict(num_steps=0), "num_steps"),
         (dict(hidden_channels=0), "hidden_channels"),
-        (dict(num_bits=9), "num_bits"),
+        (dict(dequantizer=partial(UniformDequantizer, num_bits=9)), "num_bits"),
     ],
 )
 def test_flow_refuses_wrong_arguments(options, message):
@@ -361,12 +364,12 @@ def test_interpolation_between_parallel_latents_is_straight():
 
 
 def test_noise_of_an_image_depends_on_its_index_alone():
-    together = evaluation_noise(torch.tensor([3, 1, 4]), (2, 3))
-    assert torch.equal(together[1], evaluation_noise(torch.tensor([1]), (2, 3))[0])
-    assert not torch.equal(together, evaluation_noise(torch.tensor([3, 1, 4]), (2, 3), seed=1))
+    together = evaluation_noise("uniform", torch.tensor([3, 1, 4]), (2, 3))
+    assert torch.equal(together[1], evaluation_noise("uniform", torch.tensor([1]), (2, 3))[0])
+    assert not torch.equal(together, evaluation_noise("uniform", torch.tensor([3, 1, 4]), (2, 3), seed=1))
     assert together.min() >= 0
     assert together.max() < 1
-    again = evaluation_noise(torch.tensor([3, 1, 4]), (2, 3), draw=1)
+    again = evaluation_noise("uniform", torch.tensor([3, 1, 4]), (2, 3), draw=1)
     assert not any(torch.equal(first, second) for first, second in zip(together, again, strict=True))
 
 
@@ -374,6 +377,7 @@ class LinearDensity:
     """A flow's face over one-pixel images whose density in a bin is ``2 u``: the bin has probability 1, 0 bits."""
 
     num_dims, image_shape, device, dtype = 1, (1, 1, 1), torch.device("cpu"), torch.float32
+    dequantizer = UniformDequantizer()
 
     def bits_per_dim(self, images, noise):
         return -torch.log2(2 * noise).flatten()
@@ -394,7 +398,7 @@ def test_one_draw_is_the_usual_bound_and_fewer_are_refused():
     flow = Flow((3, 4, 4), Conv1x1, AffineCoupling, 1, 1, 4)
     images = torch.randint(256, (6, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     indices = torch.arange(6)
-    expected = flow.bits_per_dim(images, evaluation_noise(indices, flow.image_shape))
+    expected = flow.bits_per_dim(images, evaluation_noise("uniform", indices, flow.image_shape))
     torch.testing.assert_close(bits_per_dim(flow, [(images, indices)]), expected.detach().double(), atol=1e-6, rtol=0)
     with pytest.raises(InputError, match="num_samples must be at least 1"):
         bits_per_dim(flow, [(images, indices)], num_samples=0)

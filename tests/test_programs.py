@@ -118,7 +118,7 @@ def unsafe(trained):
     """The run's checkpoint with weights by which five of the first 25 samples of seed 0 overflow."""
     folder, _ = trained
     content = torch.load(folder / "runs/first/checkpoints/best.ckpt", weights_only=True)
-    content["config"]["model"]["prior_max_log_scale"] = None
+    content["config"]["model"]["prior"]["max_log_scale"] = None
     weights = content["current_model_state"]["flow.factor_outs.0.gaussian.convolution.convolution.weight"]
     weights[1, 0, 1, 1] = 1.0  # a log standard deviation
     torch.save(content, folder / "unsafe.ckpt")

@@ -35,10 +35,14 @@ MIXINGS = {
 }
 
 
+LEARNED = {"_target_": "flows.models.priors.LearnedPrior"}
+BITS = {bits: {"_target_": "flows.models.dequantizers.UniformDequantizer", "num_bits": bits} for bits in (5, 8)}
+
+
 def write_run(folder, mixing="1x1", seed=1, score=3.5, *, data="photos", finished=True, config=(), results=(), **model):
     """A run folder as train.py leaves it, without checkpoints. ``config``: further dotted keys, set to these values."""
     folder.mkdir(parents=True)
-    model = {"num_levels": 2, "num_steps": 4, "hidden_channels": 64, "num_bits": 8, "learn_prior": True, **model}
+    model = {"num_levels": 2, "num_steps": 4, "hidden_channels": 64, "prior": LEARNED, "dequantizer": BITS[8], **model}
     content = {
         "data": {"_target_": "datamodules.X", "collection": data, "batch_size": 32, "seed": seed, "num_workers": 0},
         "mixing": MIXINGS[mixing],
@@ -175,7 +179,7 @@ def test_runs_that_differ_in_seed_and_place_alone_are_one_row(runs):
         {"results": {"num_noise_samples": 16}},
         {"results": {"num_images": 10}},
         {"results": {"selection_note": "selected on the test images"}},
-        {"num_bits": 5},
+        {"dequantizer": BITS[5]},
     ],
     ids=str,
 )
@@ -277,7 +281,7 @@ def test_the_papers_figure_stands_beside_its_own_configuration_only(tmp_path):
     write_run(tmp_path / "a", "1x1", **paper, hidden_channels=512)
     write_run(tmp_path / "b", "emerging", **paper, hidden_channels=507)
     write_run(tmp_path / "c", "emerging", **paper, hidden_channels=64)
-    write_run(tmp_path / "d", "emerging", **paper, hidden_channels=507, num_bits=5)
+    write_run(tmp_path / "d", "emerging", **paper, hidden_channels=507, dequantizer=BITS[5])
     report = report_on(tmp_path)
     table = section(report, "Results on cifar10 (house splits)").tables[0]
     assert table.header[-1].startswith("the paper")

@@ -21,7 +21,7 @@ from flows.layers import (
     Sequential,
     Shuffle,
 )
-from flows.layers.networks import CouplingNetwork
+from flows.layers.networks import GlowNetwork
 from flows.layers.weight_cache import _same_on_device, same_contents
 from flows.models import prepared_inverse
 from flows.models.pixel_map import PixelMap
@@ -220,7 +220,7 @@ def test_contents_are_compared_number_by_number_on_every_kind_of_device():
 
 @pytest.mark.parametrize("options", [{}, {"edge_bias": False}, {"actnorm": False}], ids=str)
 def test_the_network_in_place_gives_the_very_same_numbers(options):
-    network = CouplingNetwork(3, 8, 6, **options)
+    network = GlowNetwork(3, 8, 6, **options)
     move_parameters(network, 0.3)
     x = torch.randn(2, 3, 4, 5)
     before = x.clone()

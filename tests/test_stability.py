@@ -29,7 +29,7 @@ from flows.measures.diagnostics import (
     sample_health,
     unusual_images,
 )
-from flows.models.priors import ConditionalGaussian, FactorOut
+from flows.models.priors import ConditionalGaussian, FactorOut, LearnedPrior, StandardPrior
 from flows.numerics import bounded
 from flows.pictures import grid, hatched, side_by_side
 from flows.solvers import IllConditionedWarning, checks
@@ -95,7 +95,7 @@ def test_a_deep_level_shares_the_log_scales_of_eight_steps(num_steps, bound):
 
 def test_the_inverse_of_a_coupling_and_of_a_prior_is_bounded_for_every_latent():
     coupling = make(lambda: AffineCoupling(4, 6, max_log_scale=BOUND, max_shift=SHIFT), deviation=5.0)
-    prior = FactorOut(4, max_log_scale=BOUND, max_shift=SHIFT).double()
+    prior = FactorOut(4, LearnedPrior(max_log_scale=BOUND, max_shift=SHIFT)).double()
     move_parameters(prior, 5.0)
     z = 1e6 * images((4, 3, 3), 16)
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_without_a_bound_the_prior_is_the_papers():
 
 def test_the_same_wild_networks_overflow_with_the_papers_scales_and_not_with_bounded_ones():
     assert count_not_finite(wild(small_flow()), 64) == 0
-    unbounded = {"prior_max_log_scale": None, "prior_max_shift": None}
+    unbounded = {"prior": LearnedPrior(None, None)}
     assert count_not_finite(wild(small_flow(SigmoidCoupling, **unbounded)), 64) > 0
 
 
@@ -228,7 +228,7 @@ def test_the_images_that_are_finite_are_what_they_are_alone_and_the_others_are_n
 
 
 def test_a_sample_lost_in_the_factored_out_gaussian_is_named_so():
-    flow = small_flow(prior_max_log_scale=None)
+    flow = small_flow(prior=LearnedPrior(max_log_scale=None))
     with torch.no_grad():
         flow.factor_outs[0].gaussian.convolution.convolution.bias.fill_(1000.0)
     _, lost = flow.decode_values(flow.sample_latents(3))
@@ -264,7 +264,7 @@ def test_gain_of_the_whole_inverse_sees_what_single_layers_do_not():
 
 
 def test_gain_is_the_norm_of_a_linear_inverse_along_a_direction():
-    flow = small_flow(deviation=0.0, learn_prior=False, mixing=Conv1x1)  # orthogonal, and no coupling yet
+    flow = small_flow(deviation=0.0, prior=StandardPrior(), mixing=Conv1x1)  # orthogonal, and no coupling yet
     assert inverse_gain(flow, flow.sample_latents(4)) == pytest.approx(1.0, rel=1e-2)
     with torch.no_grad():
         for level in flow.levels:
@@ -273,7 +273,7 @@ def test_gain_is_the_norm_of_a_linear_inverse_along_a_direction():
 
 
 def test_health_counts_what_overflows():
-    flow = small_flow(prior_max_log_scale=None)
+    flow = small_flow(prior=LearnedPrior(max_log_scale=None))
     with torch.no_grad():
         convolution = flow.factor_outs[0].gaussian.convolution.convolution
         convolution.bias[0] = 0.0

@@ -48,7 +48,7 @@ class StopOnNonFinite(pl.Callback):
             assert self._batch is not None
             images, batch_idx = self._batch
             flow, noise = pl_module.flow, pl_module.training_noise(images, batch_idx)
-            where = first_non_finite(flow, flow.dequantizer.dequantize(images, noise, flow.dtype))
+            where = first_non_finite(flow, flow.dequantizer(images, noise)[0])
             raise NonFiniteError(self._message(trainer, f"the loss is {loss.item()}", where))
 
     def on_before_optimizer_step(

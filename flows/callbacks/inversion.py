@@ -48,8 +48,9 @@ class InversionMonitor(pl.Callback):
             "val/values_outside": health.outside,
             "val/largest_value": health.largest,
             "val/inverse_gain": max(health.gain, inverse_gain(flow, flow.encode(images))),
-            "val/mixing_gain": max(mixing_gains(flow).values()),
             "val/round_trip_error": round_trip_error(flow, images),
             "val/round_trip_error_unusual": round_trip_error(flow, unusual_images(flow.image_shape)),
         }
+        if gains := mixing_gains(flow):
+            metrics["val/mixing_gain"] = max(gains.values())
         pl_module.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, reduce_fx="max")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flows.errors import InputError, StorageError
 from flows.loggers import log_images
-from flows.models.glow import Flow
+from flows.models.base import DensityModel
 from flows.notices import warn
 from flows.pictures import grid, save_png
 from flows.randomness import Stream, generator_for
@@ -75,7 +75,7 @@ class SamplePictures(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._num_validations = state_dict["num_validations"]
 
-    def draw(self, flow: Flow) -> tuple[Tensor, Tensor]:
+    def draw(self, flow: DensityModel) -> tuple[Tensor, Tensor]:
         """The samples of one picture, row by row, and which are finite; every row starts from the same latents."""
         rows = [
             flow.decode_finite(flow.sample_latents(self.num_columns, t, generator_for(Stream.SAMPLES, self.seed)))

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from flows.errors import InputError
 from flows.instantiation import build, did_you_mean
 from flows.measures.budget import ParameterCount
-from flows.models.glow import Flow
+from flows.models.base import DensityModel
 
 MATCH = "match"
 
@@ -76,6 +76,6 @@ def _budget(text: str | int, model: Config, config_name: str) -> tuple[int, str]
     return count(int(reference[2])), f" ({text})"
 
 
-def _flow(model: Config, **changes: Any) -> Flow:
-    flow: Flow = build({**model, **changes})
+def _flow(model: Config, **changes: Any) -> DensityModel:
+    flow: DensityModel = build({**model, **changes})
     return flow

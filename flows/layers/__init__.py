@@ -4,7 +4,7 @@ from flows.layers.actnorm import ActNorm
 from flows.layers.autoregressive import AutoregressiveConv2d
 from flows.layers.base import Layer
 from flows.layers.conv1x1 import Conv1x1
-from flows.layers.coupling import AdditiveCoupling, AffineCoupling, SigmoidCoupling
+from flows.layers.coupling import AdditiveCoupling, AffineCoupling, Coupling, SigmoidCoupling
 from flows.layers.emerging import EmergingConv2d
 from flows.layers.logit import Logit
 from flows.layers.maf import MaskedAutoregressiveFlow, MaskedAutoregressiveTransform
@@ -20,6 +20,7 @@ __all__ = [
     "AffineCoupling",
     "AutoregressiveConv2d",
     "Conv1x1",
+    "Coupling",
     "EmergingConv2d",
     "FlowStep",
     "Layer",

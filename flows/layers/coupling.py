@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +12,8 @@ from torch.nn.functional import logsigmoid
 
 from flows.errors import InputError
 from flows.layers.base import Layer
-from flows.layers.networks import CouplingNetwork
+from flows.layers.factories import made
+from flows.layers.networks import GlowNetwork, Network
 from flows.numerics import (
     MAX_INPUT,
     MAX_LOG_SCALE,
@@ -24,15 +27,37 @@ from flows.numerics import (
 )
 
 
-class _Coupling(Layer):
-    """``z1 = x1``, ``z2 = x2`` moved as a network of ``x1`` says."""
+class Coupling(Layer):
+    """``z1 = x1``; ``z2`` is a bijection of ``x2`` whose parameters a network reads off ``x1``.
 
+    A subclass gives the bijection of each number, by :meth:`transform` and :meth:`inverse_transform`, and the number of
+    parameters that it needs, ``outputs_per_channel``.
+
+    Args:
+        num_channels: C, even.
+        hidden_channels: width of the network, at least 1.
+        network: makes the network from ``in_channels, hidden_channels, out_channels``.
+        image_size: (height, width) for networks that ask for it; :class:`flows.Flow` fills it in.
+
+    Shapes: ``(B, C, H, W) -> (B, C, H, W)``.
+
+    Raises:
+        InputError: C is odd, or ``hidden_channels`` below 1.
+
+    Cost: the network, in both directions.
+    """
+
+    outputs_per_channel: ClassVar[int]
     inverse_is_capturable = True
-    outputs_per_channel: int
     max_input: float | None = None
 
     def __init__(
-        self, num_channels: int, hidden_channels: int = 512, *, edge_bias: bool = True, actnorm: bool = True
+        self,
+        num_channels: int,
+        hidden_channels: int = 512,
+        network: Callable[..., Network] = GlowNetwork,
+        *,
+        image_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         if num_channels < 2 or num_channels % 2:
@@ -40,9 +65,7 @@ class _Coupling(Layer):
         if hidden_channels < 1:
             raise InputError(f"hidden_channels must be at least 1, not {hidden_channels}")
         half = num_channels // 2
-        self.network = CouplingNetwork(
-            half, hidden_channels, half * self.outputs_per_channel, edge_bias=edge_bias, actnorm=actnorm
-        )
+        self.network = made(network, half, hidden_channels, half * self.outputs_per_channel, image_size=image_size)
 
     @abstractmethod
     def transform(self, x2: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,35 +88,27 @@ class _Coupling(Layer):
         return torch.cat([z1, self.inverse_transform(z2, outputs)], dim=1)
 
 
-class AffineCoupling(_Coupling):
+class AffineCoupling(Coupling):
     """Scales and shifts the second half of the channels by bounded amounts that a network reads off the first half.
 
     Map: ``z1 = x1``, ``z2 = x2 exp(s) + t`` with ``s = m tanh(h / m)`` and ``t = M tanh(a / M)``. Here ``a`` and ``h``
-    are the even and odd output channels of :class:`flows.layers.networks.CouplingNetwork` applied to
-    ``B tanh(x1 / B)``; ``M`` is ``max_shift``, ``B`` is ``max_input`` and ``m = max_log_scale min(1, 8 / num_steps)``.
-    Log-det: ``sum s``. Inverse: ``x2 = (z2 - t) exp(-s)``.
+    are the even and odd output channels of the network applied to ``B tanh(x1 / B)``; ``M`` is ``max_shift``, ``B`` is
+    ``max_input`` and ``m = max_log_scale min(1, 8 / num_steps)``. Log-det: ``sum s``. Inverse:
+    ``x2 = (z2 - t) exp(-s)``.
 
     Bounds: with respect to the second half, map and inverse both have the Lipschitz constant ``exp(m)`` at most. With
     a finite M the inverse of any latent is bounded too, ``|x2| <= (|z2| + M) exp(m)``, whatever the network answers.
     So a composition of such layers grows at most geometrically up to 8 steps, and deeper levels scale by no more. B
     keeps the inverse exact in float32 where activations are large: beyond it the network's answer is constant.
 
-    Args:
-        num_channels: C, even.
-        hidden_channels: width of the network.
-        edge_bias: see :class:`flows.layers.networks.CouplingNetwork`.
-        actnorm: see :class:`flows.layers.networks.CouplingNetwork`.
+    Args: those of :class:`Coupling`, and
         max_log_scale: m of a step in a level of at most 8, positive, in nats.
         num_steps: D, the number of steps in the coupling's level, which :class:`flows.Flow` fills in.
         max_shift: M, positive, or ``None`` for a shift without a bound.
         max_input: B, positive, or ``None`` for a network that sees ``x1`` itself.
 
-    Shapes: ``(B, C, H, W) -> (B, C, H, W)``.
-
     Raises:
-        InputError: C is odd, ``hidden_channels`` below 1, or a bound that is not positive.
-
-    Cost: the network, in both directions.
+        InputError: a bound that is not positive, besides.
 
     Reference: Dinh et al., *Real NVP*, equations 7 and 8; Behrmann et al., *Understanding and Mitigating Exploding
     Inverses in Invertible Neural Networks*, AISTATS 2021, for why the scale is bounded.
@@ -108,15 +123,15 @@ class AffineCoupling(_Coupling):
         self,
         num_channels: int,
         hidden_channels: int = 512,
+        network: Callable[..., Network] = GlowNetwork,
         *,
-        edge_bias: bool = True,
-        actnorm: bool = True,
+        image_size: tuple[int, int] | None = None,
         max_log_scale: float = MAX_LOG_SCALE,
         num_steps: int = 1,
         max_shift: float | None = MAX_SHIFT,
         max_input: float | None = MAX_INPUT,
     ) -> None:
-        super().__init__(num_channels, hidden_channels, edge_bias=edge_bias, actnorm=actnorm)
+        super().__init__(num_channels, hidden_channels, network, image_size=image_size)
         for name, bound in {"max_log_scale": max_log_scale, "max_shift": max_shift, "max_input": max_input}.items():
             require_bound(name, bound)
         self.max_log_scale = shared_bound(max_log_scale, num_steps)
@@ -134,29 +149,18 @@ class AffineCoupling(_Coupling):
         return bounded(outputs[:, 0::2], self.max_shift), bounded(outputs[:, 1::2], self.max_log_scale)
 
 
-class SigmoidCoupling(_Coupling):
+class SigmoidCoupling(Coupling):
     """The paper's affine coupling: its scale is a sigmoid, which has an upper bound and no lower one.
 
     Map: ``z1 = x1``, ``z2 = (x2 + t) * sigmoid(h + 2)``, where ``t`` and ``h`` are the even and odd output channels of
-    :class:`flows.layers.networks.CouplingNetwork` applied to ``x1``. Log-det: ``sum log sigmoid(h + 2)``. Inverse:
+    the network applied to ``x1``. Log-det: ``sum log sigmoid(h + 2)``. Inverse:
     ``x2 = z2 / sigmoid(h + 2) - t``.
 
     Bounds: with respect to the second half the map has the Lipschitz constant 1. The inverse has none: it divides by a
     number that a network can bring as close to zero as it likes. Samples of a trained flow may overflow, and images
     unlike the training data may not be returned. :class:`AffineCoupling` cannot do that.
 
-    Args:
-        num_channels: C, even.
-        hidden_channels: width of the network.
-        edge_bias: see :class:`flows.layers.networks.CouplingNetwork`.
-        actnorm: see :class:`flows.layers.networks.CouplingNetwork`.
-
-    Shapes: ``(B, C, H, W) -> (B, C, H, W)``.
-
-    Raises:
-        InputError: C is odd, or ``hidden_channels`` below 1.
-
-    Cost: the network, in both directions.
+    Args: those of :class:`Coupling`.
 
     Reference: Kingma & Dhariwal, *Glow*, table 1 and released code, which has the sigmoid.
     """
@@ -171,24 +175,13 @@ class SigmoidCoupling(_Coupling):
         return z2 * torch.exp(-logsigmoid(outputs[:, 1::2] + SCALE_OFFSET)) - outputs[:, 0::2]
 
 
-class AdditiveCoupling(_Coupling):
+class AdditiveCoupling(Coupling):
     """Shifts the second half of the channels by an amount that a network reads off the first half.
 
     Map: ``z1 = x1``, ``z2 = x2 + t(x1)``. Log-det: 0, volume is preserved. With respect to the second half, map and
     inverse have the Lipschitz constant 1.
 
-    Args:
-        num_channels: C, even.
-        hidden_channels: width of the network.
-        edge_bias: see :class:`flows.layers.networks.CouplingNetwork`.
-        actnorm: see :class:`flows.layers.networks.CouplingNetwork`.
-
-    Shapes: ``(B, C, H, W) -> (B, C, H, W)``.
-
-    Raises:
-        InputError: C is odd, or ``hidden_channels`` below 1.
-
-    Cost: the network, in both directions.
+    Args: those of :class:`Coupling`.
 
     Reference: Dinh et al., *NICE*, section 3.2.
     """

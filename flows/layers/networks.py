@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
@@ -93,8 +95,27 @@ class ZeroConv2d(nn.Module):
         return self.convolution(x) * torch.exp(LOG_SCALE_FACTOR * self.log_scale)
 
 
-class CouplingNetwork(nn.Module):
-    """The network of a coupling layer: 3x3 -> 1x1 -> 3x3 convolutions with ReLU between.
+class Network(nn.Module, ABC):
+    """A network inside a coupling: any map between images of features of one size, no bijection.
+
+    A subclass is made from ``in_channels, hidden_channels, out_channels`` and its own options. Its outputs should start
+    at zero, so that the coupling starts as the identity. A parameter ``image_size`` gets (height, width).
+
+    Shapes: ``(B, in_channels, H, W) -> (B, out_channels, H, W)``.
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs; ``x`` is not written to."""
+
+    @torch.no_grad()
+    def infer(self, x: Tensor) -> Tensor:
+        """What ``forward`` returns, without autograd; a subclass may save time or memory."""
+        return self(x)
+
+
+class GlowNetwork(Network):
+    """Glow's network: 3x3 -> 1x1 -> 3x3 convolutions with ReLU between.
 
     A data-initialised :class:`ActNorm` stands in for the bias of the first two; the last starts at zero, so that a
     coupling layer starts as (nearly) the identity.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flows.errors import InputError
-from flows.models.glow import Flow
+from flows.models.base import DensityModel
 from flows.randomness import evaluation_noise
 
 
@@ -35,7 +35,7 @@ class Score:
 
 @torch.no_grad()
 def bits_per_dim(
-    flow: Flow,
+    flow: DensityModel,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     seed: int = 0,
@@ -45,9 +45,9 @@ def bits_per_dim(
     """Bits/dim of every image, ``(N,)`` float64 on the CPU: an upper bound, by ``num_samples`` noise draws each.
 
     With ``b_k`` the bits/dim of an image under its k-th draw of noise, D its number of dimensions, the bound is
-    ``-log2(1/K sum_k 2^(-D b_k)) / D``: that of importance weighting with the uniform noise as proposal. In expectation
-    it falls with K, towards the bits/dim that the flow gives to the pixel's whole bin; K = 1 is the usual bound. The
-    cost is K forward passes.
+    ``-log2(1/K sum_k 2^(-D b_k)) / D``: that of importance weighting with the dequantiser's ``q`` as proposal. In
+    expectation it falls with K, towards the bits/dim that the flow gives to the pixel's whole bin; K = 1 is the usual
+    bound. The cost is K forward passes.
 
     Args:
         flow: the model.
@@ -68,7 +68,9 @@ def bits_per_dim(
     for images, indices in batches:
         draws = []
         for draw in range(num_samples):
-            noise = evaluation_noise(indices, flow.image_shape, seed, draw).to(flow.device, flow.dtype)
+            noise = evaluation_noise(flow.dequantizer.noise, indices, flow.image_shape, seed, draw).to(
+                flow.device, flow.dtype
+            )
             draws.append(flow.bits_per_dim(images, noise).cpu())
         scores.append(_importance_weighted(torch.stack(draws), flow.num_dims))
         on_batch(len(images))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flows.errors import NonFiniteError
 from flows.layers import Layer
-from flows.models.glow import Flow, Latents
+from flows.models.base import DensityModel, Latents
 from flows.randomness import Stream, generator_for
 
 STEP = 1e-3
@@ -56,16 +56,16 @@ def _floating_tensors(output: object) -> list[Tensor]:
 
 
 @torch.no_grad()
-def round_trip_error(flow: Flow, images: Tensor) -> float:
+def round_trip_error(flow: DensityModel, images: Tensor) -> float:
     """Largest ``|inverse(forward(v)) - v|`` over some uint8 images, in grey levels of ``num_bits``.
 
     Both directions run exactly as in :meth:`flows.Flow.encode` and :meth:`flows.Flow.decode`. Below 0.5 the decoded
     pixels equal the originals. Infinite where something overflows or has no inverse.
     """
     dequantizer = flow.dequantizer
-    v = dequantizer.dequantize(images.to(flow.device), 0.5, flow.dtype)
+    v = dequantizer.centre(images.to(flow.device), flow.dtype)
     again, lost = flow.decode_values(flow.encode(images))
-    return math.inf if lost else _or_infinite((again - v).abs().max() * dequantizer.num_levels)
+    return math.inf if lost else _or_infinite((again - v).abs().max() * dequantizer.num_bins)
 
 
 def unusual_images(shape: tuple[int, int, int], num_noise: int = 4) -> Tensor:
@@ -108,7 +108,9 @@ class SampleHealth:
 
 
 @torch.no_grad()
-def sample_health(flow: Flow, num_samples: int, temperature: float = 1.0, batch_size: int = 256) -> SampleHealth:
+def sample_health(
+    flow: DensityModel, num_samples: int, temperature: float = 1.0, batch_size: int = 256
+) -> SampleHealth:
     """Look at ``num_samples`` samples, the same latents at every call.
 
     Cost: three inverses for each sample.
@@ -120,7 +122,7 @@ def sample_health(flow: Flow, num_samples: int, temperature: float = 1.0, batch_
         latents = flow.sample_latents(min(batch_size, num_samples - start), temperature, generator)
         h, lost = flow.decode_features(latents)
         finite = [index for index in range(len(h)) if index not in lost]
-        sizes = flow.front.inverse(h[finite]).abs().flatten(1)
+        sizes = flow.finish(h[finite]).abs().flatten(1)
         num_lost += len(lost)
         num_outside += int((sizes > 0.5).sum())
         num_beyond += int((sizes > 1.0).any(dim=1).sum())
@@ -136,7 +138,7 @@ def sample_health(flow: Flow, num_samples: int, temperature: float = 1.0, batch_
     )
 
 
-def count_not_finite(flow: Flow, num_samples: int, temperature: float = 1.0, batch_size: int = 256) -> int:
+def count_not_finite(flow: DensityModel, num_samples: int, temperature: float = 1.0, batch_size: int = 256) -> int:
     """How many of ``num_samples`` samples overflow; the latents are those of :func:`sample_health`."""
     generator = generator_for(Stream.DIAGNOSTICS, 1)
     sizes = [min(batch_size, num_samples - start) for start in range(0, num_samples, batch_size)]
@@ -144,7 +146,7 @@ def count_not_finite(flow: Flow, num_samples: int, temperature: float = 1.0, bat
 
 
 @torch.no_grad()
-def inverse_gain(flow: Flow, latents: Latents, h: Tensor | None = None) -> float:
+def inverse_gain(flow: DensityModel, latents: Latents, h: Tensor | None = None) -> float:
     """How much the whole inverse amplifies a change of a latent, at most, over some latents and two directions.
 
     ``max |inverse(z + d) - inverse(z)| / |d|`` in the Euclidean norm, where ``d`` runs over the fixed directions. It
@@ -213,9 +215,9 @@ def _or_infinite(error: Tensor) -> float:
     return float(error.nan_to_num(math.inf, posinf=math.inf))
 
 
-def mixing_gains(flow: Flow) -> dict[str, float]:
-    """:func:`layer_gain` of the mixing layer of every step, by the step's name."""
-    return {name: layer_gain(step.mixing, shape) for name, step, shape in flow.steps()}
+def mixing_gains(flow: DensityModel) -> dict[str, float]:
+    """:func:`layer_gain` of each mixing layer, by its name; empty for a model that has none."""
+    return {name: layer_gain(layer, shape) for name, layer, shape in flow.mixing_layers()}
 
 
 def count_parameters(model: nn.Module) -> int:

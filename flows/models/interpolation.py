@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flows.models.glow import Latents
+from flows.models.base import Latents
 
 
 def spherical(pair: Sequence[tuple[Tensor, Tensor]], steps: Tensor) -> Latents:

@@ -94,6 +94,52 @@ class LearnedGaussian(Gaussian):
         return outputs[:, 0::2], outputs[:, 1::2]
 
 
+class Prior(ABC):
+    """Makes the Gaussians of a model's latents."""
+
+    @abstractmethod
+    def conditional(self, context_channels: int, num_channels: int) -> Gaussian:
+        """Of a latent that is factored out, given what is kept."""
+
+    @abstractmethod
+    def top(self, num_channels: int) -> Gaussian:
+        """Of the last latent; reads of its context the size alone."""
+
+
+class LearnedPrior(Prior):
+    """Learns every Gaussian: :class:`ConditionalGaussian` at factoring out, :class:`LearnedGaussian` at the top.
+
+    Args:
+        max_log_scale, max_shift: see :class:`ConditionalGaussian`; both ``None`` for the paper's.
+
+    Raises:
+        InputError: a bound that is not positive.
+    """
+
+    def __init__(self, max_log_scale: float | None = MAX_LOG_SCALE, max_shift: float | None = MAX_SHIFT) -> None:
+        self.max_log_scale, self.max_shift = max_log_scale, max_shift
+
+    def conditional(self, context_channels: int, num_channels: int) -> Gaussian:
+        return ConditionalGaussian(context_channels, num_channels, self.max_log_scale, self.max_shift)
+
+    def top(self, num_channels: int) -> Gaussian:
+        return LearnedGaussian(num_channels)
+
+
+class StandardPrior(Prior):
+    """N(0, 1) for every latent, as in the paper's galaxy experiments."""
+
+    def conditional(self, context_channels: int, num_channels: int) -> Gaussian:
+        return StandardGaussian()
+
+    def top(self, num_channels: int) -> Gaussian:
+        return StandardGaussian()
+
+
+LEARNED = LearnedPrior()
+"""The prior that a model has unless it is told another."""
+
+
 class Standardize(Layer):
     """Standardises features by an unconditional Gaussian.
 
@@ -107,7 +153,7 @@ class Standardize(Layer):
 
     inverse_is_capturable = True
 
-    def __init__(self, gaussian: StandardGaussian | LearnedGaussian) -> None:
+    def __init__(self, gaussian: Gaussian) -> None:
         super().__init__()
         self.gaussian = gaussian
 
@@ -125,8 +171,7 @@ class FactorOut(nn.Module):
 
     Args:
         num_channels: C, even.
-        learn_prior: predict mean and sd from the kept half; otherwise N(0, 1).
-        max_log_scale, max_shift: of the prediction, see :class:`ConditionalGaussian`.
+        prior: makes the Gaussian of what is split off.
 
     Shapes: ``(B, C, H, W) -> (B, C/2, H, W), (B, C/2, H, W), (B,)``.
 
@@ -136,20 +181,11 @@ class FactorOut(nn.Module):
     Reference: Dinh et al., *Real NVP*, section 3.6; Kingma & Dhariwal, *Glow*, released code for the learned prior.
     """
 
-    def __init__(
-        self,
-        num_channels: int,
-        learn_prior: bool = True,
-        max_log_scale: float | None = MAX_LOG_SCALE,
-        max_shift: float | None = MAX_SHIFT,
-    ) -> None:
+    def __init__(self, num_channels: int, prior: Prior = LEARNED) -> None:
         super().__init__()
         if num_channels % 2:
             raise InputError(f"factoring out halves the channels: num_channels must be even, not {num_channels}")
-        half = num_channels // 2
-        self.gaussian: Gaussian = (
-            ConditionalGaussian(half, half, max_log_scale, max_shift) if learn_prior else StandardGaussian()
-        )
+        self.gaussian = prior.conditional(num_channels // 2, num_channels // 2)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kept, moved = h.chunk(2, dim=1)

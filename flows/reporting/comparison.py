@@ -27,7 +27,7 @@ DATA_IDENTITY = ("_target_", "collection", "release", "splits", "root", "image_s
 SHORT_NAMES = {
     "model.num_levels": "L",
     "model.num_steps": "D",
-    "model.learn_prior": "learned prior",
+    "model.prior._target_": "prior",
     "trainer.max_epochs": "epochs",
     "data.batch_size": "batch",
     "data.images_per_epoch": "images an epoch",
@@ -241,7 +241,7 @@ def _name_of_data(run: Run) -> str:
 
 
 def _num_bits(run: Run) -> int:
-    num_bits = run.config["model"].get("num_bits", 8)
+    num_bits = run.config["model"].get("dequantizer", {}).get("num_bits", 8)
     return num_bits if isinstance(num_bits, int) else 8
 
 
