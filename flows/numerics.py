@@ -23,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -60,15 +60,19 @@ def set_matmul_precision(precision: MatmulPrecision) -> None:
     """
     if precision not in get_args(MatmulPrecision):
         raise InputError(f"precision must be {' or '.join(get_args(MatmulPrecision))}, not '{precision}'")
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    for switch in _switches():
+        switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+
+
+def _switches() -> list[Any]:
+    """Of matrix products and of convolutions on GPUs."""
+    return [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Multiply and convolve in the tensors' own type: neither autocast nor TF32, whatever the user has turned on."""
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    switches = [torch.backends.cuda.matmul, convolutions] if device.type == "cuda" else []
+    switches = _switches() if device.type == "cuda" else []
     before = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:

@@ -24,8 +24,7 @@ from flows.layers import (
 from flows.layers.networks import GlowNetwork
 from flows.layers.weight_cache import _same_on_device, same_contents
 from flows.models import prepared_inverse
-from flows.models.pixel_map import PixelMap
-from flows.models.prepared_inverse import PreparedInverse
+from flows.models.prepared_inverse import PixelMap, PreparedInverse
 
 
 def maf(num_channels):

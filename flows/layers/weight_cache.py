@@ -97,11 +97,13 @@ def same_contents(old: Sequence[Tensor], new: Sequence[Tensor]) -> bool:
 
 @torch.no_grad()
 def _same_on_device(old: Sequence[Tensor], new: Sequence[Tensor]) -> bool:
-    differs: list[Tensor] = []
-    fractions = [(a, b) for a, b in zip(old, new, strict=True) if b.is_floating_point() and b.numel()]
-    if fractions:
-        # A few launches for all tensors. That of equal numbers, and of nothing else, the difference is 0.
-        differences = torch._foreach_sub(*(list(side) for side in zip(*fractions, strict=True)))
-        differs += torch._foreach_norm(differences, float("inf"))
-    differs += [(a != b).any() for a, b in zip(old, new, strict=True) if not b.is_floating_point()]
-    return not differs or not torch.stack([difference.double() for difference in differs]).any().item()
+    """A few launches for all tensors of a type, and one wait."""
+    kinds = {(tensor.dtype, tensor.device) for tensor in new}
+    differs = []
+    for kind in kinds:
+        sides = [
+            torch.cat([tensor.reshape(-1) for tensor in side if (tensor.dtype, tensor.device) == kind])
+            for side in (old, new)
+        ]
+        differs.append((sides[0] != sides[1]).any())
+    return not differs or not torch.stack(differs).any().item()

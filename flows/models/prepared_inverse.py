@@ -16,17 +16,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from flows.errors import NonFiniteError
 from flows.layers import Layer
 from flows.layers.base import Composite
 from flows.layers.weight_cache import WeightCache, frozen_copy, remembers_weights
-from flows.models.pixel_map import PixelMap
 from flows.solvers.graphs import GraphStore, may_capture
 
 InvertLayer = Callable[[Layer, Tensor], Tensor]
@@ -123,6 +124,34 @@ class PreparedInverse:
         every_part = list(chain.from_iterable(parts.values()))
         tensors = [tensor for part in every_part if _is_prepared(part) for tensor in _contents(part)]
         return self._state.get(lambda: _State(model, parts), *tensors, key=tuple(every_part))
+
+
+@dataclass(frozen=True)
+class PixelMap:
+    """``h[:, :, i, j] -> matrix h[:, :, i, j] + shift``.
+
+    Attributes:
+        matrix: (C', C), in float64, so that merging maps adds no error that matters.
+        shift: (C',), in float64.
+    """
+
+    matrix: Tensor
+    shift: Tensor
+
+    @classmethod
+    def inverting(cls, layer: Layer, num_channels: int) -> PixelMap:
+        """The inverse of a pixelwise layer in float64, from what it makes of the unit vectors."""
+        like = next(chain(layer.parameters(), layer.buffers()))
+        unit = torch.eye(num_channels, dtype=torch.float64, device=like.device)
+        answers = layer.inverse(torch.cat([torch.zeros_like(unit[:1]), unit])[:, :, None, None])[:, :, 0, 0]
+        return cls((answers[1:] - answers[0]).T.contiguous(), answers[0])
+
+    def then(self, other: PixelMap) -> PixelMap:
+        """The one map that does what this one and then ``other`` do."""
+        return PixelMap(other.matrix @ self.matrix, other.matrix @ self.shift + other.shift)
+
+    def __call__(self, h: Tensor) -> Tensor:
+        return conv2d(h, self.matrix[:, :, None, None], self.shift)
 
 
 class _State:
