@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 from torch import Tensor
 
-from flows import InputError, load_flow
+from flows import InputError, console, load_flow
 from flows.checkpoint import find_checkpoint
-from flows.cli import entry, report
+from flows.cli import entry
 from flows.cli.images import batches, held_out
 from flows.cli.runs import EVALUATIONS, pick_device, require_seed, run_folder_of
 from flows.evaluation import Score, bits_per_dim
@@ -47,7 +47,7 @@ def evaluate(cfg: DictConfig) -> None:
         stream: Iterable[tuple[Tensor, Tensor]] = data.test_dataloader()
         what = f"{data.set_name}, test split, {len(names):,} images"
         if data.selection_note:
-            report.console.print(data.selection_note, markup=False)
+            console.say(data.selection_note)
     else:
         folder = Path(cfg.images)
         paths = find_pictures(folder)
@@ -55,7 +55,7 @@ def evaluate(cfg: DictConfig) -> None:
         stream = batches(paths, flow.image_shape, cfg.batch_size)
         what = f"{folder}, {len(names):,} images"
 
-    with report.progress("evaluating", len(names)) as advance:
+    with console.progress("evaluating", len(names)) as advance:
         scores = bits_per_dim(flow, stream, seed=cfg.seed, num_samples=cfg.num_samples, on_batch=advance)
     output = cfg.output or ("scores.csv" if cfg.images is not None else None)
     if output is not None:
@@ -68,8 +68,8 @@ def evaluate(cfg: DictConfig) -> None:
         _write_record(record, cfg, checkpoint, data, score)
         left.append(("record", record))
     draws = "" if cfg.num_samples == 1 else f", {cfg.num_samples} noise draws an image"
-    report.show_table(what, [(f"bits/dim, {cfg.weights} weights{draws}", score)])
-    report.show_paths(left)
+    console.show_table(what, [(f"bits/dim, {cfg.weights} weights{draws}", score)])
+    console.show_paths(left)
 
 
 def _write_record(path: Path, cfg: DictConfig, checkpoint: Path, data: ImageDataModule, score: Score) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from datamodules import ImageDataModule, PreparedDataModule
 from datamodules.augmentation import draw_bits
 from datamodules.prepared_sets import verify
-from flows.cli import entry, report
+from flows import console
+from flows.cli import entry
 from flows.instantiation import build
 from flows.pictures import grid, save_png
 from flows.randomness import Stream
@@ -28,20 +29,20 @@ def prepare(cfg: DictConfig) -> None:
     started = time.perf_counter()
     data.prepare_data()
     data.setup()
-    report.console.print(f"{data.description} ({report.duration(time.perf_counter() - started)})", markup=False)
+    console.say(f"{data.description} ({console.duration(time.perf_counter() - started)})")
     if isinstance(data, PreparedDataModule):
         _describe(data)
         if cfg.verify:
             started = time.perf_counter()
             count = sum(verify(data.folder).values())
-            took = report.duration(time.perf_counter() - started)
-            report.console.print(f"verified: all {count:,} images are as they were prepared ({took})")
+            took = console.duration(time.perf_counter() - started)
+            console.say(f"verified: all {count:,} images are as they were prepared ({took})")
     else:
-        report.console.print("nothing to prepare: this data set comes with what is installed")
+        console.say("nothing to prepare: this data set comes with what is installed")
     if cfg.preview is not None:
         path = Path(cfg.preview)
         save_png(grid(preview(data, cfg.seed), PREVIEW_COLUMNS), path)
-        report.show_paths([("preview (each row, then the same images augmented)", path)])
+        console.show_paths([("preview (each row, then the same images augmented)", path)])
 
 
 def preview(data: ImageDataModule, seed: int) -> Tensor:
@@ -61,7 +62,7 @@ def _describe(data: PreparedDataModule) -> None:
     rows = [(key.replace("_", " "), value) for key, value in source.items()]
     rows += [(f"converted: {what}", f"{count:,}") for what, count in manifest["converted"].items()]
     rows += [(split, " x ".join(map(str, each["shape"]))) for split, each in manifest["splits"].items()]
-    report.show_table(f"{data.folder}", rows)
+    console.show_table(f"{data.folder}", rows)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,9 @@ from typing import get_args
 import torch
 from omegaconf import DictConfig, ListConfig
 
-from flows import InputError, NonFiniteError, load_flow
+from flows import InputError, NonFiniteError, console, load_flow
 from flows.checkpoint import Weights, find_checkpoint
 from flows.cli import entry
-from flows.cli.report import console, show_paths
-from flows.cli.report import progress as progress_bar
 from flows.cli.runs import pick_device
 from flows.reporting import Collection, Comparison, Problem, Row, collect, compare, make_report, write_report
 from flows.reporting.figures import SamplingTimes
@@ -45,8 +43,8 @@ def report(cfg: DictConfig) -> None:
             times[comparison] = SamplingTimes(milliseconds, cfg.batch_size, _machine(device))
     html, markdown = write_report(make_report(collection, comparisons, cfg.weights, times), Path(cfg.output))
     for problem in collection.problems:
-        console.print(f"{problem.where}: {problem.what}", markup=False)
-    show_paths([("HTML", html), ("Markdown", markdown)])
+        console.say(f"{problem.where}: {problem.what}")
+    console.show_paths([("HTML", html), ("Markdown", markdown)])
 
 
 def _time_sampling(
@@ -54,7 +52,7 @@ def _time_sampling(
 ) -> dict[Row, float]:
     """Milliseconds an image for every row of which there is a checkpoint; the rows take turns."""
     candidates = {}
-    with progress_bar(f"sampling times, {comparison.setting.data}", len(comparison.rows)) as advance:
+    with console.progress(f"sampling times, {comparison.setting.data}", len(comparison.rows)) as advance:
         for row in comparison.rows:
             advance(1)
             if not row.finished:

@@ -20,15 +20,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from flows import Flow, InputError, NonFiniteError, load_flow
+from flows import Flow, InputError, NonFiniteError, console, load_flow
 from flows.checkpoint import find_checkpoint
-from flows.cli import entry, report
+from flows.cli import entry
 from flows.cli.images import held_out_images, user_images
 from flows.cli.runs import pick_device, require_seed
+from flows.console import warn
 from flows.files import atomic_write
 from flows.interpolation import spherical
 from flows.model import Latents, describe_lost
-from flows.notices import warn
 from flows.pictures import grid, save_png
 
 INTERPOLATION_STEPS = 9
@@ -86,13 +86,13 @@ def sample(cfg: DictConfig) -> None:
     with atomic_write(npz) as file:
         lost_in = np.array([lost.get(index, "") for index in range(len(images))])
         np.savez_compressed(file, images=images.numpy(), finite=finite.numpy(), lost_in=lost_in)
-    report.console.print(
-        f"{len(images)} images in {report.duration(seconds)}: {len(images) / seconds:.1f} images/s, "
+    console.say(
+        f"{len(images)} images in {console.duration(seconds)}: {len(images) / seconds:.1f} images/s, "
         f"{1000 * seconds / len(images):.1f} ms an image ({cfg.weights} weights, {flow.device})"
     )
     if lost:
         warn(f"{describe_lost(lost, len(images))}; they are hatched in the picture")
-    report.show_paths([("checkpoint", checkpoint), ("picture", png), ("images", npz)])
+    console.show_paths([("checkpoint", checkpoint), ("picture", png), ("images", npz)])
 
 
 def draw_samples(flow: Flow, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, int]:
@@ -102,7 +102,7 @@ def draw_samples(flow: Flow, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded
     generator = torch.Generator().manual_seed(cfg.seed)
 
     def batches() -> Iterator[Latents]:
-        with report.progress("sampling", cfg.num_samples) as advance:
+        with console.progress("sampling", cfg.num_samples) as advance:
             for start in range(0, cfg.num_samples, cfg.batch_size):
                 count = min(cfg.batch_size, cfg.num_samples - start)
                 yield flow.sample_latents(count, cfg.temperature, generator)
@@ -129,7 +129,7 @@ def reconstruct(flow: Flow, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded,
     images = flow.dequantizer.reduce(images)  # the bits that the flow models
     restored = Decoded.of(flow, (flow.encode(batch) for batch in images.split(cfg.batch_size)))
     compared = images[restored.finite]
-    report.console.print(
+    console.say(
         f"{int((restored.images[restored.finite] != compared).sum())} of {compared.numel():,} values differ after "
         "encoding and decoding"
     )

@@ -29,11 +29,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from datamodules import ImageDataModule
-from flows import Flow, InputError, NonFiniteError, load_flow, signals
+from flows import Flow, InputError, NonFiniteError, console, load_flow, signals
 from flows.callbacks import LastCheckpoint, RandomStates, Rollback
 from flows.checkpoint import CHECKPOINTS, FORMAT, Weights, find_checkpoint, read_checkpoint
 from flows.checkpoint_io import AtomicCheckpointIO
-from flows.cli import entry, processes, report, runs
+from flows.cli import entry, processes, runs
 from flows.cli.matching import resolve_width
 from flows.cli.sweeps.processes import as_single_run
 from flows.diagnostics import count_not_finite, count_parameters
@@ -115,12 +115,12 @@ def _train(cfg: DictConfig, to_release: contextlib.ExitStack) -> float:
         flow.to(trainer.strategy.root_device)
         flow.initialize(data.initialization_images(), generator_for(Stream.INITIALIZATION, config["seed"], 1))
     if trainer.is_global_zero:
-        report.console.print(data.description, markup=False)
+        console.say(data.description)
         if found is not None:
-            report.console.print(found, markup=False)
-        report.console.print(f"{count_parameters(flow):,} parameters; writing to {run_dir}", markup=False)
+            console.say(found)
+        console.say(f"{count_parameters(flow):,} parameters; writing to {run_dir}")
         if resumed is not None:
-            report.console.print(f"goes on from {resumed}", markup=False)
+            console.say(f"goes on from {resumed}")
     while True:
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
@@ -268,7 +268,7 @@ def _conclude(
     unsafe: list[str] = []
     for weights in kept:
         flow = load_flow(checkpoint, weights, trainer.strategy.root_device)
-        with report.progress(f"test, {weights} weights", len(data.test)) as advance:
+        with console.progress(f"test, {weights} weights", len(data.test)) as advance:
             score = Score.of(bits_per_dim(flow, test, on_batch=advance))
         name = "test/bits_per_dim" if weights == "raw" else "test/bits_per_dim_averaged"
         results[name], results[f"{name}_standard_error"] = score.mean, score.standard_error
@@ -291,8 +291,8 @@ def _conclude(
     sheets = _sheets_of_samples(load_flow(checkpoint, device=trainer.strategy.root_device))
     scores = {key: value for key, value in results.items() if key.startswith("test/")}
     rows.append((f"samples that are not finite, of {NUM_SAMPLES:,} at temperature 1", ", ".join(unsafe)))
-    rows += [("parameters", f"{results['num_parameters']:,}"), ("time", report.duration(seconds))]
-    report.show_table("Best checkpoint on held-out images", rows)  # first of all: the disk may be full
+    rows += [("parameters", f"{results['num_parameters']:,}"), ("time", console.duration(seconds))]
+    console.show_table("Best checkpoint on held-out images", rows)  # first of all: the disk may be full
 
     for logger in trainer.loggers:
         logger.log_metrics(scores, step=trainer.global_step)
@@ -307,10 +307,10 @@ def _conclude(
         ("results", run_dir / runs.RESULTS),
         *(("log", Path(logger.log_dir) / "metrics.csv") for logger in trainer.loggers if isinstance(logger, CSVLogger)),
     ]
-    report.show_paths(paths)
+    console.show_paths(paths)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            report.console.print(f"Weights & Biases: {logger.whereabouts}", markup=False)
+            console.say(f"Weights & Biases: {logger.whereabouts}")
     missing = [str(path) for _, path in paths if not path.exists()]
     if missing:
         raise InputError(f"the run finished, but {', '.join(missing)} vanished meanwhile")

@@ -11,9 +11,9 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from flows.checkpoint import require_whole
+from flows.console import warn
 from flows.errors import StorageError
 from flows.files import atomic_write
-from flows.notices import warn
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

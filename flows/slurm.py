@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from flows.notices import warn
+from flows.console import warn
 
 INTERACTIVE = ("bash", "interactive")
 """Names of jobs in which a person types commands."""

@@ -15,9 +15,9 @@ from torch import Tensor
 from flows import signals
 from flows.checkpoint import NAMED, require_whole
 from flows.checkpoint_io import try_to_save
+from flows.console import warn
 from flows.errors import InputError, StorageError
 from flows.files import atomic_write
-from flows.notices import warn
 
 
 class BestCheckpoint(ModelCheckpoint):

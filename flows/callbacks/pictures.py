@@ -10,10 +10,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from flows.console import warn
 from flows.errors import InputError, StorageError
 from flows.loggers import log_images
 from flows.model import Flow
-from flows.notices import warn
 from flows.pictures import grid, save_png
 from flows.randomness import Stream, generator_for
 

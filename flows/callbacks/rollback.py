@@ -8,8 +8,8 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 
 from flows.checkpoint import CHECKPOINTS, newest_good
+from flows.console import warn
 from flows.errors import InputError, NonFiniteError
-from flows.notices import warn
 
 
 class Rollback(pl.Callback):

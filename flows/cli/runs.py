@@ -27,9 +27,9 @@ from hydra.errors import OverrideParseException
 from flows import slurm
 from flows.checkpoint import CHECKPOINTS, find_checkpoint, newest_whole, read_checkpoint
 from flows.cli import processes
+from flows.console import warn
 from flows.errors import InputError, StorageError
 from flows.files import atomic_write
-from flows.notices import warn
 
 CONFIG, OVERRIDES, RESULTS, SAMPLES, LOCK = "config.yaml", "overrides.yaml", "results.json", "samples", ".lock"
 EVALUATIONS = "evaluations"

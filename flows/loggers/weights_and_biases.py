@@ -17,8 +17,8 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from flows import signals
+from flows.console import warn
 from flows.errors import InputError, first_line
-from flows.notices import warn
 
 if TYPE_CHECKING:
     import wandb

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from flows.checkpoint import Weights
-from flows.cli.report import duration
+from flows.console import duration
 from flows.reporting.collect import NOT_FINITE, Collection, Run, Status
 from flows.reporting.comparison import BASELINE, Block, Comparison, Row, differing_keys
 from flows.reporting.figures import SamplingTimes, accuracy_against_time, paper_figures, training_curves

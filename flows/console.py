@@ -1,41 +1,65 @@
-"""What a program shows at its end."""
+"""What a program prints: lines, warnings, tables, paths and progress bars. Imports nothing that takes time."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True)
+def say(line: str) -> None:
+    """Print one line on stdout."""
+    print(line, flush=True)
+
+
+def warn(line: str) -> None:
+    """Print one line on stderr about something that does not stop the program."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def show(renderable: Any) -> None:
+    """Print what rich can draw, such as a table."""
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=True).print(renderable)
 
 
 def show_table(title: str, rows: Iterable[tuple[str, Any]]) -> None:
     """Print a table of two columns."""
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for name, value in rows:
         table.add_row(name, str(value))
-    console.print(table)
+    show(table)
 
 
 def show_paths(paths: Iterable[tuple[str, Path]]) -> None:
-    """Print where things are, one path a line, so that they can be copied."""
+    """Print where things are, one path per line, so that they can be copied."""
     for name, path in paths:
-        console.print(f"{name}: {path}", markup=False)
+        say(f"{name}: {path}")
 
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr that counts images; yields ``advance(num_images)``. It disappears when done.
 
-    Where stderr is no terminal nothing is shown, not even the empty line that rich would leave.
+    Where stderr is not a terminal nothing is shown, not even the empty line that rich would leave.
     """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
