@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flows.errors import InputError
+
 
 class Stream(IntEnum):
     """What random numbers are for; two purposes never share a stream."""
@@ -48,3 +50,9 @@ def evaluation_noise(indices: Tensor, image_shape: tuple[int, ...], seed: int = 
     for target, index in zip(noise, indices.tolist(), strict=True):
         torch.rand(image_shape, generator=generator_for(Stream.EVALUATION_NOISE, seed, index, *further), out=target)
     return noise
+
+
+def require_seed(seed: int) -> None:
+    """Refuse a seed that some generator does not take."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be at least 0 and below 2^32, not {seed}")

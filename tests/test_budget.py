@@ -7,7 +7,7 @@ from test_command_line import check_train, compose
 
 from flows import Flow, InputError
 from flows.budget import ParameterCount
-from flows.cli.matching import resolve_width
+from flows.config.matching import resolve_width
 from flows.diagnostics import count_parameters
 from flows.layers import (
     AffineCoupling,

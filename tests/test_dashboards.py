@@ -30,11 +30,11 @@ from test_training import StripesModule, flow
 from wandb.proto import wandb_internal_pb2
 from wandb_server import WandbServer
 
-from flows.callbacks import InversionMonitor, LatentMonitor, PeakMemory, SamplePictures, Throughput
-from flows.lightning_module import FlowModule
 from flows.loggers import SteadyCSVLogger, SteadyTensorBoardLogger, WandbLogger, log_checkpoint
-from flows.optimizers import adamax
-from flows.schedules import constant
+from flows.training.callbacks import InversionMonitor, LatentMonitor, PeakMemory, SamplePictures, Throughput
+from flows.training.module import FlowModule
+from flows.training.optimizers import adamax
+from flows.training.schedules import constant
 
 FIGURES = {
     "train/bits_per_dim",

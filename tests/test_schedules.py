@@ -10,11 +10,11 @@ from programs import TINY, error_line, run
 from test_training import StripesModule, fit, flow, parameters
 
 from flows import InputError
-from flows.callbacks import LastCheckpoint, Rollback
-from flows.lightning_module import FlowModule
-from flows.optimizers import adamax
-from flows.schedules import constant, cosine
-from train import _planned_steps
+from flows.training.callbacks import LastCheckpoint, Rollback
+from flows.training.module import FlowModule
+from flows.training.optimizers import adamax
+from flows.training.run import planned_steps
+from flows.training.schedules import constant, cosine
 
 
 def make(schedule, **options):
@@ -130,6 +130,6 @@ def test_steps_are_planned_as_lightning_counts_them(options, accumulated):
         max_epochs=3,
         **options,
     )
-    planned = _planned_steps(trainer, data)
+    planned = planned_steps(trainer, data)
     trainer.fit(FlowModule(flow(), adamax, partial(constant, total_steps=planned)), data)
     assert trainer.global_step == planned

@@ -16,7 +16,9 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from datamodules import ImageDataModule, ImageDataset
 from flows import Flow, InputError, NonFiniteError, load_flow
-from flows.callbacks import (
+from flows.layers import AffineCoupling, EmergingConv2d, Sequential, Shuffle
+from flows.runs.checkpoint import FORMAT
+from flows.training.callbacks import (
     AveragedWeights,
     InversionMonitor,
     LastCheckpoint,
@@ -25,11 +27,9 @@ from flows.callbacks import (
     StopOnNonFinite,
     Throughput,
 )
-from flows.checkpoint import FORMAT
-from flows.layers import AffineCoupling, EmergingConv2d, Sequential, Shuffle
-from flows.lightning_module import FlowModule
-from flows.optimizers import adamax
-from flows.schedules import constant
+from flows.training.module import FlowModule
+from flows.training.optimizers import adamax
+from flows.training.schedules import constant
 
 
 class Stripes(ImageDataset):

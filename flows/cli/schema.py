@@ -1,7 +1,7 @@
 """The root of each program's configuration: every key that may stand there, with its type.
 
 Defaults stand in the YAML files alone. The groups' own contents are checked against the signatures of what they
-build (:mod:`flows.instantiation`).
+build (:mod:`flows.config`).
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from flows.cli.runs import run_name
+from flows.runs.claim import run_name
 
 
 @dataclass
 class TrainSchema:
     """Root of ``train.py``'s configuration."""
 
-    augment: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
     mixing: dict[str, Any] = field(default_factory=dict)
     coupling: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)
+    augment: dict[str, Any] = field(default_factory=dict)  # from here on a check imports Lightning, which takes seconds
+    data: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)

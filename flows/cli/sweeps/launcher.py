@@ -18,12 +18,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flows import console
-from flows.cli import runs
-from flows.cli.matching import resolve_width
 from flows.cli.sweeps.folders import finished, read_score
 from flows.cli.sweeps.names import NOT_THE_JOB_S, keys_in_common, without
 from flows.cli.sweeps.summary import CURRENT, STOPPED, Row
+from flows.config.hydra_seams import quoted
+from flows.config.matching import resolve_width
 from flows.errors import InputError
+from flows.runs import claim, resume
 
 PATIENCE = 60.0
 """Seconds that a sweep waits for processes which end by themselves, if they do."""
@@ -69,7 +70,7 @@ class Job:
 
     def in_its_folder(self) -> list[str]:
         """Its overrides as those of a run of its own, which goes on where an earlier attempt ended."""
-        return [*self.overrides, f"run_dir={runs.quoted(self.folder)}", f"resume={runs.AUTO}"]
+        return [*self.overrides, f"run_dir={quoted(self.folder)}", f"resume={resume.AUTO}"]
 
 
 class SweepLauncher(Launcher):
@@ -153,9 +154,9 @@ class SweepLauncher(Launcher):
         """Let processes that a killed sweep has left in its jobs' folders save and end, which they do by themselves."""
         deadline = time.monotonic() + PATIENCE
         for job in jobs:
-            if runs.is_held(job.folder):
+            if claim.is_locked(job.folder):
                 console.say(f"job {job.index} ({job.title}) waits for its former attempt to end")
-            while runs.is_held(job.folder) and time.monotonic() < deadline:
+            while claim.is_locked(job.folder) and time.monotonic() < deadline:
                 time.sleep(0.2)
 
     def note_start(self, job: Job, how: str = "starts") -> None:

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 
-from flows.checkpoint import CHECKPOINTS, newest_good
 from flows.console import warn
 from flows.errors import InputError, NonFiniteError
+from flows.runs.checkpoint import newest_good
+from flows.runs.layout import CHECKPOINTS
 
 
 class Rollback(pl.Callback):
@@ -18,7 +19,7 @@ class Rollback(pl.Callback):
     How often a training has gone back is kept in its checkpoints, with the learning rate that it then had.
 
     Args:
-        on_nan: ``"stop"``, or ``"rollback"`` to the newest good checkpoint (:func:`flows.checkpoint.newest_good`).
+        on_nan: ``"stop"``, or ``"rollback"`` to the newest good checkpoint (:func:`flows.runs.checkpoint.newest_good`).
         max_times: how often, at least 1.
         lr_factor: by what the learning rate is multiplied each time, in (0, 1).
     """

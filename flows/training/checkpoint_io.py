@@ -10,10 +10,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from flows.checkpoint import require_whole
 from flows.console import warn
 from flows.errors import StorageError
 from flows.files import atomic_write
+from flows.runs.checkpoint import require_whole
+from flows.training.lightning_seams import checkpoint_content
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -47,8 +48,7 @@ def try_to_save(trainer: pl.Trainer, path: str | Path, weights_only: bool = Fals
         What went wrong, the same on all ranks, after a warning; or ``None``.
     """
     failure = None
-    # As trainer.save_checkpoint, but for its barrier, at which the other ranks would wait for one that has failed.
-    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+    checkpoint = checkpoint_content(trainer, weights_only)
     try:
         trainer.strategy.save_checkpoint(checkpoint, path)
     except StorageError as error:

@@ -11,10 +11,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flows.callbacks.checkpoints import LastCheckpoint
-from flows.checkpoint import newest_good
 from flows.diagnostics import first_non_finite, gradient_norm
 from flows.errors import InputError, NonFiniteError
+from flows.runs.checkpoint import newest_good
+from flows.training.callbacks.last_checkpoint import LastCheckpoint
+from flows.training.module import FlowModule
 
 
 class StopOnNonFinite(pl.Callback):
@@ -36,11 +37,11 @@ class StopOnNonFinite(pl.Callback):
         self.max_bits_per_dim = max_bits_per_dim
         self._batch: tuple[Tensor, int] | None = None
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: FlowModule, batch: Any, batch_idx: int) -> None:
         images, _ = batch
         self._batch = (images, batch_idx)
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: FlowModule, loss: Tensor) -> None:
         is_ours = not loss.item() <= self.max_bits_per_dim  # a NaN is not less than anything either
         if trainer.strategy.reduce_boolean_decision(is_ours, all=False):
             if not is_ours:

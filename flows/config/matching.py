@@ -10,8 +10,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from flows.budget import ParameterCount
+from flows.config.building import build
+from flows.config.checking import did_you_mean
 from flows.errors import InputError
-from flows.instantiation import build, did_you_mean
 from flows.model import Flow
 
 MATCH = "match"

@@ -1,4 +1,4 @@
-"""When checkpoints are written: at a new best score, regularly, and when a signal ends the training."""
+"""The last checkpoint, from which a training is resumed."""
 
 from __future__ import annotations
 
@@ -9,61 +9,23 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
-from torch import Tensor
+from pytorch_lightning.callbacks import Checkpoint
 
-from flows import signals
-from flows.checkpoint import NAMED, require_whole
-from flows.checkpoint_io import try_to_save
 from flows.console import warn
 from flows.errors import InputError, StorageError
 from flows.files import atomic_write
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """Lightning's, except that it takes a checkpoint for written only if it was, and knows it again where it was moved.
-
-    When the disk fails, the previous best stays the best, on the disk and in the books. When the run's folder has been
-    moved or copied, its best checkpoint has been too: a worse one does not replace it.
-    """
-
-    _BOOKS = ("best_model_path", "best_model_score", "current_score", "kth_best_model_path", "kth_value")
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        assert self.dirpath is not None
-        scores = state_dict["best_k_models"]
-        here = {path: os.path.join(self.dirpath, os.path.basename(path)) for path in scores}
-        if os.path.isfile(here.get(state_dict["best_model_path"], "")):  # else this is another run
-            state_dict = state_dict | {
-                "dirpath": self.dirpath,
-                "best_k_models": {here[path]: score for path, score in scores.items()},
-                "best_model_path": here[state_dict["best_model_path"]],
-                "kth_best_model_path": here.get(state_dict["kth_best_model_path"], ""),
-            }
-        super().load_state_dict(state_dict)
-
-    def _update_best_and_save(
-        self, current: Tensor, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]
-    ) -> None:
-        before = {name: getattr(self, name) for name in self._BOOKS} | {"best_k_models": dict(self.best_k_models)}
-        try:
-            super()._update_best_and_save(current, trainer, monitor_candidates)
-        except StorageError:
-            vars(self).update(before)
-
-    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        failure = try_to_save(trainer, filepath, self.save_weights_only)
-        if failure is not None:
-            raise failure
-        self._last_global_step_saved = trainer.global_step
-        self._last_checkpoint_saved = filepath
+from flows.processes import signals
+from flows.runs.checkpoint import require_whole
+from flows.runs.layout import BEST, LAST, PREDECESSORS, predecessor
+from flows.training.checkpoint_io import try_to_save
+from flows.training.lightning_seams import can_be_resumed_here, leave_ended_epoch, leave_signals_alone, log_row_now
 
 
 class LastCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, from which a training can be resumed exactly, and some of its predecessors.
 
     It is written at the end of epochs, every so many steps if so wished, and when a signal ends the training
-    (:mod:`flows.signals`): then all ranks agree to end after the batch, save, and raise. In the middle of
+    (:mod:`flows.processes.signals`): then all ranks agree to end after the batch, save, and raise. In the middle of
     accumulated gradients, or when a validation is due, this is put off until they are done.
 
     Args:
@@ -83,15 +45,14 @@ class LastCheckpoint(Checkpoint):
             raise InputError("callbacks.last: every_n_epochs and every_n_train_steps must be at least 1")
         if keep_last < 0:
             raise InputError(f"keep_last must be at least 0, not {keep_last}")
-        self.path = Path(dirpath) / "last.ckpt"
+        self.path = Path(dirpath) / LAST
         self.every_n_epochs, self.every_n_train_steps, self.keep_last = every_n_epochs, every_n_train_steps, keep_last
         self.failure: StorageError | None = None
         self._saved_step = 0
         self._is_due = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Lightning's own handler of SIGTERM broadcasts from within the handler, which hangs where ranks are apart.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        leave_signals_alone(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not when the training starts: where no step is left to be made, Lightning does not start it.
@@ -103,11 +64,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _require_same_step(trainer)
         self._saved_step = trainer.global_step
-        loop = trainer.fit_loop
-        if loop.restarted_on_epoch_end:  # with max_steps, Lightning takes up an epoch again that had ended
-            loop.epoch_progress.increment_completed()
-            loop.reset_restart_stage()
-            loop._restarting = loop.epoch_loop._restarting = False
+        leave_ended_epoch(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -115,7 +72,7 @@ class LastCheckpoint(Checkpoint):
         step = trainer.global_step
         if step != self._saved_step and self.every_n_train_steps and step % self.every_n_train_steps == 0:
             self._is_due = True
-        if _can_be_resumed_here(trainer):
+        if can_be_resumed_here(trainer):
             self._save_if_wanted(trainer, self._is_due or step == trainer.max_steps, is_logged=False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -128,8 +85,8 @@ class LastCheckpoint(Checkpoint):
 
     def _set_aside_damaged(self) -> None:
         """Set aside what is damaged and would be overwritten."""
-        for name in NAMED:
-            path = self.path.with_name(f"{name}.ckpt")
+        for name in (BEST, LAST):
+            path = self.path.with_name(name)
             if path.exists():
                 try:
                     require_whole(path)
@@ -156,7 +113,7 @@ class LastCheckpoint(Checkpoint):
         is_interrupted = trainer.strategy.reduce_boolean_decision(signals.received(), all=False)
         if (is_due or is_interrupted) and self._saved_step != trainer.global_step:
             if not is_logged:
-                _log_row(trainer)
+                log_row_now(trainer)
             self._save(trainer)
         if is_interrupted:
             raise signals.Interrupted(signals.EXIT_CODE)
@@ -176,8 +133,8 @@ class LastCheckpoint(Checkpoint):
         try:
             if self.path.exists():
                 step = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-                _link_or_copy(self.path, self.path.with_name(f"step={step:07d}.ckpt"))
-            older = sorted(self.path.parent.glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+                _link_or_copy(self.path, self.path.with_name(predecessor(step)))
+            older = sorted(self.path.parent.glob(PREDECESSORS), key=lambda path: path.stat().st_mtime_ns)
             for path in older[: -self.keep_last]:
                 path.unlink()
         except OSError as error:
@@ -207,24 +164,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copystat(source, target)  # by its time it is known which checkpoint is the newest
     finally:
         part.unlink(missing_ok=True)  # to rename one name of a file to another of its names does nothing
-
-
-def _log_row(trainer: pl.Trainer) -> None:
-    """Log the step's row now, and not once more after the batch, when Lightning would."""
-    connector, name = trainer._logger_connector, "update_train_step_metrics"
-    connector.update_train_step_metrics()
-    setattr(connector, name, lambda: delattr(connector, name))  # instead of the method, for one call
-
-
-def _can_be_resumed_here(trainer: pl.Trainer) -> bool:
-    """Whether Lightning resumes exactly from a checkpoint that is written at the end of this batch.
-
-    Gradients that are being accumulated are in no checkpoint; a validation that is due would be left out.
-    """
-    loop = trainer.fit_loop.epoch_loop
-    assert trainer.fit_loop._data_fetcher is not None
-    return not (
-        loop._should_accumulate()
-        or loop.batch_progress.is_last_batch
-        or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
-    )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flows.errors import InputError
 from flows.loggers import log_histogram
+from flows.training.module import FlowModule
 
 EDGES = torch.linspace(-5.0, 5.0, 65)
 """Of the histograms' bins. Under the model 1 latent in 1.7 million lies outside."""
@@ -37,7 +38,7 @@ class LatentMonitor(pl.Callback):
         self._latents: list[Tensor] = []
 
     def on_validation_batch_start(
-        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: pl.Trainer, pl_module: FlowModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if batch_idx > 0:
             return

@@ -20,7 +20,9 @@ class RandomStates(pl.Callback):
     def __init__(self) -> None:
         self._resumed: list[dict[str, Any]] = []
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         states: list[Any] = [None] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(states, _states())
@@ -28,10 +30,12 @@ class RandomStates(pl.Callback):
             states = [_states()]
         checkpoint["random_states"] = states
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self._resumed = checkpoint.get("random_states", [])
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if len(self._resumed) == trainer.world_size:
             _restore(self._resumed[trainer.global_rank])
         self._resumed = []

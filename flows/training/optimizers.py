@@ -18,7 +18,7 @@ def adamax(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """Adamax: Adam with the infinity norm for its second moment. The rate over time is :mod:`flows.schedules`'.
+    """Adamax: Adam with the infinity norm for its second moment.
 
     Raises:
         InputError: ``lr`` not positive, a beta outside of [0, 1), ``eps`` not positive, or a negative weight decay.

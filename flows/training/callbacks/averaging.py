@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EMAWeightAveraging
 
 from flows.errors import InputError
+from flows.training.lightning_seams import average_swapped_in, has_average
+from flows.training.module import FlowModule
 
 
 class AveragedWeights(EMAWeightAveraging):
@@ -20,7 +20,7 @@ class AveragedWeights(EMAWeightAveraging):
     The checkpoint format is Lightning's: the average under ``state_dict``, the raw weights under
     ``current_model_state`` (:func:`flows.load_flow` reads either).
 
-    Buffers are not averaged: the average of two permutations is no permutation.
+    Buffers are not averaged: the average of two permutations is not a permutation.
 
     Args:
         decay: weight of the old average at each step, in [0, 1).
@@ -44,21 +44,12 @@ class AveragedWeights(EMAWeightAveraging):
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
-        pl_module: Any,
+        pl_module: FlowModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._average_model is None or self._latest_update_step == 0:
-            return
-        with self._swapped(pl_module):
-            pl_module.score("val/bits_per_dim_averaged", "averaged", batch)
-
-    @contextmanager
-    def _swapped(self, pl_module: pl.LightningModule) -> Iterator[None]:
-        self._swap_models(pl_module)
-        try:
-            yield
-        finally:
-            self._swap_models(pl_module)
+        if has_average(self):
+            with average_swapped_in(self, pl_module):
+                pl_module.score("val/bits_per_dim_averaged", "averaged", batch)

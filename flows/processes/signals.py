@@ -3,10 +3,10 @@
 SIGTERM, SIGUSR1 (what SLURM sends before a time limit, if asked to) and Ctrl-C end a program with the exit code
 :data:`EXIT_CODE`. While a training runs (:func:`deferred`) they are noted only, and the training ends by itself after
 the batch; a second Ctrl-C then ends it at once. Under SLURM the job is put back into its queue upon SIGUSR1, and upon
-SIGTERM if it is preempted (:func:`flows.slurm.requeue`).
+SIGTERM if it is preempted (:func:`flows.processes.slurm.requeue`).
 
-This module imports nothing that takes time, since the default action of these signals is to kill: ``train.py``
-installs the handlers before it imports torch.
+This module imports nothing that takes time, since the default action of these signals is to kill: programs install the
+handlers before they import torch (:mod:`flows.processes.startup`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from flows import slurm
+from flows.processes import slurm
 
 EXIT_CODE = 5
 """Of a program that a signal has ended."""
@@ -35,12 +35,13 @@ class _State:
 
     received: signal.Signals | None = None
     deferring = False
+    is_resumable = False
     main_process = 0
 
 
-def install() -> None:
-    """Handle the signals from now on."""
-    _State.main_process = os.getpid()
+def install(is_resumable: bool = False) -> None:
+    """Handle the signals from now on; a program that is not resumable is not put back into SLURM's queue either."""
+    _State.main_process, _State.is_resumable = os.getpid(), is_resumable
     for number in SIGNALS:
         signal.signal(number, _handle)
 
@@ -52,7 +53,7 @@ def received() -> bool:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within, a signal is only noted; whoever sees :func:`received` raises :class:`Interrupted`; on leaving we end.
+    """Record signals instead of acting on them, for code that asks :func:`received`; exit when the block ends.
 
     Raises:
         Interrupted: a signal was noted.
@@ -87,7 +88,8 @@ def _end() -> None:
     name = _State.received.name if _State.received else "a signal to another process"
     is_sweep = not {"-m", "--multirun"}.isdisjoint(sys.argv)
     how = "the same command" if is_sweep else "resume=auto, or resume=<run folder>,"
-    print(f"interrupted by {name}: {how} continues", file=sys.stderr, flush=True)
-    if _State.received != signal.SIGINT:
+    remedy = f": {how} continues" if _State.is_resumable else ""
+    print(f"interrupted by {name}{remedy}", file=sys.stderr, flush=True)
+    if _State.is_resumable and _State.received != signal.SIGINT:
         slurm.requeue(only_if_preempted=_State.received == signal.SIGTERM)
     raise Interrupted(EXIT_CODE)

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 
 from flows.diagnostics import inverse_gain, mixing_gains, round_trip_error, sample_health, unusual_images
 from flows.errors import InputError
+from flows.training.module import FlowModule
 
 
 class InversionMonitor(pl.Callback):
@@ -37,7 +38,7 @@ class InversionMonitor(pl.Callback):
         self.num_images, self.num_samples = num_images, num_samples
 
     def on_validation_batch_start(
-        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: pl.Trainer, pl_module: FlowModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if batch_idx > 0:
             return

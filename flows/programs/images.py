@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flows.checkpoint import read_checkpoint
+from flows.config.building import build_trusted
 from flows.errors import InputError
-from flows.instantiation import build_trusted
 from flows.pictures import find_pictures, read_picture
+from flows.runs.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
     from datamodules import ImageDataModule

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 import torch.distributed
 from torch.distributed import is_torchelastic_launched
 
-from flows import signals
 from flows.errors import InputError, NonFiniteError, ProcessError, StorageError, first_line
+from flows.processes import signals
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -38,18 +38,18 @@ PATIENCE = 30.0
 GRACE = 45.0
 """Seconds in which a process saves what it has when whoever started it is gone."""
 
-STARTED_BY = "EMERGING_FLOWS_STARTED_BY"
+LAUNCHED_BY = "EMERGING_FLOWS_LAUNCHED_BY"
 """Environment variable with the number of the process that started this one, which may be gone before this one asks."""
 
 
-def num_started() -> int:
+def num_launched() -> int:
     """How many processes ``torchrun`` or ``srun`` started, this one among them; 1 if neither did."""
     if is_torchelastic_launched():
         return int(os.environ["WORLD_SIZE"])
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))  # inside of srun alone: a batch script has no step's number
 
 
-def agreed(word: str) -> str:
+def broadcast_from_rank_zero(word: str) -> str:
     """What the first of the processes that ``torchrun`` started says, for all of them; elsewhere ``word`` itself."""
     if not is_torchelastic_launched():
         return word
@@ -60,14 +60,14 @@ def agreed(word: str) -> str:
     return store.get("emerging-flows").decode()
 
 
-def are_missing(trainer: pl.Trainer) -> bool:
+def must_launch_ranks(trainer: pl.Trainer) -> bool:
     """Whether this process stands for several, one for each device, that nobody has started yet.
 
     Raises:
         InputError: ``torchrun`` or ``srun`` started another number than the trainer has devices, several nodes have
             nobody who could start processes there, or the port where the processes meet is taken.
     """
-    started, wanted = num_started(), trainer.num_devices * trainer.num_nodes
+    started, wanted = num_launched(), trainer.num_devices * trainer.num_nodes
     if started == 1 and wanted > 1 and not is_torchelastic_launched():
         if trainer.num_nodes > 1:
             raise InputError(
@@ -95,7 +95,7 @@ def _require_free_port(port: int) -> None:
         ) from error
 
 
-def start(arguments: list[str], num_processes: int) -> None:
+def launch_ranks(arguments: list[str], num_processes: int) -> None:
     """Run this program with these arguments in so many processes, and wait for their end.
 
     They train together like processes of ``torchrun``, on this machine. When one of them fails, the others are ended;
@@ -112,7 +112,7 @@ def start(arguments: list[str], num_processes: int) -> None:
 
     logging.disable()  # the launcher tells in a page what is told below in a line
     try:
-        with _as_starter(), tempfile.TemporaryDirectory() as notes:
+        with _as_launcher(), tempfile.TemporaryDirectory() as notes:
             config = LaunchConfig(
                 min_nodes=1,
                 max_nodes=1,
@@ -142,27 +142,27 @@ def start(arguments: list[str], num_processes: int) -> None:
 
 
 @contextmanager
-def _as_starter() -> Iterator[None]:
+def _as_launcher() -> Iterator[None]:
     """Within, processes that are started know by whom; afterwards signals are ours again, not the launcher's."""
-    before, handlers = os.environ.get(STARTED_BY), {number: signal.getsignal(number) for number in signals.SIGNALS}
-    os.environ[STARTED_BY] = str(os.getpid())
+    before, handlers = os.environ.get(LAUNCHED_BY), {number: signal.getsignal(number) for number in signals.SIGNALS}
+    os.environ[LAUNCHED_BY] = str(os.getpid())
     try:
         yield
     finally:
-        os.environ.pop(STARTED_BY)
+        os.environ.pop(LAUNCHED_BY)
         if before is not None:
-            os.environ[STARTED_BY] = before
+            os.environ[LAUNCHED_BY] = before
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def end_with_whoever_started_them() -> None:
+def end_with_launcher() -> None:
     """Let this process end when the launcher that watches over it is gone, so that nothing trains on unattended.
 
     It ends as if it were told to: what it has is saved. ``srun`` sees to that by itself; ``torchrun`` cannot when it is
     killed, nor can a sweep that runs its jobs in processes of their own.
     """
-    started_by = os.environ.get(STARTED_BY)
+    started_by = os.environ.get(LAUNCHED_BY)
     if started_by or is_torchelastic_launched():
         threading.Thread(target=_end_with, args=(int(started_by or os.getppid()),), daemon=True).start()
 
@@ -176,7 +176,7 @@ def _end_with(parent: int) -> None:
 
 
 @contextmanager
-def losses_explained(trainer: pl.Trainer) -> Iterator[None]:
+def explain_lost_connection(trainer: pl.Trainer) -> Iterator[None]:
     """Around a training: one line when the connection to the other processes is lost, or never comes about.
 
     Raises:

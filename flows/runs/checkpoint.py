@@ -19,10 +19,11 @@ from typing import Any, Literal
 
 import torch
 
+from flows.config.building import build_trusted
 from flows.errors import InputError, first_line
-from flows.instantiation import build_trusted
 from flows.layers import Layer
 from flows.model import Flow
+from flows.runs.layout import BEST, CHECKPOINTS, LAST, RUNS
 
 FORMAT = 2
 """Version of the project's entries in a checkpoint."""
@@ -32,8 +33,8 @@ Weights = Literal["raw", "averaged"]
 FLOW_PREFIX = "flow."
 """Where the Lightning module keeps the flow."""
 
-RUNS, CHECKPOINTS, NAMED = Path("runs"), "checkpoints", ("best", "last")
-"""Where programs keep their runs, where a run keeps its checkpoints, and what these are called."""
+NAMED = {"best": BEST, "last": LAST}
+"""Checkpoints that a user may call by a word."""
 
 
 def find_checkpoint(given: str | Path, prefer: str = "best") -> Path:
@@ -48,15 +49,15 @@ def find_checkpoint(given: str | Path, prefer: str = "best") -> Path:
     """
     path = Path(given)
     if str(given) in NAMED and not path.exists():
-        found = sorted(RUNS.glob(f"**/{CHECKPOINTS}/{given}.ckpt"), key=lambda path: path.stat().st_mtime)
+        found = sorted(RUNS.glob(f"**/{CHECKPOINTS}/{NAMED[str(given)]}"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise InputError(f"checkpoint={given} means the newest run below {RUNS}/, but no run there has one")
         return found[-1]
     if path.is_dir():
-        for name in (prefer, *(name for name in NAMED if name != prefer)):
-            if (path / CHECKPOINTS / f"{name}.ckpt").is_file():
-                return path / CHECKPOINTS / f"{name}.ckpt"
-        raise InputError(f"{path} is not a run's folder: it has no {CHECKPOINTS}/{prefer}.ckpt")
+        for name in sorted(NAMED, key=lambda name: name != prefer):
+            if (path / CHECKPOINTS / NAMED[name]).is_file():
+                return path / CHECKPOINTS / NAMED[name]
+        raise InputError(f"{path} is not a run's folder: it has no {CHECKPOINTS}/{NAMED[prefer]}")
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}: give a .ckpt file, a run's folder, or best or last")
     return path
@@ -68,8 +69,8 @@ def newest_whole(
     """The checkpoint written last, of those that are whole and wanted, and what is wrong with damaged ones.
 
     "Last" is by the time of writing, not by the step: a training that went back has later checkpoints of earlier steps.
-    One that was written within a step of the optimiser is never meant: whoever went on from it would make that step
-    with a part of its gradient.
+    Checkpoints written within a step of the optimiser are skipped: resuming would make that step with a part of its
+    gradient.
     """
     damaged = []
     for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
@@ -84,9 +85,9 @@ def newest_whole(
 
 
 def newest_good(folder: Path, failed_step: int) -> Path | None:
-    """The newest whole checkpoint with finite weights other than those with which a training has failed.
+    """The newest whole checkpoint with finite weights from before the step with which a training has failed.
 
-    Going on from these, however slowly, would meet the same batch and fail at once.
+    Going on from that step's own weights, however slowly, would meet the same batch and fail at once.
 
     Args:
         folder: where the checkpoints lie.

@@ -16,6 +16,8 @@ from flows.loggers import log_images
 from flows.model import Flow
 from flows.pictures import grid, save_png
 from flows.randomness import Stream, generator_for
+from flows.runs.layout import picture
+from flows.training.module import FlowModule
 
 
 class SamplePictures(pl.Callback):
@@ -49,7 +51,7 @@ class SamplePictures(pl.Callback):
         self.every_n_validations, self.seed = every_n_validations, seed
         self._num_validations = 0
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
         if trainer.sanity_checking:
             return
         self._num_validations += 1
@@ -61,7 +63,7 @@ class SamplePictures(pl.Callback):
             num_lost = int((~finite).sum())
             warn(f"step {step}: {num_lost} of {len(images)} samples overflow and are hatched in the picture")
         try:
-            save_png(grid(images, self.num_columns, finite), self.folder / f"step={step:07d}.png")
+            save_png(grid(images, self.num_columns, finite), self.folder / picture(step))
         except StorageError as error:
             warn(f"step {step}: no picture, the training goes on: {error}")
         rows = zip(self.temperatures, images.split(self.num_columns), finite.split(self.num_columns), strict=True)
