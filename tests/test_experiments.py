@@ -1,7 +1,5 @@
 """Every shipped experiment: it runs, and it says what it reproduces and where it differs."""
 
-from functools import partial
-
 import pytest
 import pytorch_lightning as pl
 from small_sources import cifar_files, galaxy_tree, oord_archives, random_images, write_files
@@ -12,6 +10,7 @@ from flows.config.building import build
 from flows.errors import InputError
 from flows.training.module import FlowModule
 from flows.training.run import build_trainer, planned_steps
+from flows.training.schedules import planned
 
 EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
 TABLES = [name for name in EXPERIMENTS if name.startswith("table")]
@@ -60,7 +59,7 @@ def test_every_experiment_runs_one_batch(experiment, sources, tmp_path):
     data.setup()
     flow.initialize(data.initialization_images(4))
     trainer: pl.Trainer = build_trainer(config, [])
-    schedule = partial(build(config["schedule"]), total_steps=planned_steps(trainer, data))
+    schedule = planned(build(config["schedule"]), planned_steps(trainer, data))
     trainer.fit(FlowModule(flow, build(config["optimizer"]), schedule), data)
     assert trainer.global_step == 1
     assert (tmp_path / "checkpoints" / "best.ckpt").is_file()

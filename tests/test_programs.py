@@ -212,7 +212,7 @@ def test_other_loggers_need_no_account_and_no_network(tmp_path, logger):
         (["mixing.kernel_size=4"], "kernel_size must be odd"),
         (["data.image_size=100"], "data.image_size must be between"),
         (["resume=runs/none"], "there is no checkpoint"),
-        (["optimizer.lr=-1"], "must be positive"),
+        (["optimizer.lr=-1"], "Invalid learning rate: -1"),
         (["precision=double"], "precision must be"),
         (["seed=-1"], "seed must be"),
         (["data.num_workers=-1"], "data.num_workers must be at least 0"),

@@ -33,6 +33,7 @@ class TrainSchema:
     seed: int = MISSING
     precision: str = MISSING
     run_dir: str = MISSING
+    parameter_groups: dict[str, dict[str, Any]] = field(default_factory=dict)
     budget: Any = None
     resume: str | None = None
     on_nan: str = MISSING

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from hydra.utils import get_object
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from flows.errors import InputError, first_line
 
@@ -48,8 +50,9 @@ def _check_node(path: str, node: Config) -> None:
             continue
         if key not in parameters and not takes_any:
             raise InputError(f"{path}.{key}: {target} takes no '{key}'{did_you_mean(key, parameters)}")
-        if key in hints and not _fits(value, hints[key]):
-            wanted = _describe(hints[key])
+        hint = _plain(hints.get(key, Any))
+        if not _fits(value, hint):
+            wanted = _describe(hint)
             raise InputError(f"{path}.{key} must be {wanted}, not {value!r}")
 
 
@@ -91,13 +94,21 @@ def _type_hints(called: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
+def _plain(hint: Any) -> Any:
+    """A type hint without the tensors that a value may also be: YAML has none."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, UnionType):
+        return typing.Union[tuple(_plain(argument) for argument in arguments if argument is not Tensor)]  # noqa: UP007
+    return origin[tuple(map(_plain, arguments))] if origin in (list, tuple) else hint
+
+
 def _is_checkable(hint: Any) -> bool:
     """Whether a type hint speaks of plain values only, so that a value from YAML can be held against it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return True
-    if origin in (typing.Union, UnionType) or origin in (list, Sequence):
-        return all(_is_checkable(argument) for argument in arguments)
+    if origin in (typing.Union, UnionType, list, tuple, Sequence):
+        return all(map(_is_checkable, arguments))
     return hint in (int, float, bool, str, NoneType)
 
 
@@ -107,7 +118,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, Mapping):  # a node that is built into an object first
         return "_target_" in value
     try:
-        TypeAdapter(hint).validate_python(value, strict=True)
+        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)  # which knows no tuples, as YAML does not
     except ValidationError:
         return False
     return True
@@ -119,6 +130,8 @@ def _describe(hint: Any) -> str:
         return " or ".join(repr(choice) for choice in arguments)
     if typing.get_origin(hint) in (typing.Union, UnionType):
         return " or ".join(_describe(argument) for argument in arguments)
+    if typing.get_origin(hint) is tuple and Ellipsis not in arguments:
+        return f"a list of {len(arguments)}: {', '.join(map(_describe, arguments))}"
     if arguments:
         return f"a list of {_describe(arguments[0])}"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from flows.diagnostics import gradient_norm
 from flows.model import Flow
 from flows.randomness import Stream, evaluation_noise, generator_for
+from flows.training.optimizers import Groups, OptimizerFactory, make_optimizer
+from flows.training.schedules import ScheduleFactory
 
 Batch = tuple[Tensor, Tensor]
 """Images (uint8, ``(B, C, H, W)``) and their indices in the split (int64, ``(B,)``)."""
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-ScheduleFactory = Callable[[Optimizer], LRScheduler]
 
 
 class FlowModule(pl.LightningModule):
@@ -36,12 +33,20 @@ class FlowModule(pl.LightningModule):
         optimizer: makes the optimiser from the parameters.
         schedule: makes the per-step schedule of its rate.
         seed: of the dequantisation noise in training, at least 0.
+        groups: of parameters with settings of their own (:func:`flows.training.optimizers.make_optimizer`).
     """
 
-    def __init__(self, flow: Flow, optimizer: OptimizerFactory, schedule: ScheduleFactory, seed: int = 0) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory,
+        seed: int = 0,
+        groups: Groups | None = None,
+    ) -> None:
         super().__init__()
         self.flow = flow
-        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.optimizer_factory, self.schedule_factory, self.groups = optimizer, schedule, groups
         self.seed = seed
         self._step_losses: list[Tensor] = []
         # Lightning's own mean over ranks rounds their numbers of images; torchmetrics sums values and counts.
@@ -50,8 +55,8 @@ class FlowModule(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.flow.parameters())
-        scheduler = self.make_schedule(optimizer)
+        optimizer = make_optimizer(self.flow, self.optimizer_factory, self.groups)
+        scheduler = self.schedule_factory(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

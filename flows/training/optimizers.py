@@ -1,38 +1,49 @@
-"""Optimisers, as factories: ``factory(parameters) -> optimizer``."""
+"""Optimisers: any of torch's, by its name in the configuration, with settings of their own for groups of parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
-from torch.optim import Adamax, Optimizer
+from torch.optim import Optimizer
 
+from flows.config.checking import did_you_mean
 from flows.errors import InputError
 
+OptimizerFactory = Callable[[Any], Optimizer]
+"""Takes what torch's optimisers take first: parameters, or groups of them."""
 
-def adamax(
-    parameters: Iterable[nn.Parameter],
-    lr: float = 1e-3,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-) -> Optimizer:
-    """Adamax: Adam with the infinity norm for its second moment.
+Groups = Mapping[str, Mapping[str, Any]]
+
+
+def make_optimizer(module: nn.Module, factory: OptimizerFactory, groups: Groups | None = None) -> Optimizer:
+    """The optimiser of a module's parameters.
+
+    Args:
+        module: whose parameters are trained.
+        factory: makes an optimiser, such as ``functools.partial(torch.optim.Adamax, lr=1e-3)``.
+        groups: settings by patterns of parameters' names, as in ``{"*.bias": {"weight_decay": 0.0}}``. Each parameter
+            belongs to the first pattern that matches; the others have the factory's settings.
 
     Raises:
-        InputError: ``lr`` not positive, a beta outside of [0, 1), ``eps`` not positive, or a negative weight decay.
-
-    Reference: Kingma & Ba, *Adam*, section 7.1; section 5 of the paper.
-
-    Note:
-        The released code has ``beta2 = 1 - 1 / (iterations per epoch)`` and Adam's bias correction; PyTorch's Adamax
-        corrects the first moment only and has 0.999. Set ``beta2`` for the former.
+        InputError: a pattern matches nothing, or the optimiser has no such setting or refuses a value.
     """
-    if not lr > 0:
-        raise InputError(f"the learning rate must be positive, not {lr}")
-    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
-        raise InputError(f"beta1 and beta2 must be in [0, 1), not {beta1} and {beta2}")
-    if not (eps > 0 and weight_decay >= 0):
-        raise InputError(f"eps must be positive and weight_decay at least 0, not {eps} and {weight_decay}")
-    return Adamax(parameters, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay)
+    members: dict[str | None, list[nn.Parameter]] = {None: [], **{pattern: [] for pattern in groups or {}}}
+    for name, parameter in module.named_parameters():
+        members[next((pattern for pattern in groups or {} if fnmatchcase(name, pattern)), None)].append(parameter)
+    for pattern, parameters in members.items():
+        if pattern is not None and not parameters:
+            raise InputError(f"parameter_groups: {pattern!r} matches no parameter, or only those of earlier patterns")
+    parts = [{"params": parameters, **(groups or {}).get(pattern or "", {})} for pattern, parameters in members.items()]
+    try:
+        optimizer = factory([part for part in parts if part["params"]])
+    except ValueError as error:
+        raise InputError(f"optimizer: {error}") from error
+    for pattern, settings in (groups or {}).items():
+        for key in settings:
+            if key not in optimizer.defaults:
+                near = did_you_mean(key, optimizer.defaults)
+                raise InputError(f"parameter_groups.{pattern}: {type(optimizer).__name__} has no setting {key!r}{near}")
+    return optimizer

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from flows.config.hydra_seams import quoted
 from flows.config.matching import resolve_width
 from flows.console import say
 from flows.diagnostics import count_parameters
-from flows.errors import InputError, NonFiniteError
+from flows.errors import InputError, NonFiniteError, one_line
 from flows.numerics import set_matmul_precision
 from flows.processes import ranks, signals
 from flows.randomness import Stream, generator_for, require_seed
@@ -39,7 +40,8 @@ from flows.runs.layout import BEST, CHECKPOINTS, RESULTS, run_folder_of
 from flows.training.callbacks import DescribeCheckpoint, LastCheckpoint, Rollback
 from flows.training.checkpoint_io import AtomicCheckpointIO
 from flows.training.conclude import conclude
-from flows.training.module import FlowModule, OptimizerFactory
+from flows.training.module import FlowModule
+from flows.training.schedules import planned
 
 C = TypeVar("C", bound=pl.Callback)
 
@@ -77,8 +79,7 @@ class Run:
         overrides: the command line, without ``resume``.
         data: ready for use.
         flow: not initialised.
-        make_optimizer: from the flow's parameters.
-        make_schedule: from the optimiser.
+        make_module: puts it together with its optimiser and schedule.
         trainer: for the first attempt; a rollback makes another one.
         remark: what is to be said about the model's width, if anything.
     """
@@ -88,8 +89,7 @@ class Run:
     overrides: list[str]
     data: ImageDataModule
     flow: Flow
-    make_optimizer: OptimizerFactory
-    make_schedule: partial[LRScheduler]
+    make_module: Callable[[], FlowModule]
     trainer: pl.Trainer
     remark: str | None
 
@@ -111,18 +111,29 @@ class Run:
         data.prepare_data()
         data.setup()
         flow: Flow = build(config["model"])
-        make_optimizer: OptimizerFactory = build(config["optimizer"])
+        optimizer = build(config["optimizer"])
         resume.assign_run_ids(config["logger"], folder if _continues(folder, config) else None)
         trainer = build_trainer(config, overrides)
-        make_schedule = partial(build(config["schedule"]), total_steps=planned_steps(trainer, data))
+        schedule = planned(build(config["schedule"]), planned_steps(trainer, data))
         data.require_shares(trainer.num_devices * trainer.num_nodes, trainer.accumulate_grad_batches)
-        run = cls(folder, config, overrides, data, flow, make_optimizer, make_schedule, trainer, remark)
+        make_module = partial(FlowModule, flow, optimizer, schedule, config["seed"], config["parameter_groups"])
+        run = cls(folder, config, overrides, data, flow, make_module, trainer, remark)
         run.schedule()  # a wrong value stops here
         return run
 
     def schedule(self) -> LRScheduler:
-        """A schedule, to see whether one can be made, and whether it goes on with a stored one."""
-        return self.make_schedule(self.make_optimizer(self.flow.parameters()))
+        """A schedule, to see whether one can be made, and whether it goes on with a stored one.
+
+        Raises:
+            InputError: the optimiser or the schedule refuses its settings.
+        """
+        try:
+            schedule: LRScheduler = self.make_module().configure_optimizers()["lr_scheduler"]["scheduler"]
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"schedule: {one_line(error)}") from error
+        return schedule
 
     def train_in_ranks(self, given: list[str], hydra_overrides: list[str]) -> float:
         """The same run by several processes; this one only waits for them."""
@@ -161,10 +172,9 @@ class Run:
         while True:
             for logger in self.trainer.loggers:
                 logger.log_hyperparams(self.config)
-            module = FlowModule(self.flow, self.make_optimizer, self.make_schedule, self.config["seed"])
             try:
                 with ranks.explain_lost_connection(self.trainer), signals.deferred():
-                    self.trainer.fit(module, self.data, ckpt_path=resumed, weights_only=True)
+                    self.trainer.fit(self.make_module(), self.data, ckpt_path=resumed, weights_only=True)
                 return
             except NonFiniteError as error:
                 resumed = self._go_back(error)

@@ -1,12 +1,15 @@
-"""Learning rates over a training, as factories: ``factory(optimizer, total_steps) -> scheduler``.
+"""Learning rates over a training: any of torch's schedules by its name in the configuration, and these.
 
-A schedule multiplies the optimiser's rate by a factor that depends on the number of steps made, and on nothing else:
-a resumed training goes on exactly.
+A schedule of this project multiplies the optimiser's rates by a factor that depends on the number of steps made, and
+on nothing else: a resumed training goes on exactly.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +17,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flows.errors import InputError
+
+ScheduleFactory = Callable[[Optimizer], LRScheduler]
+
+
+def planned(factory: Callable[..., LRScheduler], total_steps: int | float) -> ScheduleFactory:
+    """A schedule's factory that knows how many steps the trainer plans, if it asks for ``total_steps``."""
+    asks = "total_steps" in inspect.signature(factory).parameters
+    return partial(factory, total_steps=total_steps) if asks else factory
 
 
 class WarmUp(LRScheduler):
@@ -25,9 +36,11 @@ class WarmUp(LRScheduler):
 
     Raises:
         InputError: a negative number of steps.
+
+    Reference: section 5 of the paper, with a warm-up of ten epochs.
     """
 
-    def __init__(self, optimizer: Optimizer, warmup_steps: int) -> None:
+    def __init__(self, optimizer: Optimizer, warmup_steps: int = 0) -> None:
         if warmup_steps < 0:
             raise InputError(f"schedule.warmup_steps must be at least 0, not {warmup_steps}")
         self.warmup_steps = warmup_steps
@@ -49,8 +62,8 @@ class CosineDecay(WarmUp):
 
     Args:
         optimizer: whose rates are set.
-        warmup_steps: W, at least 0.
         total_steps: that the trainer plans, or infinity.
+        warmup_steps: W, at least 0.
         num_steps: N; ``None`` takes ``total_steps``, or the stored horizon of the run that goes on.
 
     Raises:
@@ -60,7 +73,7 @@ class CosineDecay(WarmUp):
     """
 
     def __init__(
-        self, optimizer: Optimizer, warmup_steps: int, total_steps: int | float, num_steps: int | None
+        self, optimizer: Optimizer, total_steps: int | float, warmup_steps: int = 0, num_steps: int | None = None
     ) -> None:
         self._planned, self._is_given = total_steps, num_steps is not None
         self.num_steps = total_steps if num_steps is None else num_steps
@@ -86,26 +99,3 @@ class CosineDecay(WarmUp):
                 f"the cosine ends at step {self.num_steps}, the training at step {self._planned}: "
                 f"schedule.num_steps={self._planned} stretches the cosine, trainer.max_epochs shortens the training"
             )
-
-
-def constant(optimizer: Optimizer, total_steps: int | float, warmup_steps: int = 0) -> LRScheduler:
-    """The optimiser's rate, after a linear warm-up.
-
-    Args:
-        optimizer: whose rates are set.
-        total_steps: that the trainer plans; without effect.
-        warmup_steps: see :class:`WarmUp`.
-
-    Raises:
-        InputError: a negative number of steps.
-
-    Reference: section 5 of the paper, with a warm-up of ten epochs.
-    """
-    return WarmUp(optimizer, warmup_steps)
-
-
-def cosine(
-    optimizer: Optimizer, total_steps: int | float, warmup_steps: int = 0, num_steps: int | None = None
-) -> LRScheduler:
-    """A linear warm-up, then half a cosine to zero at the end of the training: :class:`CosineDecay`."""
-    return CosineDecay(optimizer, warmup_steps, total_steps, num_steps)
