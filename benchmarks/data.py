@@ -27,7 +27,7 @@ from PIL import Image
 
 from datamodules import CIFAR10, Augmentation, DownsampledImageNet, ImageDataModule, ImageFolder, PhotographCrops
 from datamodules.prepared import PreparedDataModule
-from flows.cli import report
+from flows import console
 
 BARS = {"prepare from npz": 50_000, "prepare from PNG": 8_000, "training batches": 50_000}
 """Images of 32 x 32 a second."""
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    report.console.print("Images of 32 x 32 a second (bar), peak resident MiB: anonymous + mapped files")
+    console.say("Images of 32 x 32 a second (bar), peak resident MiB: anonymous + mapped files")
     with tempfile.TemporaryDirectory() as name:
         pool = photographs(8192)
         for part in arguments.parts:
@@ -87,7 +87,7 @@ def show(what: str, count: int, rate: float, bar: int, peak: tuple[float, float]
     """One line of the report."""
     verdict = "met" if rate >= bar else "MISSED"
     line = f"{what}, {count:,} images: {rate:,.0f} ({bar:,} {verdict}), {peak[0]:.0f} + {peak[1]:.0f} MiB"
-    report.console.print(line, markup=False)
+    console.say(line)
 
 
 def best(repeats: int, measured: Callable[..., Any], *arguments: Any, pick: Callable = min) -> tuple[float, Any]:

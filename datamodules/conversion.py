@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from datamodules.archives import file_digest
 from datamodules.prepared_sets import FORMAT, MANIFEST, npy_header
-from flows.cli.report import progress
+from flows.console import progress
 from flows.errors import InputError, StorageError
 from flows.files import atomic_write
 

@@ -14,7 +14,7 @@ from datamodules.decoding import fit, read_file
 from datamodules.pictures import chunks_of, list_files
 from datamodules.prepared import PreparedDataModule
 from datamodules.prepared_sets import MANIFEST, PreparedImages
-from flows.cli.report import progress
+from flows.console import progress
 from flows.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

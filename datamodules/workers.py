@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from flows.signals import SIGNALS
+from flows.processes.signals import SIGNALS
 
 GRACE_SECONDS = 60
 """How long a worker that was told to end goes on loading."""

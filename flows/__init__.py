@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flows.checkpoint import load_flow
     from flows.errors import InputError, NonFiniteError, StorageError
     from flows.layers import Layer
     from flows.models.glow import Flow
+    from flows.runs.checkpoint import load_flow
 
 __all__ = ["Flow", "InputError", "Layer", "NonFiniteError", "StorageError", "load_flow"]
 
@@ -22,7 +22,7 @@ _HOMES = {
     "Layer": "flows.layers",
     "NonFiniteError": "flows.errors",
     "StorageError": "flows.errors",
-    "load_flow": "flows.checkpoint",
+    "load_flow": "flows.runs.checkpoint",
 }
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flows.errors import InputError
+
 Noise = Literal["uniform", "normal"]
 """Kinds of dequantisation noise: U[0, 1) or N(0, 1) for every pixel and channel."""
 
@@ -67,3 +69,9 @@ def evaluation_noise(
     further = [draw] if draw else []
     generators = [generator_for(Stream.EVALUATION_NOISE, seed, index, *further) for index in indices.tolist()]
     return torch.stack([draw_noise(kind, image_shape, generator) for generator in generators])
+
+
+def require_seed(seed: int) -> None:
+    """Refuse a seed that some generator does not take."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be at least 0 and below 2^32, not {seed}")

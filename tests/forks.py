@@ -14,9 +14,9 @@ def fork(arguments, cwd, before=lambda: None):
 
     What it prints goes to ``out.txt`` there. ``before()`` is called in the new process first.
     """
-    import train
-    from flows import signals
+    import flows.training.run  # noqa: F401 once, before the fork
     from flows.cli import entry
+    from flows.processes import signals
 
     pid = os.fork()
     if pid:
@@ -31,9 +31,9 @@ def fork(arguments, cwd, before=lambda: None):
         os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         sys.argv = [str(ROOT / "train.py"), *map(str, arguments)]
-        signals.install()
+        signals.install(is_resumable=True)
         before()
-        entry.run(train.train, "train", ROOT / "conf")
+        entry.run("flows.training.run.train", "train")
         code = 0
     except SystemExit as error:
         code = error.code or 0

@@ -6,7 +6,7 @@ import pytest
 from test_command_line import check_train, compose
 
 from flows import Flow, InputError
-from flows.cli.matching import resolve_width
+from flows.config.matching import resolve_width
 from flows.layers import (
     AffineCoupling,
     Conv1x1,

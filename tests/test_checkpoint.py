@@ -13,21 +13,14 @@ from programs import ROOT
 import flows
 import flows.layers
 from flows import InputError, StorageError, load_flow
-from flows.checkpoint import FORMAT, find_checkpoint, newest_good, newest_whole, read_checkpoint
-from flows.checkpoint_io import AtomicCheckpointIO
 from flows.cli import schema
 from flows.cli.command_line import check_command_line
-from flows.cli.runs import (
-    checkpoint_to_resume,
-    claim,
-    release_if_unclaimed,
-    replay_when_resuming,
-    require_same_model,
-    require_writable,
-    run_name,
-)
+from flows.config.building import build, build_trusted
 from flows.files import atomic_write
-from flows.instantiation import build, build_trusted
+from flows.runs.checkpoint import FORMAT, find_checkpoint, newest_good, newest_whole, read_checkpoint
+from flows.runs.claim import claim_run_folder, release_if_unclaimed, require_writable, run_name
+from flows.runs.resume import checkpoint_to_resume, replay_when_resuming, require_same_model
+from flows.training.checkpoint_io import AtomicCheckpointIO
 
 schema.register()
 
@@ -199,10 +192,10 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
         "os.system",
         "subprocess.Popen",
         "torch.hub.load",
-        "flows.checkpoint.torch.load",
+        "flows.runs.checkpoint.torch.load",
         "flows.files.os.system",
-        "flows.checkpoint.load_flow",
-        "flows.callbacks.SamplePictures",
+        "flows.runs.checkpoint.load_flow",
+        "flows.training.callbacks.SamplePictures",
         "flows.layers.nonsense",
         "flowsx.Flow",
         "flows.layers.__import__",
@@ -276,7 +269,7 @@ def test_a_failed_write_leaves_the_previous_checkpoint_and_nothing_else(tmp_path
 def test_a_disk_that_is_really_full_does_the_same(tmp_path):
     program = (
         "import resource, sys, torch\n"
-        "from flows.checkpoint_io import AtomicCheckpointIO\n"
+        "from flows.training.checkpoint_io import AtomicCheckpointIO\n"
         "save = AtomicCheckpointIO().save_checkpoint\n"
         "save({'x': torch.zeros(10)}, 'last.ckpt')\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
@@ -330,10 +323,10 @@ def test_checkpoints_are_found_by_file_folder_and_name(tmp_path, monkeypatch):
 
 
 def test_a_run_folder_is_claimed_once(tmp_path):
-    claim(tmp_path / "run", {"seed": 0}, [])
+    claim_run_folder(tmp_path / "run", {"seed": 0}, [])
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     with pytest.raises(InputError, match="holds a run already"):
-        claim(tmp_path / "run", {"seed": 1}, [])
+        claim_run_folder(tmp_path / "run", {"seed": 1}, [])
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
     release_if_unclaimed(tmp_path / "run")
     assert (tmp_path / "run" / "config.yaml").exists()

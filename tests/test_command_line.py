@@ -8,11 +8,13 @@ import pytest
 from hydra import initialize_config_dir
 from programs import ROOT
 
-from flows import Flow, InputError, signals
+from flows import Flow, InputError
 from flows.cli import schema
 from flows.cli.command_line import SINGLE, check_command_line, compose_resolved
 from flows.cli.entry import EXIT_CODES
-from flows.instantiation import build, check
+from flows.config.building import build
+from flows.config.checking import check
+from flows.processes import signals
 
 CONF = ROOT / "conf"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())

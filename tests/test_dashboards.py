@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import threading
-from functools import partial
 
 import numpy as np
 import pytest
@@ -27,14 +26,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_interruption import at_step, send
 from test_survival import SHORT
 from test_training import StripesModule, flow
+from torch.optim import Adamax
 from wandb.proto import wandb_internal_pb2
 from wandb_server import WandbServer
 
-from flows.callbacks import InversionMonitor, LatentMonitor, PeakMemory, SamplePictures, Throughput
-from flows.lightning_module import FlowModule
 from flows.loggers import SteadyCSVLogger, SteadyTensorBoardLogger, WandbLogger, log_checkpoint
-from flows.optimizers import adamax
-from flows.schedules import constant
+from flows.training.callbacks import InversionMonitor, LatentMonitor, PeakMemory, SamplePictures, Throughput
+from flows.training.module import FlowModule
+from flows.training.schedules import WarmUp
 
 FIGURES = {
     "train/bits_per_dim",
@@ -157,7 +156,7 @@ def test_every_logger_gets_the_same_figures(tmp_path):
         log_every_n_steps=1,
     )
     loggers[2].log_hyperparams({"mixing": {"kernel_size": 3}})
-    trainer.fit(FlowModule(flow(), adamax, partial(constant, total_steps=0)), StripesModule())
+    trainer.fit(FlowModule(flow(), Adamax, WarmUp), StripesModule())
     (tmp_path / "best.ckpt").write_bytes(b"weights")
     for logger in loggers:
         log_checkpoint(logger, tmp_path / "best.ckpt", {"test/bits_per_dim": 3.5})
@@ -219,7 +218,7 @@ def test_latents_that_overflow_when_a_model_is_validated_do_not_end_the_training
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(FlowModule(flow(), adamax, partial(constant, total_steps=0)), StripesModule())
+    trainer.fit(FlowModule(flow(), Adamax, WarmUp), StripesModule())
     trainer.loggers[1].finalize("finished")
     assert np.isnan(float(trainer.callback_metrics["val/bits_per_dim"]))
 

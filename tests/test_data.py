@@ -12,10 +12,10 @@ from datamodules import ImageBatch, PhotographCrops
 from datamodules.order import EpochSampler, ShardSampler
 from datamodules.photographs import BLOCK_SIZE
 from flows import InputError
-from flows.cli.images import batches
 from flows.measures.bits_per_dim import Score
 from flows.measures.codecs import codec_bits_per_dim
 from flows.pictures import find_pictures, grid, read_picture, save_png
+from flows.programs.images import batches
 
 
 @pytest.fixture(scope="module", params=["photos", "hubble"])

@@ -16,11 +16,11 @@ from hydra import initialize_config_dir
 from programs import ROOT, error_line, run
 from test_training import Stripes, StripesModule, fit, flow, parameters
 
-import train
-from flows import signals
-from flows.cli import processes, schema
+from flows.cli import schema
 from flows.cli.command_line import compose_resolved
 from flows.errors import InputError, NonFiniteError, ProcessError, StorageError
+from flows.processes import ranks, signals
+from flows.training.run import build_trainer
 
 DIGITS = [
     "experiment=smoke",
@@ -219,7 +219,7 @@ def program(tmp_path, monkeypatch):
 def test_all_processes_get_the_arguments_as_they_are(program, tmp_path):
     program("open(f'{sys.argv[1]}/got {rank}', 'w').write(repr(sys.argv[1:]))")
     arguments = [str(tmp_path), "run_dir='it\\'s \"here\"'", "a b", "$HOME *"]
-    processes.start(arguments, 3)
+    ranks.launch_ranks(arguments, 3)
     assert [(tmp_path / f"got {rank}").read_text() for rank in range(3)] == [repr(arguments)] * 3
 
 
@@ -236,19 +236,19 @@ def test_all_processes_get_the_arguments_as_they_are(program, tmp_path):
 def test_the_first_process_that_ends_too_early_ends_all_and_is_named(body, error, words, program):
     program(body)
     with pytest.raises(error, match=words):
-        processes.start([], 3)
+        ranks.launch_ranks([], 3)
 
 
 def test_processes_that_end_upon_a_signal_are_no_error(program):
     program("time.sleep(0 if rank == 0 else 600)\nsys.exit(5)")
     with pytest.raises(signals.Interrupted) as caught:
-        processes.start([], 3)
+        ranks.launch_ranks([], 3)
     assert caught.value.code == 5
 
 
 def test_processes_end_when_whoever_started_them_is_killed(program, tmp_path):
-    program("from flows.cli.processes import end_with_whoever_started_them as end\nend()\ntime.sleep(600)")
-    start_them = f"import sys; sys.argv = {sys.argv}; from flows.cli import processes; processes.start([], 3)"
+    program("from flows.processes.ranks import end_with_launcher as end\nend()\ntime.sleep(600)")
+    start_them = f"import sys; sys.argv = {sys.argv}; from flows.processes import ranks; ranks.launch_ranks([], 3)"
     starter = subprocess.Popen([sys.executable, "-c", start_them], env=os.environ | {"PYTHONPATH": str(ROOT)})
     while not all((tmp_path / f"{rank}").exists() for rank in range(3)):
         assert starter.poll() is None
@@ -266,14 +266,14 @@ def test_processes_end_when_whoever_started_them_is_killed(program, tmp_path):
 )
 def test_a_lost_connection_is_one_line_after_a_while(error, monkeypatch):
     trainer = two_devices(monkeypatch)
-    monkeypatch.setattr(processes, "PATIENCE", 0.0)
-    with pytest.raises(InputError, match="cannot meet at"), processes.losses_explained(trainer):
+    monkeypatch.setattr(ranks, "PATIENCE", 0.0)
+    with pytest.raises(InputError, match="cannot meet at"), ranks.explain_lost_connection(trainer):
         raise error
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(processes.signal, "signal", lambda number, handler: None)
-    with pytest.raises(ProcessError, match="process 0 of the 2"), processes.losses_explained(trainer):
+    monkeypatch.setattr(ranks.signal, "signal", lambda number, handler: None)
+    with pytest.raises(ProcessError, match="process 0 of the 2"), ranks.explain_lost_connection(trainer):
         raise error
-    with pytest.raises(RuntimeError, match="a bug"), processes.losses_explained(trainer):
+    with pytest.raises(RuntimeError, match="a bug"), ranks.explain_lost_connection(trainer):
         raise RuntimeError("a bug")
 
 
@@ -312,7 +312,7 @@ def test_more_gpus_than_there_are_is_one_line(gpus, words, monkeypatch):
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         config = compose_resolved("train", ["trainer=ddp", "trainer.devices=4"])
     with pytest.raises(InputError) as caught:
-        train._trainer(config | {"callbacks": {}}, [])
+        build_trainer(config | {"callbacks": {}}, [])
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -320,7 +320,7 @@ def test_processes_that_are_being_ended_say_nothing(monkeypatch):
     trainer = two_devices(monkeypatch)
     monkeypatch.setattr(signals, "received", lambda: True)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    with pytest.raises(signals.Interrupted), processes.losses_explained(trainer):
+    with pytest.raises(signals.Interrupted), ranks.explain_lost_connection(trainer):
         raise torch.distributed.DistBackendError("the other one is gone")
 
 
@@ -335,23 +335,23 @@ def test_a_port_that_is_taken_is_named(monkeypatch):
         port = taken.getsockname()[1]
         trainer = two_devices(monkeypatch, SLURM_STEP_NUM_TASKS=2, MASTER_PORT=port)
         with pytest.raises(InputError, match=rf"port {port} of .*Address already in use.*MASTER_PORT"):
-            processes.are_missing(trainer)
-    assert not processes.are_missing(trainer)
+            ranks.must_launch_ranks(trainer)
+    assert not ranks.must_launch_ranks(trainer)
 
 
 @pytest.mark.parametrize("started", [3, 4])
 def test_another_number_of_processes_than_devices_is_refused(started, monkeypatch):
     trainer = two_devices(monkeypatch, SLURM_STEP_NUM_TASKS=started)
     with pytest.raises(InputError, match=rf"{started} processes were started, but .* = 2 x 1 = 2"):
-        processes.are_missing(trainer)
+        ranks.must_launch_ranks(trainer)
 
 
 def test_processes_are_missing_when_nobody_started_them(monkeypatch):
-    assert processes.are_missing(two_devices(monkeypatch))
+    assert ranks.must_launch_ranks(two_devices(monkeypatch))
 
 
 def test_several_nodes_need_somebody_who_starts_processes_there(monkeypatch):
     trainer = two_devices(monkeypatch)
     monkeypatch.setattr(type(trainer), "num_nodes", 2)
     with pytest.raises(InputError, match="by srun or by torchrun there"):
-        processes.are_missing(trainer)
+        ranks.must_launch_ranks(trainer)

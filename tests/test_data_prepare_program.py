@@ -13,7 +13,8 @@ from small_sources import picture, random_images, write_files
 
 from datamodules import Augmentation, ImageDataModule
 from flows.cli import schema
-from flows.instantiation import build, build_trusted, check
+from flows.config.building import build, build_trusted
+from flows.config.checking import check
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_SETS = sorted(path.stem for path in (ROOT / "conf" / "data").glob("*.yaml"))

@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 from contract import check_log_det_against_autodiff, check_round_trips, images, make
+from flows.checkpoint import FORMAT
 from torch import nn
 
 from flows import Flow, InputError, NonFiniteError, load_flow
-from flows.checkpoint import FORMAT
 from flows.layers import AffineCoupling, Conv1x1, Coupling
 from flows.layers.networks import Network
 from flows.measures.bits_per_dim import bits_per_dim

@@ -1,17 +1,16 @@
 """Every shipped experiment: it runs, and it says what it reproduces and where it differs."""
 
-from functools import partial
-
 import pytest
 import pytorch_lightning as pl
 from small_sources import cifar_files, galaxy_tree, oord_archives, random_images, write_files
 from test_command_line import CONF, OPTIONS, check_train, compose
 
-import train
 from flows.cli.command_line import expand_globs
+from flows.config.building import build
 from flows.errors import InputError
-from flows.instantiation import build
-from flows.lightning_module import FlowModule
+from flows.training.module import FlowModule
+from flows.training.run import build_trainer, planned_steps
+from flows.training.schedules import planned
 
 EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
 TABLES = [name for name in EXPERIMENTS if name.startswith("table")]
@@ -59,8 +58,8 @@ def test_every_experiment_runs_one_batch(experiment, sources, tmp_path):
     data.prepare_data()
     data.setup()
     flow.initialize(data.initialization_images(4))
-    trainer: pl.Trainer = train._trainer(config, [])
-    schedule = partial(build(config["schedule"]), total_steps=train._planned_steps(trainer, data))
+    trainer: pl.Trainer = build_trainer(config, [])
+    schedule = planned(build(config["schedule"]), planned_steps(trainer, data))
     trainer.fit(FlowModule(flow, build(config["optimizer"]), schedule), data)
     assert trainer.global_step == 1
     assert (tmp_path / "checkpoints" / "best.ckpt").is_file()

@@ -21,7 +21,7 @@ def at_step(number, action):
     """What a forked process is to do before its n-th training step, counted from 0; returns what starts it."""
 
     def start():
-        from flows.lightning_module import FlowModule
+        from flows.training.module import FlowModule
 
         count, training_step = iter(range(1000)), FlowModule.training_step
 
@@ -65,7 +65,7 @@ def test_an_interruption_ends_a_sweep(tmp_path):
     assert len(list(tmp_path.glob("sweep/*/checkpoints"))) == 1
     assert "interrupted by SIGTERM: the same command continues" in output(tmp_path)
     assert wait(fork(sweep, tmp_path)) == 0, output(tmp_path)
-    assert output(tmp_path).count("goes on from ") == 1
+    assert output(tmp_path).count("resuming from ") == 1
 
 
 def test_signals_are_handled_before_anything_that_takes_time_is_imported(tmp_path):
@@ -110,7 +110,7 @@ def test_a_living_run_s_folder_is_refused_and_a_dead_one_s_is_resumed(undisturbe
 def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_not_the_run(undisturbed, tmp_path):  # noqa: F811
     def fail_for_a_while():
         from flows import StorageError
-        from flows.checkpoint_io import AtomicCheckpointIO
+        from flows.training.checkpoint_io import AtomicCheckpointIO
 
         count, save = iter(range(1000)), AtomicCheckpointIO.save_checkpoint
 

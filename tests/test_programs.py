@@ -15,7 +15,8 @@ import yaml
 from PIL import Image
 from programs import ROOT, TINY, error_line, run
 
-from flows import load_flow, threads
+from flows import load_flow
+from flows.processes import startup
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +212,7 @@ def test_other_loggers_need_no_account_and_no_network(tmp_path, logger):
         (["mixing.kernel_size=4"], "kernel_size must be odd"),
         (["data.image_size=100"], "data.image_size must be between"),
         (["resume=runs/none"], "there is no checkpoint"),
-        (["optimizer.lr=-1"], "must be positive"),
+        (["optimizer.lr=-1"], "Invalid learning rate: -1"),
         (["precision=double"], "precision must be"),
         (["seed=-1"], "seed must be"),
         (["data.num_workers=-1"], "data.num_workers must be at least 0"),
@@ -320,7 +321,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
     """
     limited = (
         "import resource, runpy, signal, sys\n"
-        "import flows.checkpoint_io as io\n"
+        "import flows.training.checkpoint_io as io\n"
         "save, count = io.AtomicCheckpointIO.save_checkpoint, []\n"
         "def limited(self, *arguments, **options):\n"
         "    count.append(1)\n"
@@ -344,9 +345,9 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
         assert torch.load(checkpoints / name, weights_only=True)["epoch"] == 0
 
 
-@pytest.mark.parametrize("program", ["train.py", "sample.py", "evaluate.py", "report.py"])
+@pytest.mark.parametrize("program", ["train.py", "sample.py", "evaluate.py", "prepare.py", "report.py"])
 @pytest.mark.parametrize(
-    ("given", "expected"), [({}, threads.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+    ("given", "expected"), [({}, startup.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
 )
 def test_waiting_threads_sleep_soon_unless_the_user_has_decided(program, given, expected):
     """The library that they belong to reads its settings when PyTorch is imported."""

@@ -47,7 +47,7 @@ def write_run(folder, mixing="1x1", seed=1, score=3.5, *, data="photos", finishe
         "data": {"_target_": "datamodules.X", "collection": data, "batch_size": 32, "seed": seed, "num_workers": 0},
         "mixing": MIXINGS[mixing],
         "model": {"_target_": "flows.Flow", "mixing": MIXINGS[mixing], **model},
-        "optimizer": {"_target_": "flows.optimizers.adamax", "lr": 0.002},
+        "optimizer": {"_target_": "torch.optim.Adamax", "lr": 0.002},
         "trainer": {"max_epochs": 4, "default_root_dir": str(folder)},
         "callbacks": {"samples": {"folder": f"{folder}/samples"}},
         "logger": {"csv": {"save_dir": str(folder)}},

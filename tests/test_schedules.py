@@ -8,17 +8,17 @@ import pytorch_lightning as pl
 import torch
 from programs import TINY, error_line, run
 from test_training import StripesModule, fit, flow, parameters
+from torch.optim import Adamax
 
 from flows import InputError
-from flows.callbacks import LastCheckpoint, Rollback
-from flows.lightning_module import FlowModule
-from flows.optimizers import adamax
-from flows.schedules import constant, cosine
-from train import _planned_steps
+from flows.training.callbacks import LastCheckpoint, Rollback
+from flows.training.module import FlowModule
+from flows.training.run import planned_steps
+from flows.training.schedules import CosineDecay, WarmUp
 
 
 def make(schedule, **options):
-    optimizer = adamax([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    optimizer = Adamax([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     return optimizer, schedule(optimizer, **options)
 
 
@@ -32,12 +32,12 @@ def rates(optimizer, schedule, steps):
 
 
 def test_warm_up_is_linear_and_then_constant():
-    found = rates(*make(constant, total_steps=7, warmup_steps=4), 7)
+    found = rates(*make(WarmUp, warmup_steps=4), 7)
     assert found == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 2.0, 2.0])
 
 
 def test_cosine_falls_from_the_rate_to_zero_at_the_last_step():
-    found = rates(*make(cosine, total_steps=10, warmup_steps=2), 11)
+    found = rates(*make(CosineDecay, total_steps=10, warmup_steps=2), 11)
     assert found[:3] == pytest.approx([2 / 3, 4 / 3, 2.0])
     assert found[2:] == pytest.approx([1.0 + math.cos(math.pi * t / 8) for t in range(9)], abs=1e-12)
 
@@ -52,30 +52,30 @@ def test_cosine_falls_from_the_rate_to_zero_at_the_last_step():
 )
 def test_a_cosine_that_makes_no_sense_is_refused(options, words):
     with pytest.raises(InputError, match=words):
-        make(cosine, **options)
+        make(CosineDecay, **options)
 
 
 def test_a_training_that_goes_on_keeps_the_horizon_it_began_with():
-    _, begun = make(cosine, total_steps=10)
+    _, begun = make(CosineDecay, total_steps=10)
     for shorter in (10, 5):
-        _, schedule = make(cosine, total_steps=shorter)
+        _, schedule = make(CosineDecay, total_steps=shorter)
         schedule.load_state_dict(begun.state_dict())
         assert schedule.num_steps == 10
-    _, longer = make(cosine, total_steps=20)
+    _, longer = make(CosineDecay, total_steps=20)
     with pytest.raises(InputError, match=r"ends at step 10, the training at step 20: schedule\.num_steps=20"):
         longer.load_state_dict(begun.state_dict())
-    _, stretched = make(cosine, total_steps=20, num_steps=20)
+    _, stretched = make(CosineDecay, total_steps=20, num_steps=20)
     stretched.load_state_dict(begun.state_dict())
     assert stretched.num_steps == 20
 
 
 def test_a_training_shorter_than_its_warm_up_only_warms_up():
-    found = rates(*make(cosine, total_steps=3, warmup_steps=4), 3)
+    found = rates(*make(CosineDecay, total_steps=3, warmup_steps=4), 3)
     assert found == pytest.approx([0.4, 0.8, 1.2])
 
 
 def test_an_interrupted_training_with_a_cosine_goes_on_exactly(tmp_path):
-    schedule = partial(cosine, total_steps=12, warmup_steps=1)
+    schedule = partial(CosineDecay, total_steps=12, warmup_steps=1)
     whole, _ = fit(tmp_path / "whole", schedule=schedule, max_epochs=3, model=seeded())
     _, interrupted = fit(tmp_path / "part", [LastCheckpoint(tmp_path)], schedule=schedule, max_epochs=2, model=seeded())
     again, resumed = fit(
@@ -92,7 +92,7 @@ def seeded():
 
 
 def test_a_training_that_went_back_follows_the_cosine_at_its_lower_rate():
-    optimizer, schedule = make(cosine, total_steps=10)
+    optimizer, schedule = make(CosineDecay, total_steps=10)
     rates(optimizer, schedule, 4)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.strategy.optimizers = [optimizer]
@@ -130,6 +130,6 @@ def test_steps_are_planned_as_lightning_counts_them(options, accumulated):
         max_epochs=3,
         **options,
     )
-    planned = _planned_steps(trainer, data)
-    trainer.fit(FlowModule(flow(), adamax, partial(constant, total_steps=planned)), data)
-    assert trainer.global_step == planned
+    expected = planned_steps(trainer, data)
+    trainer.fit(FlowModule(flow(), Adamax, WarmUp), data)
+    assert trainer.global_step == expected

@@ -11,7 +11,7 @@ from cluster import show, submit, wait_until
 from programs import ROOT
 from test_survival import SHORT, differences, final_state
 
-from flows import signals
+from flows.processes import signals
 
 TOGETHER = [
     "trainer=ddp_cpu",
@@ -81,7 +81,10 @@ def process(tmp_path):
     return start
 
 
-BEGIN = "import signal, sys, time; from flows import signals; signals.install(); open('begun', 'w'); time.sleep(600)"
+BEGIN = (
+    "import signal, sys, time; from flows.processes import signals; signals.install(is_resumable=True); "
+    "open('begun', 'w'); time.sleep(600)"
+)
 ENDS_WHEN_TOLD = f"""
 import sys
 from pathlib import Path

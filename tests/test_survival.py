@@ -74,7 +74,7 @@ def undisturbed(tmp_path_factory):
 
 def kill_in_a_write(write, moment):
     """Make this process kill itself in its n-th write of a checkpoint: in the middle of it, or around its renaming."""
-    import flows.checkpoint_io
+    import flows.training.checkpoint_io
     from flows.files import atomic_write
 
     count = iter(range(1000))
@@ -98,12 +98,12 @@ def kill_in_a_write(write, moment):
         if is_last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    flows.checkpoint_io.atomic_write = killing
+    flows.training.checkpoint_io.atomic_write = killing
 
 
 def kill_while_training(num_steps, seconds):
     """Make this process be killed so many steps after it began to train, and a random time."""
-    from flows.lightning_module import FlowModule
+    from flows.training.module import FlowModule
 
     count, training_step = iter(range(1000)), FlowModule.training_step
 

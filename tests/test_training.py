@@ -13,10 +13,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.strategies import SingleDeviceStrategy
+from torch.optim import Adamax
 
 from datamodules import ImageDataModule, ImageDataset
 from flows import Flow, InputError, NonFiniteError, load_flow
-from flows.callbacks import (
+from flows.layers import AffineCoupling, EmergingConv2d, Sequential, Shuffle
+from flows.runs.checkpoint import FORMAT
+from flows.training.callbacks import (
     AveragedWeights,
     InversionMonitor,
     LastCheckpoint,
@@ -25,11 +28,8 @@ from flows.callbacks import (
     StopOnNonFinite,
     Throughput,
 )
-from flows.checkpoint import FORMAT
-from flows.layers import AffineCoupling, EmergingConv2d, Sequential, Shuffle
-from flows.lightning_module import FlowModule
-from flows.optimizers import adamax
-from flows.schedules import constant
+from flows.training.module import FlowModule
+from flows.training.schedules import WarmUp
 
 
 class Stripes(ImageDataset):
@@ -83,9 +83,7 @@ class Described(pl.Callback):
 
 def fit(folder, callbacks=(), model=None, data=None, ckpt_path=None, max_epochs=2, lr=1e-3, schedule=None, **options):
     model = model or flow()
-    module = FlowModule(
-        model, partial(adamax, lr=lr), schedule or partial(constant, total_steps=0, warmup_steps=2), seed=3
-    )
+    module = FlowModule(model, partial(Adamax, lr=lr), schedule or partial(WarmUp, warmup_steps=2), seed=3)
     trainer = pl.Trainer(
         default_root_dir=folder,
         accelerator="cpu",
@@ -289,7 +287,7 @@ class OneNan(FlowModule):
 
 
 def test_one_nan_in_a_validation_is_not_left_out_of_its_mean(tmp_path):
-    module = OneNan(flow(), adamax, partial(constant, total_steps=0))
+    module = OneNan(flow(), Adamax, WarmUp)
     pl.Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_progress_bar=False).validate(
         module, StripesModule(), verbose=False
     )

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from flows import NonFiniteError, signals
-from flows.callbacks import AveragedWeights
+from flows import NonFiniteError
+from flows.processes import signals
+from flows.training.callbacks import AveragedWeights
 
 
 def digests(module):

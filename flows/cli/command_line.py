@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser  # Hydra's own command line; pinned below 1.4
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flows.cli.matching import matches
-from flows.cli.runs import require_writable
+from flows.config.checking import check, did_you_mean, require_targets
+from flows.config.hydra_seams import dotted_keys, parse_arguments
+from flows.config.matching import matches
 from flows.errors import InputError, first_line
-from flows.instantiation import check, did_you_mean, require_targets
+from flows.runs.claim import require_writable
 
 MAX_CHOICES_CHECKED = 64
 """Of a sweep, so many single choices are composed beforehand; the rest are checked as they come up."""
@@ -44,7 +44,7 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
         InputError: a group, option, key or value that does not exist or has the wrong type.
         StorageError: the run folder cannot be made there.
     """
-    arguments = get_args_parser().parse_args(argv)
+    arguments = parse_arguments(argv)
     if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.info:
         return
     _require_shipped_files(arguments)
@@ -99,11 +99,11 @@ def expand_globs(config_dir: Path, argv: list[str]) -> list[str]:
     Raises:
         InputError: a glob matches nothing.
     """
-    words = get_args_parser().parse_args(argv).overrides
+    words = parse_arguments(argv).overrides
     try:
         overrides = OverridesParser.create().parse_overrides(words)
     except OverrideParseException:
-        return argv  # explained by whoever checks the command line
+        return argv  # the check of the command line explains it
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir)):
         expanded = {
             str(override.input_line): ",".join([matching[0], *(line.partition("=")[2] for line in matching[1:])])
@@ -192,15 +192,15 @@ def _explain(error: Exception, config_name: str, overrides: list[Override]) -> s
             continue
         if key not in keys:
             keys = [name for name in keys if not name.endswith("_target_")]
-            alike = [name for name in [*keys, *groups] if _is_hydra_s(name) == _is_hydra_s(key)]
-            near = did_you_mean(key, alike) or _same_leaf(key, [name for name in keys if not _is_hydra_s(name)])
+            alike = [name for name in [*keys, *groups] if is_hydra_key(name) == is_hydra_key(key)]
+            near = did_you_mean(key, alike) or _same_leaf(key, [name for name in keys if not is_hydra_key(name)])
             return f"there is no configuration key {key!r}{near}; --help lists what there is"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     where = f"{cause.full_key}: " if isinstance(cause, OmegaConfBaseException) and cause.full_key else ""
     return f"{where}{first_line(cause)}"
 
 
-def _is_hydra_s(key: str) -> bool:
+def is_hydra_key(key: str) -> bool:
     """Whether a key is about how the program runs, not about what it does."""
     return key.startswith(("hydra.", "hydra/"))
 
@@ -219,19 +219,7 @@ def _keys(config_name: str, group_overrides: list[Override]) -> list[str]:
         config = compose(config_name, lines, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException):
         config = compose(config_name, return_hydra_config=True)
-    return list(_dotted(config))
-
-
-def _dotted(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in map(str, config):
-        path = f"{prefix}.{key}" if prefix else key
-        yield path
-        if not OmegaConf.is_missing(config, key):
-            child = config._get_node(key)
-            if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
-                yield from _dotted(child, path)
-            elif isinstance(child, Mapping):
-                yield from (f"{path}.{name}" for name in child)
+    return list(dotted_keys(config))
 
 
 def _groups(parent: str = "") -> Iterator[str]:

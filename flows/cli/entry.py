@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import sys
@@ -15,14 +14,15 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import get_method
 from omegaconf import DictConfig
 
 from flows.cli import schema
 from flows.cli.command_line import check_command_line, expand_globs
-from flows.cli.runs import replay_when_resuming
 from flows.cli.sweeps import names
 from flows.cli.sweeps.summary import CURRENT
 from flows.errors import InputError, NonFiniteError, ProcessError, StorageError, SweepError, one_line
+from flows.runs.resume import replay_when_resuming
 
 EXIT_CODES: dict[type[Exception], int] = {
     InputError: 2,
@@ -32,37 +32,46 @@ EXIT_CODES: dict[type[Exception], int] = {
     ProcessError: 7,
 }
 """A wrong input; a training that broke; a disk that failed; a sweep with failed jobs; a process that was lost.
-A bug exits with 1 and a traceback, a signal with :data:`flows.signals.EXIT_CODE`."""
+A bug exits with 1 and a traceback, a signal with :data:`flows.processes.signals.EXIT_CODE`."""
 
 
-def run(task: Callable[[DictConfig], Any], config_name: str, config_dir: Path) -> None:
-    """Check the command line, hand it to Hydra, and turn the failures a user can mend into one line on stderr."""
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "conf"
+
+
+def run(task: str, config_name: str) -> None:
+    """Check the command line, hand it to Hydra, and turn the failures a user can mend into one line on stderr.
+
+    Args:
+        task: the dotted name of the function that is given the configuration. It is imported when the command line
+            has been found right: the seconds that Lightning takes are for those who train.
+        config_name: the program's root configuration.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive here as they are, instead of as Hydra's summary of them
     schema.register()
     names.register()
-    _quieten_lightning()
     CURRENT.begin()
     with _mendable_failures_in_one_line():
         given = sys.argv[1:]
         replayed = replay_when_resuming(given)
-        sys.argv[1:] = expand_globs(config_dir, replayed)
-        check_command_line(config_dir, config_name, sys.argv[1:], is_replayed=replayed != given)
+        sys.argv[1:] = expand_globs(CONFIG_DIR, replayed)
+        check_command_line(CONFIG_DIR, config_name, sys.argv[1:], is_replayed=replayed != given)
         try:
-            hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(_as_job(task))()
+            hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(_job(task))()
         finally:
             CURRENT.show()
         CURRENT.require_success()
 
 
-def _as_job(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+def _job(task: str) -> Callable[[DictConfig], Any]:
     """In a single run a failure ends the program at once; in a sweep the launcher says to which job it belongs."""
 
-    @functools.wraps(task)
     def job(cfg: DictConfig) -> Any:
+        function = get_method(task)
+        _quieten_lightning()
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            return task(cfg)
+            return function(cfg)
         with _mendable_failures_in_one_line():
-            return task(cfg)
+            return function(cfg)
 
     return job
 
@@ -77,14 +86,14 @@ def _mendable_failures_in_one_line() -> Iterator[None]:
 
 
 def _quieten_lightning() -> None:
-    """Leave out what Lightning tells about itself: devices it did not find, products to install, its own imports."""
+    """Leave out what Lightning tells about itself; it sets its own level when it is imported, which has happened."""
     for library in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*", category=FutureWarning)
     for unneeded in (
         ".*does not have many workers.*",  # whole batches are gathered from memory: workers would only cost
         ".*The number of training batches .* is smaller than the logging interval.*",
-        ".*Checkpoint directory .* exists and is not empty.*",  # run folders are claimed (flows.cli.runs)
+        ".*Checkpoint directory .* exists and is not empty.*",  # run folders are claimed (flows.runs.claim)
         ".*WeightAveraging callback, but saving a checkpoint outside.*",
         ".*The `srun` command is available on your system but is not used.*",  # a single run on a login node is fine
         ".*`broadcast_buffers` is deprecated.*",  # its successor does not exist before torch 2.13

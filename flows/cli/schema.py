@@ -1,7 +1,7 @@
 """The root of each program's configuration: every key that may stand there, with its type.
 
 Defaults stand in the YAML files alone. The groups' own contents are checked against the signatures of what they
-build (:mod:`flows.instantiation`).
+build (:mod:`flows.config`).
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from flows.cli.runs import run_name
+from flows.runs.claim import run_name
 
 
 @dataclass
 class TrainSchema:
     """Root of ``train.py``'s configuration."""
 
-    augment: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
     mixing: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
     coupling: dict[str, Any] = field(default_factory=dict)
@@ -29,6 +27,8 @@ class TrainSchema:
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)
+    augment: dict[str, Any] = field(default_factory=dict)  # from here on a check imports Lightning, which takes seconds
+    data: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
@@ -36,6 +36,7 @@ class TrainSchema:
     seed: int = MISSING
     precision: str = MISSING
     run_dir: str = MISSING
+    parameter_groups: dict[str, dict[str, Any]] = field(default_factory=dict)
     budget: Any = None
     resume: str | None = None
     on_nan: str = MISSING

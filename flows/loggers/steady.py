@@ -20,8 +20,8 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from flows.console import warn
 from flows.files import atomic_write
-from flows.notices import warn
 
 
 class SteadyCSVLogger(CSVLogger):

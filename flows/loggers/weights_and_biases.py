@@ -16,9 +16,9 @@ from pytorch_lightning.loggers import WandbLogger as LightningWandbLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
-from flows import signals
+from flows.console import warn
 from flows.errors import InputError, first_line
-from flows.notices import warn
+from flows.processes import signals
 
 if TYPE_CHECKING:
     import wandb

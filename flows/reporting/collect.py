@@ -20,11 +20,10 @@ import yaml
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from flows.checkpoint import CHECKPOINTS, Weights
-from flows.cli.runs import CONFIG, EVALUATIONS, RESULTS, SAMPLES
 from flows.errors import InputError, first_line
+from flows.runs.checkpoint import Weights
+from flows.runs.layout import CHECKPOINTS, CONFIG, EVALUATIONS, FINAL_SAMPLES, METRICS, METRICS_FILE, RESULTS, SAMPLES
 
-METRICS = "metrics"
 """Where a run keeps its CSV file; with Lightning's own logger, one in a folder for each time that it was started."""
 
 SECONDS_OF_SILENCE = 15 * 60
@@ -265,7 +264,7 @@ def _read_metrics(folder: Path, problems: list[Problem]) -> tuple[dict[str, Curv
     """
     points: dict[str, dict[int, float]] = {}
     last_epoch: int | None = None
-    for path in sorted(folder.glob("version_*/metrics.csv"), key=_version):
+    for path in sorted(folder.glob(f"version_*/{METRICS_FILE}"), key=_version):
         rows = list(_metric_rows(path, problems))
         first_step = min((int(row["step"]) for row in rows), default=None)
         if first_step is not None:
@@ -333,7 +332,7 @@ def _last_sign_of_life(folder: Path) -> float:
 
 def _newest_picture(folder: Path, problems: list[Problem]) -> Path | None:
     """The last picture of samples that is whole: of the best checkpoint, if the run came so far."""
-    for path in [folder / "final.png", *sorted(folder.glob("step=*.png"), reverse=True)]:
+    for path in [folder / FINAL_SAMPLES, *sorted(folder.glob("step=*.png"), reverse=True)]:
         if path.exists():
             try:
                 with Image.open(path, formats=["PNG"]) as picture:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from flows.checkpoint import Weights
-from flows.cli.runs import MOVABLE
 from flows.reporting.collect import AVERAGED, RAW, Collection, Problem, Run, Status
 from flows.reporting.statistics import Estimate
+from flows.runs.checkpoint import Weights
+from flows.runs.resume import LOADING_KEYS
 
 BUILT = ("model", "data", "optimizer", "schedule", "trainer", "callbacks", "precision")
 """The parts of a resolved configuration that become objects; the rest has gone into them, or is a seed, or a path."""
@@ -165,7 +165,7 @@ def comparable(config: Mapping[str, Any]) -> Flat:
     """A configuration as dotted keys, without what says where and as which repetition it ran."""
     run_dir = config.get("run_dir")
     kept = {key: config[key] for key in BUILT if key in config}
-    kept["data"] = {key: value for key, value in config["data"].items() if key not in (*MOVABLE, "seed")}
+    kept["data"] = {key: value for key, value in config["data"].items() if key not in (*LOADING_KEYS, "seed")}
     flat = dict(_flatten("", kept))
     return {key: value for key, value in flat.items() if not (run_dir and str(value).startswith(str(run_dir)))}
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from flows.checkpoint import Weights
-from flows.cli.report import duration
+from flows.console import duration
 from flows.reporting.collect import NOT_FINITE, Collection, Run, Status
 from flows.reporting.comparison import BASELINE, Block, Comparison, Row, differing_keys
 from flows.reporting.figures import SamplingTimes, accuracy_against_time, paper_figures, training_curves
 from flows.reporting.page import Cell, Figure, Group, Report, Section, Table
 from flows.reporting.paper import orders_of, paper_sampling, paper_scores, scores_beside
 from flows.reporting.statistics import DIGITS, Estimate, agreement, best, order
+from flows.runs.checkpoint import Weights
+from flows.runs.layout import FINAL_SAMPLES
 
 NONE = "-"
 """In a table: there is no such figure."""
@@ -253,7 +254,7 @@ def _samples(comparison: Comparison, stem: str) -> list[Figure]:
         run = next((run for run in row.runs if run.picture is not None), None)
         if run is None or run.picture is None:
             continue
-        if run.picture.name == "final.png":
+        if run.picture.name == FINAL_SAMPLES:
             what = "best checkpoint, raw weights, temperature 0.7"
         else:
             what = f"while training, {run.picture.stem.replace('=', ' ')}"

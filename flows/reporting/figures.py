@@ -16,13 +16,13 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
-from flows.checkpoint import Weights
 from flows.layers import AutoregressiveConv2d, EmergingConv2d, Layer, PeriodicConv2d
 from flows.reporting.collect import Curve
 from flows.reporting.comparison import Comparison, Row
 from flows.reporting.page import Figure
 from flows.reporting.paper import paper_sampling
 from flows.reporting.receptive import equivalent_matrix, receptive_field, tap_mask, visible
+from flows.runs.checkpoint import Weights
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,

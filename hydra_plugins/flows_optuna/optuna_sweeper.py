@@ -26,7 +26,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flows.cli import report
+from flows import console
 from flows.cli.command_line import SEARCH, SINGLE
 from flows.cli.sweeps.folders import Score, read_score
 from flows.cli.sweeps.names import without
@@ -156,13 +156,13 @@ class OptunaSweeper(Sweeper):
         best = study.best()
         counts = Counter(f"trials {STATES[trial.state.name]}" for trial in study.trials())
         rows = [] if best is None else [("best score", best.value), ("of trial", best.number), *best.params.items()]
-        report.show_table(f"Study {self.study_name}", [*rows, *counts.items()])
-        report.show_paths([("study", storage)])
+        console.show_table(f"Study {self.study_name}", [*rows, *counts.items()])
+        console.show_paths([("study", storage)])
         if best is not None:
-            report.show_paths([("best run", Path(self.config.hydra.sweep.dir, str(best.number)))])
+            console.show_paths([("best run", Path(self.config.hydra.sweep.dir, str(best.number)))])
             lines = self._without_the_search([*fixed, *assignments(best.params)])
             command = ["python", f"{self.config.hydra.job.name}.py", *lines]
-            report.console.print(f"to train it again: {shlex.join(command)}", markup=False)
+            console.say(f"to train it again: {shlex.join(command)}")
 
     def _without_the_search(self, lines: Sequence[str]) -> list[str]:
         """Overrides without the choice of the search, unless that sets something for its trials too."""

@@ -9,11 +9,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobStatus, configure_log, run_job
 from omegaconf import DictConfig, read_write
 
-from flows.cli import runs
 from flows.cli.entry import EXIT_CODES
 from flows.cli.sweeps.launcher import Job, SweepLauncher
 from flows.errors import first_line, one_line
-from flows.signals import Interrupted
+from flows.processes.signals import Interrupted
+from flows.runs import resume
 
 
 class InThisProcess(SweepLauncher):
@@ -27,7 +27,7 @@ class InThisProcess(SweepLauncher):
 
     def _run(self, job: Job) -> str:
         config = job.config
-        config.run_dir, config.resume = str(job.folder), runs.AUTO
+        config.run_dir, config.resume = str(job.folder), resume.AUTO
         with read_write(config.hydra):
             config.hydra.sweep.dir, config.hydra.sweep.subdir = str(job.folder.parent), job.folder.name
             config.hydra.overrides.task = job.in_its_folder()  # a job of several processes starts them with these

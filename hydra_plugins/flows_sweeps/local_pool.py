@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from hydra.core.config_store import ConfigStore
 
-from flows.cli.processes import STARTED_BY
 from flows.cli.sweeps.launcher import Job, SweepLauncher, num_processes
 from flows.cli.sweeps.processes import explain_end, open_output, program
 from flows.errors import InputError
+from flows.processes.ranks import LAUNCHED_BY
 
 POLL_S = 0.2
 
@@ -56,7 +56,7 @@ def environment(share: Share, num_threads: int, inherited: Mapping[str, str]) ->
     kept = {name: value for name, value in inherited.items() if not name.startswith(of_others)}
     limit = kept.get("OMP_NUM_THREADS", "")
     threads = min(num_threads, int(limit)) if limit.isdigit() else num_threads
-    own = {"OMP_NUM_THREADS": str(max(1, threads)), "MASTER_PORT": str(_free_port()), STARTED_BY: str(os.getpid())}
+    own = {"OMP_NUM_THREADS": str(max(1, threads)), "MASTER_PORT": str(_free_port()), LAUNCHED_BY: str(os.getpid())}
     if share.gpus:
         own["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
     return kept | own

@@ -11,10 +11,9 @@ from typing import Any
 
 import yaml
 
-from flows.checkpoint import CHECKPOINTS
-from flows.cli import runs
 from flows.cli.sweeps.names import NOT_THE_JOB_S
 from flows.errors import InputError
+from flows.runs import layout, resume
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Score:
 def read_score(folder: Path) -> Score | None:
     """The score in a run's folder; nothing if the run is not finished."""
     try:
-        results = json.loads((folder / runs.RESULTS).read_text())
+        results = json.loads((folder / layout.RESULTS).read_text())
         validation, test = results["val/bits_per_dim"], float(results["test/bits_per_dim"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -48,7 +47,7 @@ def finished(folder: Path, config_in: Callable[[str], dict[str, Any]]) -> Score 
     """
     stored = _stored_config(folder)
     score = read_score(folder)
-    if score is None and not any((folder / CHECKPOINTS).glob("*.ckpt")):
+    if score is None and not any((folder / layout.CHECKPOINTS).glob("*.ckpt")):
         return None  # nothing that could be lost or mistaken
     differing = _differences(stored, config_in(str(stored.get("run_dir", folder))))
     if differing:
@@ -61,7 +60,7 @@ def finished(folder: Path, config_in: Callable[[str], dict[str, Any]]) -> Score 
 
 def _stored_config(folder: Path) -> dict[str, Any]:
     try:
-        stored = yaml.safe_load((folder / runs.CONFIG).read_text())
+        stored = yaml.safe_load((folder / layout.CONFIG).read_text())
     except (OSError, yaml.YAMLError):
         return {}
     return stored if isinstance(stored, dict) else {}
@@ -71,6 +70,6 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Keys that differ and matter for what a run gives, which is the same wherever it is logged."""
     as_stored = yaml.safe_load(yaml.safe_dump(wanted))
     keys = sorted(set(stored) | set(as_stored))
-    differing = [line for key in keys for line in runs.differences(key, stored.get(key), as_stored.get(key))]
-    harmless = (*NOT_THE_JOB_S, *(f"data.{name}" for name in runs.MOVABLE))
+    differing = [line for key in keys for line in resume.differences(key, stored.get(key), as_stored.get(key))]
+    harmless = (*NOT_THE_JOB_S, *(f"data.{name}" for name in resume.LOADING_KEYS))
     return [key for key in differing if key not in harmless and not key.startswith("logger.")]

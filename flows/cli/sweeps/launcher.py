@@ -17,12 +17,14 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from flows.cli import report, runs
-from flows.cli.matching import resolve_width
+from flows import console
 from flows.cli.sweeps.folders import finished, read_score
 from flows.cli.sweeps.names import NOT_THE_JOB_S, keys_in_common, without
 from flows.cli.sweeps.summary import CURRENT, STOPPED, Row
+from flows.config.hydra_seams import quoted
+from flows.config.matching import resolve_width
 from flows.errors import InputError
+from flows.runs import claim, resume
 
 PATIENCE = 60.0
 """Seconds that a sweep waits for processes which end by themselves, if they do."""
@@ -68,7 +70,7 @@ class Job:
 
     def in_its_folder(self) -> list[str]:
         """Its overrides as those of a run of its own, which goes on where an earlier attempt ended."""
-        return [*self.overrides, f"run_dir={runs.quoted(self.folder)}", f"resume={runs.AUTO}"]
+        return [*self.overrides, f"run_dir={quoted(self.folder)}", f"resume={resume.AUTO}"]
 
 
 class SweepLauncher(Launcher):
@@ -146,20 +148,20 @@ class SweepLauncher(Launcher):
     def _note(self, row: Row, *ended_of: int) -> None:
         CURRENT.add(row, self.sweep_dir)
         progress = CURRENT.progress(*ended_of) if ended_of else "not run"
-        report.console.print(f"job {row.job} ({row.overrides}) {row.outcome} [{progress}]", markup=False)
+        console.say(f"job {row.job} ({row.overrides}) {row.outcome} [{progress}]")
 
     def wait_for_former_attempts(self, jobs: Sequence[Job]) -> None:
         """Let processes that a killed sweep has left in its jobs' folders save and end, which they do by themselves."""
         deadline = time.monotonic() + PATIENCE
         for job in jobs:
-            if runs.is_held(job.folder):
-                report.console.print(f"job {job.index} ({job.title}) waits for its former attempt to end", markup=False)
-            while runs.is_held(job.folder) and time.monotonic() < deadline:
+            if claim.is_locked(job.folder):
+                console.say(f"job {job.index} ({job.title}) waits for its former attempt to end")
+            while claim.is_locked(job.folder) and time.monotonic() < deadline:
                 time.sleep(0.2)
 
     def note_start(self, job: Job, how: str = "starts") -> None:
         """One line for a job that starts, or that will."""
-        report.console.print(f"job {job.index} ({job.title}) {how}: {job.folder}", markup=False)
+        console.say(f"job {job.index} ({job.title}) {how}: {job.folder}")
 
 
 def _as_hydra_returns_it(job: Job, row: Row) -> JobReturn:

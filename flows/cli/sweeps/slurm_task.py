@@ -14,8 +14,8 @@ from typing import Any
 
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
-from flows import slurm
 from flows.cli.sweeps.processes import ENDING, OUTPUT, end_of_process, open_output
+from flows.processes import slurm
 
 POLL_S = 0.5
 

@@ -13,11 +13,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from flows.cli import report
+from flows import console
 from flows.cli.sweeps.folders import Score
+from flows.console import warn
 from flows.errors import StorageError, SweepError
 from flows.files import atomic_write
-from flows.notices import warn
 
 SUMMARY = "summary.csv"
 COLUMNS = ("job", "overrides", "status", "val/bits_per_dim", "test/bits_per_dim", "error", "folder")
@@ -132,8 +132,8 @@ class Summary:
         for row in self.all_rows():
             folder = row.folder.name if row.folder.parent == self.sweep_dir else row.folder
             table.add_row(*map(escape, (str(row.job), row.overrides, row.outcome, str(folder))))
-        report.console.print(table)
-        report.show_paths([("summary", self.sweep_dir / SUMMARY)])
+        console.show(table)
+        console.show_paths([("summary", self.sweep_dir / SUMMARY)])
 
     def require_success(self) -> None:
         """Complain if a job failed, unless it was one of a search, which records that too.

@@ -1,0 +1,138 @@
+"""Whether a configuration is right: every node is compared with the signature of what its ``_target_`` names.
+
+Unknown arguments and values of the wrong type are the user's mistake and get one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal
+
+from hydra.utils import get_object
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from flows.errors import InputError, first_line
+
+Config = Mapping[str, Any]
+
+SPECIAL_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+
+
+def check(config: Any) -> None:
+    """Compare every node of a resolved configuration with the signature of what its ``_target_`` names.
+
+    Raises:
+        InputError: a target that does not exist, an argument that it does not take (naming the nearest that it does),
+            or a value of the wrong type; in one line with the full path of the key.
+    """
+    for path, node in nodes(config):
+        if isinstance(node, Mapping) and "_target_" in node:
+            _check_node(path, node)
+
+
+def _check_node(path: str, node: Config) -> None:
+    target = node["_target_"]
+    try:
+        called: Callable[..., Any] = get_object(target)
+    except Exception as error:  # Hydra raises plain Exceptions of several kinds here
+        raise InputError(f"{path}._target_ names {target}, which cannot be imported: {first_line(error)}") from error
+    parameters = inspect.signature(called).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    hints = _type_hints(called)
+    for key, value in node.items():
+        if key in SPECIAL_KEYS:
+            continue
+        if key not in parameters and not takes_any:
+            raise InputError(f"{path}.{key}: {target} takes no '{key}'{did_you_mean(key, parameters)}")
+        hint = _plain(hints.get(key, Any))
+        if not _fits(value, hint):
+            wanted = _describe(hint)
+            raise InputError(f"{path}.{key} must be {wanted}, not {value!r}")
+
+
+def require_targets(config: Any, known: Collection[str]) -> None:
+    """Refuse a configuration that wants to build something else than what is known.
+
+    Raises:
+        InputError: naming it.
+    """
+    for path, node in nodes(config):
+        if isinstance(node, Mapping) and node.get("_target_", None) not in {None, *known}:
+            raise InputError(f"{path} would build {node['_target_']!r}, which conf/ does not name: add it there first")
+
+
+def did_you_mean(word: str, candidates: Iterable[str], *, num: int = 3) -> str:
+    """``; did you mean 'a' or 'b'?`` with the nearest candidates, or nothing if none is near."""
+    candidates = list(candidates)
+    near = difflib.get_close_matches(word, candidates, n=num, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+
+
+def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every node below ``node``, itself included, with its dotted path."""
+    yield path, node
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, Mapping):
+        children = node.items()
+    elif isinstance(node, (list, tuple)):
+        children = enumerate(node)
+    for key, child in children:
+        yield from nodes(child, f"{path}.{key}" if path else str(key))
+
+
+def _type_hints(called: Callable[..., Any]) -> dict[str, Any]:
+    function = called.__init__ if inspect.isclass(called) else called
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):  # hints of other people's code that cannot be evaluated are not checked
+        return {}
+
+
+def _plain(hint: Any) -> Any:
+    """A type hint without the tensors that a value may also be: YAML has none."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, UnionType):
+        return typing.Union[tuple(_plain(argument) for argument in arguments if argument is not Tensor)]  # noqa: UP007
+    return origin[tuple(map(_plain, arguments))] if origin in (list, tuple) else hint
+
+
+def _is_checkable(hint: Any) -> bool:
+    """Whether a type hint speaks of plain values only, so that a value from YAML can be held against it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return True
+    if origin in (typing.Union, UnionType, list, tuple, Sequence):
+        return all(map(_is_checkable, arguments))
+    return hint in (int, float, bool, str, NoneType)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if not _is_checkable(hint):
+        return True
+    if isinstance(value, Mapping):  # a node that is built into an object first
+        return "_target_" in value
+    try:
+        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)  # which knows no tuples, as YAML does not
+    except ValidationError:
+        return False
+    return True
+
+
+def _describe(hint: Any) -> str:
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(repr(choice) for choice in arguments)
+    if typing.get_origin(hint) in (typing.Union, UnionType):
+        return " or ".join(_describe(argument) for argument in arguments)
+    if typing.get_origin(hint) is tuple and Ellipsis not in arguments:
+        return f"a list of {len(arguments)}: {', '.join(map(_describe, arguments))}"
+    if arguments:
+        return f"a list of {_describe(arguments[0])}"
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+    return names.get(hint, str(hint))

@@ -1,0 +1,58 @@
+"""What a program asks of SLURM. Imports nothing that takes time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from flows.console import warn
+
+INTERACTIVE = ("bash", "interactive")
+"""Names of jobs in which a person types commands."""
+
+
+def job_id() -> str | None:
+    """The number of the SLURM job that this process belongs to, of an array with the task's; ``None`` outside."""
+    if os.environ.get("SLURM_JOB_NAME") in INTERACTIVE:
+        return None
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def rank() -> int:
+    """The number of this process among those that train together, whoever has started them; 0 speaks for all."""
+    return max(int(os.environ.get(name, 0)) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
+def requeue(only_if_preempted: bool) -> None:
+    """Like :func:`put_back`, for a job that was not submitted by submitit: what submits with it sees to that itself."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        put_back(only_if_preempted)
+
+
+def put_back(only_if_preempted: bool) -> None:
+    """Put this process' job back into its queue, if nobody else has decided about it; nothing outside of SLURM.
+
+    A job that its user has cancelled, or that SLURM requeues by itself, is no longer "running" when its processes are
+    told to end. A preempted one is while its time of grace lasts, and if it ends within that, SLURM lets it be.
+
+    Args:
+        only_if_preempted: and not if its processes were told to end for another reason: when one has failed, ``srun``
+            tells the others, and a job that begins again would fail again.
+    """
+    job = job_id()
+    if job is None:
+        return
+    try:
+        state = _ask("squeue", "--noheader", "--Format=State,PreemptTime", f"--jobs={job}").split()
+        if state[:1] == ["RUNNING"] and not (only_if_preempted and state[1:] == ["N/A"]):
+            _ask("scontrol", "requeue", job)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        warn(f"job {job} could not be requeued: {str(reason).strip()}")
+
+
+def _ask(*command: str) -> str:
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    return done.stdout.strip()

@@ -1,0 +1,1 @@
+"""What the programs do that work from checkpoints, runs or data sets, a file each; ``train.py``'s is flows.training."""

@@ -1,0 +1,149 @@
+"""Draw samples from a trained flow, interpolate between images, or reconstruct them.
+
+Every mode is a list of latents to decode. What is finite is written; an image that overflows is a hatched cell.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from flows import InputError, NonFiniteError, console, load_flow
+from flows.console import warn
+from flows.files import atomic_write
+from flows.models.base import DensityModel, Latents, describe_lost
+from flows.models.interpolation import spherical
+from flows.pictures import grid, save_png
+from flows.programs.images import held_out_images, user_images
+from flows.programs.options import pick_device
+from flows.randomness import require_seed
+from flows.runs.checkpoint import find_checkpoint
+
+INTERPOLATION_STEPS = 9
+
+COLUMNS = 16
+"""In a picture of reconstructions: eight pairs."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Images, which of them are finite, and in which layer each of the others overflows."""
+
+    images: Tensor
+    finite: Tensor
+    lost: dict[int, str]
+
+    @classmethod
+    def of(cls, flow: DensityModel, batches: Iterable[Latents]) -> Decoded:
+        """Decode some batches of latents."""
+        images: list[Tensor] = []
+        lost: dict[int, str] = {}
+        count = 0
+        for latents in batches:
+            v, lost_here = flow.decode_values(latents)
+            images.append(flow.dequantizer.quantize(v).cpu())
+            lost |= {count + index: layer for index, layer in lost_here.items()}
+            count += len(v)
+        finite = torch.tensor([index not in lost for index in range(count)])
+        return cls(torch.cat(images) * finite[:, None, None, None], finite, lost)
+
+
+def sample(cfg: DictConfig) -> None:
+    """Load, draw, write a PNG grid and an .npz with the images."""
+    mode = MODES.get(cfg.mode)
+    if mode is None:
+        raise InputError(f"mode must be {' or '.join(MODES)}, not '{cfg.mode}'")
+    for name in ("num_samples", "batch_size"):
+        if cfg[name] < 1:
+            raise InputError(f"{name} must be at least 1, not {cfg[name]}")
+    require_seed(cfg.seed)
+    output = Path(cfg.output)
+    if not output.name:
+        raise InputError(f"output must name a file, without its ending, not {cfg.output!r}")
+    checkpoint = find_checkpoint(cfg.checkpoint)
+    flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device))
+    started = time.perf_counter()
+    decoded, num_columns = mode(flow, checkpoint, cfg)
+    seconds = time.perf_counter() - started
+    images, finite, lost = decoded.images, decoded.finite, decoded.lost
+    if not finite.any():
+        raise NonFiniteError(describe_lost(lost, len(images)))
+
+    png, npz = output.with_name(output.name + ".png"), output.with_name(output.name + ".npz")
+    save_png(grid(images, num_columns, finite), png)
+    with atomic_write(npz) as file:
+        lost_in = np.array([lost.get(index, "") for index in range(len(images))])
+        np.savez_compressed(file, images=images.numpy(), finite=finite.numpy(), lost_in=lost_in)
+    console.say(
+        f"{len(images)} images in {console.duration(seconds)}: {len(images) / seconds:.1f} images/s, "
+        f"{1000 * seconds / len(images):.1f} ms an image ({cfg.weights} weights, {flow.device})"
+    )
+    if lost:
+        warn(f"{describe_lost(lost, len(images))}; they are hatched in the picture")
+    console.show_paths([("checkpoint", checkpoint), ("picture", png), ("images", npz)])
+
+
+def draw_samples(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, int]:
+    """``num_samples`` samples; the pictures depend on the seed, not on the batch size or the device."""
+    if cfg.images is not None:
+        raise InputError("images= belongs to mode=interpolate and mode=reconstruct")
+    generator = torch.Generator().manual_seed(cfg.seed)
+
+    def batches() -> Iterator[Latents]:
+        with console.progress("sampling", cfg.num_samples) as advance:
+            for start in range(0, cfg.num_samples, cfg.batch_size):
+                count = min(cfg.batch_size, cfg.num_samples - start)
+                yield flow.sample_latents(count, cfg.temperature, generator)
+                advance(count)
+
+    return Decoded.of(flow, batches()), max(1, round(cfg.num_samples**0.5))
+
+
+@torch.no_grad()
+def interpolate(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, int]:
+    """Rows of images on the great circle between the latents of two images; the ends are the two images."""
+    images = _given_images(flow, checkpoint, cfg)
+    if len(images) < 2 or len(images) % 2:
+        raise InputError(f"mode=interpolate needs pairs of images (or an even num_samples), not {len(images)} of them")
+    steps = torch.linspace(0.0, 1.0, INTERPOLATION_STEPS)
+    pairs = ([(level[:1], level[1:]) for level in flow.encode(two)] for two in images.split(2))
+    return Decoded.of(flow, (spherical(pair, steps) for pair in pairs)), INTERPOLATION_STEPS
+
+
+@torch.no_grad()
+def reconstruct(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, int]:
+    """Each image beside its ``decode(encode(image))``; says how many values differ."""
+    images = _given_images(flow, checkpoint, cfg)
+    images = flow.dequantizer.reduce(images)  # the bits that the flow models
+    restored = Decoded.of(flow, (flow.encode(batch) for batch in images.split(cfg.batch_size)))
+    compared = images[restored.finite]
+    console.say(
+        f"{int((restored.images[restored.finite] != compared).sum())} of {compared.numel():,} values differ after "
+        "encoding and decoding"
+    )
+    # Pairs side by side fill rows of any number of images without gaps.
+    pairs = torch.stack([images, restored.images], dim=1).flatten(0, 1)
+    finite = torch.stack([torch.ones_like(restored.finite), restored.finite], dim=1).flatten()
+    return Decoded(pairs, finite, {2 * index + 1: layer for index, layer in restored.lost.items()}), COLUMNS
+
+
+def _given_images(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> Tensor:
+    """The user's images, or as many of the held-out ones as the run's data has, at most ``num_samples``."""
+    if cfg.images is not None:
+        _, images = user_images(Path(cfg.images), flow.image_shape)
+        return images
+    return held_out_images(checkpoint, min(cfg.num_samples, 16))
+
+
+MODES: dict[str, Callable[[DensityModel, Path, DictConfig], tuple[Decoded, int]]] = {
+    "sample": draw_samples,
+    "interpolate": interpolate,
+    "reconstruct": reconstruct,
+}

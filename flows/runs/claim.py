@@ -1,0 +1,131 @@
+"""Who may write into a run folder: claimed once for a run, and locked while the run writes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.errors import InputError, StorageError
+from flows.files import LockedError, atomic_write, exclusive_lock
+from flows.processes import ranks, slurm
+from flows.runs.layout import CONFIG, EVALUATIONS, LOCK, OVERRIDES, RESULTS
+
+
+@functools.cache
+def run_name() -> str:
+    """The name of a run's folder, if none is given.
+
+    Under SLURM it is made of the number of the job and of the array's task alone: a job that is put back into its queue
+    finds its folder again, and all processes of a job find the same. Elsewhere it is the time, and the process's number
+    for those that start in the same second; processes that train together take the first one's.
+    """
+    job = slurm.job_id()
+    if job is not None:
+        return f"slurm-{job}"
+    return ranks.broadcast_from_rank_zero(f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
+
+
+def require_writable(run_dir: Path) -> None:
+    """Refuse a run folder that could not be made or written.
+
+    Raises:
+        StorageError: with the reason.
+    """
+    existing = next(path for path in (run_dir, *run_dir.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise StorageError(f"cannot write to {run_dir}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StorageError(f"cannot write to {run_dir}: no permission to write in {existing}")
+
+
+@contextlib.contextmanager
+def run_folder_lock(run_dir: Path) -> Iterator[None]:
+    """Lock a run folder while a run writes into it, so that no other run does.
+
+    Raises:
+        InputError: a living process holds it.
+        StorageError: the folder cannot be written.
+    """
+    try:
+        with exclusive_lock(run_dir / LOCK, owner=f"process {os.getpid()} on {socket.gethostname()}"):
+            yield
+    except LockedError as error:
+        raise InputError(
+            f"{run_dir} belongs to a run that is still going ({error.owner}): wait for its end, or choose another "
+            f"run_dir"
+        ) from error
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Whether another process writes into a run folder."""
+    if not (run_dir / LOCK).exists():
+        return False
+    try:
+        with exclusive_lock(run_dir / LOCK):
+            return False
+    except LockedError:
+        return True
+    except StorageError:
+        return False
+
+
+def remove_partial_files(run_dir: Path) -> None:
+    """Remove the files that a killed run left half-written; the caller holds the folder's lock."""
+    for path in run_dir.rglob(".*.part"):
+        if path.parent.name != EVALUATIONS:  # another program may be writing there
+            path.unlink(missing_ok=True)
+
+
+def claim_run_folder(run_dir: Path, config: dict[str, Any], overrides: list[str]) -> None:
+    """Make a run folder ours; of several processes that try, one succeeds.
+
+    Raises:
+        InputError: another run has it.
+        StorageError: it cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / CONFIG).touch(exist_ok=False)
+    except FileExistsError as error:
+        raise _taken(run_dir) from error
+    except OSError as error:
+        raise StorageError(f"cannot write to {run_dir}: {error.strerror or error}") from error
+    write_config(run_dir, config, overrides)
+
+
+def require_unclaimed(run_dir: Path) -> None:
+    """Refuse a run folder that another run has, like :func:`claim_run_folder`, without making it ours."""
+    if (run_dir / CONFIG).exists():
+        raise _taken(run_dir)
+
+
+def _taken(run_dir: Path) -> InputError:
+    return InputError(
+        f"{run_dir} holds a run already: choose another run_dir, or continue that one with resume={run_dir}"
+    )
+
+
+def write_config(run_dir: Path, config: dict[str, Any], overrides: list[str]) -> None:
+    """Write down the configuration that a run folder's run has, from its start or from when it was resumed.
+
+    Results of a shorter run, if there are any, are removed: they would pass for this one's.
+    """
+    (run_dir / RESULTS).unlink(missing_ok=True)
+    for name, content in ((OVERRIDES, overrides), (CONFIG, config)):
+        with atomic_write(run_dir / name) as file:
+            file.write(yaml.safe_dump(content, sort_keys=False).encode())
+
+
+def release_if_unclaimed(run_dir: Path) -> None:
+    """Remove a run folder that Hydra made for a run which then never started; only if it is empty."""
+    with contextlib.suppress(OSError):
+        if not (run_dir / CONFIG).exists():
+            run_dir.rmdir()

@@ -1,0 +1,138 @@
+"""How a run is resumed: from which checkpoint, with which command line, and as the same run."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+
+from flows.config.hydra_seams import parse_arguments, quoted
+from flows.console import warn
+from flows.errors import InputError
+from flows.processes import slurm
+from flows.runs.checkpoint import find_checkpoint, newest_whole, read_checkpoint
+from flows.runs.layout import CHECKPOINTS, CONFIG, run_folder_of
+
+AUTO = "auto"
+"""As ``resume``: go on in this very run folder, or begin there if nothing has been saved yet."""
+
+LOADING_KEYS = (
+    "source",
+    "root",
+    "prepared_dir",
+    "download_dir",
+    "mirrors",
+    "num_converters",
+    "num_workers",
+    "eval_batch_size",
+)
+"""Settings of the data that say where they are or how they are read, not what they are."""
+
+
+def checkpoint_to_resume(resume: str | None, run_dir: Path) -> Path | None:
+    """The checkpoint that a run continues from, or ``None`` if it begins.
+
+    Raises:
+        InputError: ``resume=auto``, and ``run_dir`` holds checkpoints, but no whole one.
+    """
+    if resume == AUTO:
+        return _newest_whole(run_dir)
+    return None if resume is None else Path(resume)
+
+
+def _newest_whole(run_dir: Path) -> Path | None:
+    newest, damaged = newest_whole(run_dir / CHECKPOINTS)
+    if newest is None and damaged:
+        raise InputError(f"there is no whole checkpoint in {run_dir}; the latest: {damaged[0]}")
+    if slurm.rank() == 0:
+        for error in damaged:
+            warn(f"passed over, and left as it is: {error}")
+    return newest
+
+
+def replay_when_resuming(argv: list[str]) -> list[str]:
+    """With ``resume=X`` on the command line: the overrides that led to X, then those given now, in X's run folder.
+
+    Raises:
+        InputError: X is no checkpoint, or stores overrides that are not replayed from a file.
+    """
+    given_words = parse_arguments(argv).overrides
+    try:
+        given = OverridesParser.create().parse_overrides(given_words)
+    except OverrideParseException:
+        return argv  # the check of the command line explains it
+    resumed = [override.value() for override in given if override.key_or_group == "resume"]
+    if not resumed or not resumed[-1]:
+        return argv
+    given_checkpoint = str(resumed[-1])
+    if given_checkpoint == AUTO:
+        return argv
+    checkpoint = _newest_whole(Path(given_checkpoint)) or find_checkpoint(given_checkpoint, prefer="last")
+    folder = run_folder_of(checkpoint)
+    replayed = _harmless(checkpoint, read_checkpoint(checkpoint)["overrides"])
+    own_folder = [] if folder is None else [f"run_dir={quoted(folder)}"]
+    latest: dict[str, str] = {}  # of several overrides of one key the last counts
+    for override in OverridesParser.create().parse_overrides([*replayed, *own_folder, *given_words]):
+        latest[override.key_or_group] = str(override.input_line)
+    latest["resume"] = f"resume={quoted(checkpoint)}"
+    flags = [word for word in argv if word not in given_words]
+    return [*flags, *latest.values()]
+
+
+def _harmless(checkpoint: Path, stored: list[Any]) -> list[str]:
+    """The overrides that a checkpoint stores, refused where they could choose what code is run, or where."""
+    lines = [line for line in stored if isinstance(line, str) and not line.startswith(("run_dir=", "resume="))]
+    try:
+        overrides = OverridesParser.create().parse_overrides(lines)
+    except OverrideParseException as error:
+        raise InputError(f"{checkpoint} stores the override {error.override!r}, which cannot be read") from error
+    for override in overrides:
+        line, key = str(override.input_line), override.key_or_group
+        if any(part in line for part in ("_target_", "${", "..")) or key.split(".")[0].split("/")[0] == "hydra":
+            raise InputError(
+                f"{checkpoint} stores the override {line!r}, which is not taken from a file: give it yourself"
+            )
+    return lines
+
+
+def assign_run_ids(loggers: dict[str, Any], continued: Path | None) -> None:
+    """Give every logger that knows its runs by an ``id`` one, if it has none: a continued run's own, or a new one.
+
+    Args:
+        loggers: their part of the configuration; the ids are put into it, and with it into the run's folder and into
+            every checkpoint.
+        continued: the folder of the run that goes on, or ``None`` for a new run.
+    """
+    path = None if continued is None else continued / CONFIG
+    stored = yaml.safe_load(path.read_text()) if path is not None and path.is_file() else None
+    for name, node in loggers.items():
+        if isinstance(node, dict) and "id" in node and node["id"] is None:
+            previous = ((stored or {}).get("logger") or {}).get(name) or {}
+            node["id"] = previous.get("id") or secrets.token_hex(4)
+
+
+def require_same_model(checkpoint: Path, config: dict[str, Any]) -> None:
+    """Refuse to resume with another model or other data than the checkpoint's.
+
+    Raises:
+        InputError: naming the keys that differ.
+    """
+    stored = read_checkpoint(checkpoint)["config"]
+    differing = [key for part in ("model", "data") for key in differences(part, stored.get(part), config[part])]
+    differing = [key for key in differing if key not in [f"data.{name}" for name in LOADING_KEYS]]
+    if differing:
+        raise InputError(
+            f"cannot resume {checkpoint}: {', '.join(differing)} would change; another model or data is a new run"
+        )
+
+
+def differences(path: str, old: Any, new: Any) -> list[str]:
+    """The dotted keys below ``path`` at which two configurations differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [line for key in keys for line in differences(f"{path}.{key}", old.get(key), new.get(key))]
+    return [] if old == new else [path]

@@ -1,0 +1,75 @@
+"""Stop at the first number that is not finite, or a loss beyond all reason, and say where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flows.errors import InputError, NonFiniteError
+from flows.measures.diagnostics import first_non_finite, gradient_norm
+from flows.runs.checkpoint import newest_good
+from flows.training.callbacks.last_checkpoint import LastCheckpoint
+from flows.training.module import FlowModule
+
+
+class StopOnNonFinite(pl.Callback):
+    """Stops a training whose loss diverges, or whose loss or gradient becomes NaN, before the weights take harm.
+
+    The message names the step, the layer or parameter where it was first seen, and the last good checkpoint. All ranks
+    stop, whichever has seen it.
+
+    Args:
+        max_bits_per_dim: a training loss above this has diverged.
+
+    Raises:
+        NonFiniteError: from the training step in question.
+    """
+
+    def __init__(self, max_bits_per_dim: float = 1000.0) -> None:
+        if not max_bits_per_dim > 0:
+            raise InputError(f"callbacks.finite.max_bits_per_dim must be positive, not {max_bits_per_dim}")
+        self.max_bits_per_dim = max_bits_per_dim
+        self._batch: tuple[Tensor, int] | None = None
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: FlowModule, batch: Any, batch_idx: int) -> None:
+        images, _ = batch
+        self._batch = (images, batch_idx)
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: FlowModule, loss: Tensor) -> None:
+        is_ours = not loss.item() <= self.max_bits_per_dim  # a NaN is not less than anything either
+        if trainer.strategy.reduce_boolean_decision(is_ours, all=False):
+            if not is_ours:
+                raise NonFiniteError(self._message(trainer, "the loss is not finite", "another process"))
+            assert self._batch is not None
+            images, batch_idx = self._batch
+            flow, noise = pl_module.flow, pl_module.training_noise(images, batch_idx)
+            where = first_non_finite(flow, flow.dequantizer(images, noise)[0])
+            raise NonFiniteError(self._message(trainer, f"the loss is {loss.item()}", where))
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return  # half precision's loss scaler finds its scale by overflowing, and skips those steps itself
+        named = [(name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None]
+        if not torch.isfinite(gradient_norm([gradient for _, gradient in named])):
+            where = next(name for name, gradient in named if not torch.isfinite(gradient).all())
+            raise NonFiniteError(self._message(trainer, "the gradient is not finite", f"parameter {where}"))
+
+    @staticmethod
+    def _message(trainer: pl.Trainer, what: str, where: str) -> str:
+        callbacks = trainer.checkpoint_callbacks
+        folders = [Path(c.dirpath) for c in callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
+        folders += [c.path.parent for c in callbacks if isinstance(c, LastCheckpoint)]
+        saved = newest_good(folders[0], trainer.global_step) if folders else None
+        remedy = f"the last good checkpoint is {saved}" if saved else "there is no good checkpoint yet"
+        return (
+            f"training stopped at step {trainer.global_step} (epoch {trainer.current_epoch}): {what}; first seen in "
+            f"{where}; {remedy}; a lower optimizer.lr or a longer schedule.warmup_steps usually helps"
+        )

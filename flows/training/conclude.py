@@ -1,0 +1,137 @@
+"""The end of a run: the best checkpoint scored on the test images, samples from it, and what is left to look at."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger
+from torch import Tensor
+
+from datamodules import ImageDataModule
+from flows import console, load_flow
+from flows.errors import InputError
+from flows.files import atomic_write
+from flows.loggers import WandbLogger, log_checkpoint
+from flows.measures.bits_per_dim import Score, bits_per_dim
+from flows.measures.codecs import codec_bits_per_dim
+from flows.measures.diagnostics import count_not_finite, count_parameters
+from flows.models.base import DensityModel
+from flows.pictures import grid, save_png, side_by_side
+from flows.runs.checkpoint import Weights, find_checkpoint, read_checkpoint
+from flows.runs.layout import FINAL_SAMPLES, METRICS_FILE, RESULTS, SAMPLES
+
+MAX_CODEC_IMAGES = 2000
+"""The codecs are slow: of a larger test split this number of images, evenly spaced, stands for all."""
+
+NUM_SAMPLES = 1000
+"""Samples at temperature 1 that are looked at in the end."""
+
+Rows = list[tuple[str, Any]]
+
+
+def conclude(
+    run_dir: Path, trainer: pl.Trainer, data: ImageDataModule, validation: float | None, started: float
+) -> None:
+    """Score the best checkpoint on the test split, draw samples from it, and report.
+
+    Raises:
+        InputError: something that was written has vanished.
+        StorageError: something cannot be written.
+    """
+    checkpoint, device = find_checkpoint(run_dir), trainer.strategy.root_device
+    scores, scored = _score(checkpoint, data, device)
+    flow = load_flow(checkpoint, device=device)
+    codecs, compared = _compress(flow, data)
+    sheets = _sheets_of_samples(flow)
+    size, seconds = count_parameters(flow), time.perf_counter() - started
+    facts: Rows = [("parameters", f"{size:,}"), ("time", console.duration(seconds))]
+    # First of all: the disk may be full.
+    console.show_table("Best checkpoint on held-out images", [*scored[:-1], *compared, scored[-1], *facts])
+    results: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        "data": data.set_name,
+        "selection_note": data.selection_note,
+        "split": "test",
+        "num_images": len(data.test),
+        "num_noise_samples": 1,
+        "num_samples": NUM_SAMPLES,
+        "val/bits_per_dim": validation,
+        **scores,
+        **codecs,
+        "num_parameters": size,
+        "seconds": seconds,
+        "steps": trainer.global_step,
+    }
+    tested = {key: value for key, value in results.items() if key.startswith("test/")}
+    for logger in trainer.loggers:
+        logger.log_metrics(tested, step=trainer.global_step)
+        log_checkpoint(logger, checkpoint, tested)
+        logger.finalize("finished")
+    with atomic_write(run_dir / RESULTS) as file:
+        file.write(json.dumps(results, indent=2).encode())
+    save_png(side_by_side(sheets), run_dir / SAMPLES / FINAL_SAMPLES)
+    _show_what_is_left(run_dir, checkpoint, trainer)
+
+
+def _score(checkpoint: Path, data: ImageDataModule, device: torch.device) -> tuple[dict[str, Any], Rows]:
+    """Bits/dim on the test split, and how many samples are not finite, of all the weights that were kept."""
+    has_average = "current_model_state" in read_checkpoint(checkpoint)
+    kept: tuple[Weights, ...] = ("raw", "averaged") if has_average else ("raw",)
+    results: dict[str, Any] = {}
+    rows: Rows = []
+    unsafe = []
+    for weights in kept:
+        suffix = "" if weights == "raw" else "_averaged"
+        flow = load_flow(checkpoint, weights, device)
+        with console.progress(f"test, {weights} weights", len(data.test)) as advance:
+            score = Score.of(bits_per_dim(flow, data.evaluation_batches(data.test), on_batch=advance))
+        name = f"test/bits_per_dim{suffix}"
+        results[name], results[f"{name}_standard_error"] = score.mean, score.standard_error
+        rows.append((f"test bits/dim, {weights} weights", score))
+        results[f"samples_not_finite{suffix}"] = lost = count_not_finite(flow, NUM_SAMPLES)
+        unsafe.append(f"{lost} {weights}")
+    rows.append((f"samples that are not finite, of {NUM_SAMPLES:,} at temperature 1", ", ".join(unsafe)))
+    return results, rows
+
+
+def _compress(flow: DensityModel, data: ImageDataModule) -> tuple[dict[str, Any], Rows]:
+    """What picture files need for the test images, or for some of them."""
+    count = min(len(data.test), MAX_CODEC_IMAGES)
+    images = data.test.gather([index * len(data.test) // count for index in range(count)])
+    images = flow.dequantizer.reduce(images)  # the bits that the flow models, no more
+    which = "the same images" if count == len(data.test) else f"{count:,} of these images"
+    png, webp = (float(codec_bits_per_dim(images, codec).mean()) for codec in ("png", "webp"))
+    rows: Rows = [(f"PNG bits/dim on {which}", f"{png:.3f}"), (f"lossless WebP bits/dim on {which}", f"{webp:.3f}")]
+    return {"test/png_bits_per_dim": png, "test/webp_bits_per_dim": webp}, rows
+
+
+def _sheets_of_samples(flow: DensityModel) -> dict[str, Tensor]:
+    """A sheet of samples at temperature 1, and one of the same latents at temperature 0.7, by their labels."""
+    sheets = {}
+    for temperature in (1.0, 0.7):
+        latents = flow.sample_latents(64, temperature, torch.Generator().manual_seed(0))
+        images, finite = flow.decode_finite(latents)
+        sheets[f"temperature {temperature:g}"] = grid(images, 8, finite)
+    return sheets
+
+
+def _show_what_is_left(run_dir: Path, checkpoint: Path, trainer: pl.Trainer) -> None:
+    logs = [Path(logger.log_dir) / METRICS_FILE for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+    paths = [
+        ("checkpoint", checkpoint),
+        ("samples", run_dir / SAMPLES / FINAL_SAMPLES),
+        ("results", run_dir / RESULTS),
+        *(("log", path) for path in logs),
+    ]
+    console.show_paths(paths)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            console.say(f"Weights & Biases: {logger.whereabouts}")
+    missing = [str(path) for _, path in paths if not path.exists()]
+    if missing:
+        raise InputError(f"the run finished, but {', '.join(missing)} vanished meanwhile")

@@ -1,0 +1,275 @@
+"""One training run, from its configuration to its results."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.optim.lr_scheduler import LRScheduler
+
+from datamodules import ImageDataModule
+from flows import Flow
+from flows.cli.sweeps.processes import as_single_run
+from flows.config.building import build
+from flows.config.hydra_seams import quoted
+from flows.config.matching import resolve_width
+from flows.console import say
+from flows.errors import InputError, NonFiniteError, one_line
+from flows.measures.diagnostics import count_parameters
+from flows.numerics import set_matmul_precision
+from flows.processes import ranks, signals
+from flows.randomness import Stream, generator_for, require_seed
+from flows.runs import claim, resume
+from flows.runs.checkpoint import read_checkpoint
+from flows.runs.layout import BEST, CHECKPOINTS, RESULTS, run_folder_of
+from flows.training.callbacks import DescribeCheckpoint, LastCheckpoint, Rollback
+from flows.training.checkpoint_io import AtomicCheckpointIO
+from flows.training.conclude import conclude
+from flows.training.module import FlowModule
+from flows.training.schedules import planned
+
+C = TypeVar("C", bound=pl.Callback)
+
+
+def train(cfg: DictConfig) -> float:
+    """One run, from its configuration to its results; returns the best validation score for a sweeper.
+
+    Of several processes that train together each comes here, and the first one alone writes anything.
+    """
+    started = time.perf_counter()
+    ranks.end_with_launcher()
+    with contextlib.ExitStack() as stack:  # releases the run folder in the end
+        hydra_cfg = HydraConfig.get()
+        run_dir = Path(hydra_cfg.runtime.output_dir)
+        given = [str(line) for line in hydra_cfg.overrides.task]
+        try:
+            run = Run.of(cfg, run_dir, given)
+            if ranks.must_launch_ranks(run.trainer):
+                return run.train_in_ranks(given, list(hydra_cfg.overrides.hydra))
+            resumed = run.take_folder(stack)
+        except Exception:
+            claim.release_if_unclaimed(run_dir)
+            raise
+        run.fit(resumed)
+        return run.finish(started)
+
+
+@dataclass
+class Run:
+    """What a training needs, all of it checked before the run has left anything behind.
+
+    Args:
+        folder: the run's.
+        config: the resolved configuration, as plain data.
+        overrides: the command line, without ``resume``.
+        data: ready for use.
+        flow: not initialised.
+        make_module: puts it together with its optimiser and schedule.
+        trainer: for the first attempt; a rollback makes another one.
+        remark: what is to be said about the model's width, if anything.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    overrides: list[str]
+    data: ImageDataModule
+    flow: Flow
+    make_module: Callable[[], FlowModule]
+    trainer: pl.Trainer
+    remark: str | None
+
+    @classmethod
+    def of(cls, cfg: DictConfig, folder: Path, given: list[str]) -> Run:
+        """Build everything that a configuration describes.
+
+        Raises:
+            InputError: something in it is wrong.
+        """
+        OmegaConf.update(cfg, "run_dir", str(folder))
+        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        overrides = [line for line in given if not line.startswith("resume=")]
+        remark = resolve_width(config)
+        set_matmul_precision(config["precision"])
+        require_seed(config["seed"])
+        pl.seed_everything(config["seed"], workers=True, verbose=False)
+        data: ImageDataModule = build(config["data"])
+        data.prepare_data()
+        data.setup()
+        flow: Flow = build(config["model"])
+        optimizer = build(config["optimizer"])
+        resume.assign_run_ids(config["logger"], folder if _continues(folder, config) else None)
+        trainer = build_trainer(config, overrides)
+        schedule = planned(build(config["schedule"]), planned_steps(trainer, data))
+        data.require_shares(trainer.num_devices * trainer.num_nodes, trainer.accumulate_grad_batches)
+        make_module = partial(FlowModule, flow, optimizer, schedule, config["seed"], config["parameter_groups"])
+        run = cls(folder, config, overrides, data, flow, make_module, trainer, remark)
+        run.schedule()  # a wrong value stops here
+        return run
+
+    def schedule(self) -> LRScheduler:
+        """A schedule, to see whether one can be made, and whether it goes on with a stored one.
+
+        Raises:
+            InputError: the optimiser or the schedule refuses its settings.
+        """
+        try:
+            schedule: LRScheduler = self.make_module().configure_optimizers()["lr_scheduler"]["scheduler"]
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"schedule: {one_line(error)}") from error
+        return schedule
+
+    def train_in_ranks(self, given: list[str], hydra_overrides: list[str]) -> float:
+        """The same run by several processes; this one only waits for them."""
+        if not _continues(self.folder, self.config):
+            claim.require_unclaimed(self.folder)
+        arguments = as_single_run([*given, f"run_dir={quoted(self.folder)}"], hydra_overrides)
+        ranks.launch_ranks(arguments, self.trainer.num_devices)
+        score = json.loads((self.folder / RESULTS).read_text())["val/bits_per_dim"]
+        return float("nan") if score is None else float(score)
+
+    def take_folder(self, stack: contextlib.ExitStack) -> Path | None:
+        """Make the run folder ours, if this is the process that writes; returns the checkpoint to resume, if any."""
+        continues, writes = _continues(self.folder, self.config), self.trainer.is_global_zero
+        if writes and continues:
+            stack.enter_context(claim.run_folder_lock(self.folder))
+            claim.remove_partial_files(self.folder)
+        resumed = resume.checkpoint_to_resume(self.config["resume"], self.folder)
+        if resumed is not None:
+            resume.require_same_model(resumed, self.config)
+            self.schedule().load_state_dict(read_checkpoint(resumed)["lr_schedulers"][0])  # refuses what does not fit
+        if writes and continues:
+            claim.write_config(self.folder, self.config, self.overrides)
+        elif writes:
+            claim.claim_run_folder(self.folder, self.config, self.overrides)
+            stack.enter_context(claim.run_folder_lock(self.folder))
+        return resumed
+
+    def fit(self, resumed: Path | None) -> None:
+        """Train to the end, from the beginning or from a checkpoint, and from an earlier one after a divergence."""
+        if resumed is None:
+            self.flow.to(self.trainer.strategy.root_device)
+            images = self.data.initialization_images()
+            self.flow.initialize(images, generator_for(Stream.INITIALIZATION, self.config["seed"], 1))
+        if self.trainer.is_global_zero:
+            self._announce(resumed)
+        while True:
+            for logger in self.trainer.loggers:
+                logger.log_hyperparams(self.config)
+            try:
+                with ranks.explain_lost_connection(self.trainer), signals.deferred():
+                    self.trainer.fit(self.make_module(), self.data, ckpt_path=resumed, weights_only=True)
+                return
+            except NonFiniteError as error:
+                resumed = self._go_back(error)
+
+    def _announce(self, resumed: Path | None) -> None:
+        size = f"{count_parameters(self.flow):,} parameters; writing to {self.folder}"
+        going_on = None if resumed is None else f"resuming from {resumed}"
+        for line in (self.data.description, self.remark, size, going_on):
+            if line is not None:
+                say(line)
+
+    def _go_back(self, error: NonFiniteError) -> Path:
+        """After a training has diverged: the checkpoint to go on from, with a trainer for that; or the error again."""
+        diverged = callback_of(self.trainer, Rollback)
+        if diverged is None:
+            raise error
+        trainer = self.trainer
+        checkpoint = diverged.checkpoint_after(error, trainer.global_step, self.folder, says_so=trainer.is_global_zero)
+        self.trainer = build_trainer(self.config, self.overrides)
+        again = callback_of(self.trainer, Rollback)
+        assert again is not None  # the same configuration
+        again.times = diverged.times
+        return checkpoint
+
+    def finish(self, started: float) -> float:
+        """Report on the best checkpoint; returns its validation score.
+
+        Raises:
+            StorageError: the last checkpoint could not be written.
+        """
+        best = callback_of(self.trainer, ModelCheckpoint)
+        score = None if best is None or best.best_model_score is None else float(best.best_model_score)
+        if self.trainer.is_global_zero:
+            last = callback_of(self.trainer, LastCheckpoint)
+            unsaved = None if last is None else last.failure
+            if unsaved is None or (self.folder / CHECKPOINTS / BEST).exists():
+                try:
+                    conclude(self.folder, self.trainer, self.data, score, started)
+                except BaseException:  # a signal too: nowhere should the run look as if it were going on
+                    for logger in self.trainer.loggers:
+                        logger.finalize("failed")
+                    raise
+            if unsaved is not None:
+                raise unsaved
+        return float("nan") if score is None else score
+
+
+def _continues(run_dir: Path, config: dict[str, Any]) -> bool:
+    """Whether the run goes on in the folder where it was begun."""
+    given = config["resume"]
+    return bool(given == resume.AUTO or (given and run_folder_of(Path(given)) == run_dir.resolve()))
+
+
+def planned_steps(trainer: pl.Trainer, data: ImageDataModule) -> int | float:
+    """Optimiser steps of the whole training, infinite without an end: Lightning's own estimate, before ``fit``."""
+    # A batch is a whole step's as long as the data know no trainer.
+    num_accumulated, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
+    batches = len(data.train_dataloader()) * num_accumulated
+    batches = int(limit * batches) if isinstance(limit, float) else min(limit, batches)
+    steps = -(-batches // num_accumulated)
+    planned = math.inf if trainer.max_epochs in (None, -1) else steps * trainer.max_epochs
+    return planned if trainer.max_steps == -1 else min(planned, trainer.max_steps)
+
+
+def callback_of(trainer: pl.Trainer, kind: type[C]) -> C | None:
+    """A trainer's callback of some kind, if it has one."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
+
+
+def build_trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
+    """The trainer of a configuration, with its callbacks and loggers.
+
+    Raises:
+        InputError: it cannot be built here.
+    """
+    any_gpu = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
+    if config["trainer"].get("accelerator") == "gpu" and not any_gpu:
+        raise InputError("torch finds no GPU here: trainer=cpu or trainer=ddp_cpu trains without one")
+    callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
+    loggers = [build(node) for node in config["logger"].values() if isinstance(node, dict)]
+    if not loggers:
+        raise InputError("no logger is left; logger.csv is what report.py reads")
+    # Lightning's own way to requeue a job saves from within a signal's handler, which hangs where ranks are apart.
+    by_slurm = SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched()
+    cluster = [SLURMEnvironment(auto_requeue=False)] if by_slurm else []
+    trainer: pl.Trainer = build(
+        {
+            **config["trainer"],
+            "callbacks": [*callbacks, DescribeCheckpoint(config, overrides)],
+            "logger": loggers,
+            "plugins": [AtomicCheckpointIO(), *cluster],
+        },
+        mistakes=(ValueError, MisconfigurationException),
+    )
+    if trainer.max_epochs == 0 or trainer.max_steps == 0:
+        raise InputError("trainer.max_epochs and trainer.max_steps must not be 0: there would be nothing to report")
+    return trainer

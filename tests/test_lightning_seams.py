@@ -1,0 +1,166 @@
+"""Every seam of Lightning is still where the project takes hold of it: a test that fails names what has moved."""
+
+import csv
+import signal
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.loggers import CSVLogger
+from torch.utils.data import DataLoader
+
+from flows.errors import StorageError
+from flows.training import lightning_seams as seams
+
+
+class Line(pl.LightningModule):
+    """One weight, four steps an epoch; its validation score falls."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def training_step(self, batch, batch_idx):
+        loss = (self.weight * batch).square().sum()
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("score", self.weight.detach().sum())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def train_dataloader(self):
+        return DataLoader(torch.ones(4, 1))
+
+    val_dataloader = train_dataloader
+
+
+class Probe(pl.Callback):
+    """Calls a function at the end of every batch and keeps what it returns."""
+
+    def __init__(self, function):
+        self.function, self.found = function, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.found.append(self.function(trainer))
+
+
+def fit(folder, *callbacks, ckpt_path=None, **options):
+    settings = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "log_every_n_steps": 1} | options
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+    trainer.fit(Line(), ckpt_path=ckpt_path, weights_only=True)
+    return trainer
+
+
+def test_dump_checkpoint_gives_what_save_checkpoint_writes(tmp_path):
+    def compare(trainer):
+        trainer.save_checkpoint(tmp_path / "x.ckpt")
+        return seams.checkpoint_content(trainer, False).keys() == torch.load(tmp_path / "x.ckpt").keys()
+
+    probe = Probe(compare)
+    fit(tmp_path, probe)
+    assert probe.found == [True] * 4
+
+
+@pytest.mark.parametrize("is_left_alone", [True, False])
+def test_register_signal_handlers_is_what_takes_sigterm(is_left_alone, tmp_path, monkeypatch):
+    class Setup(pl.Callback):
+        def setup(self, trainer, pl_module, stage):
+            if is_left_alone:
+                seams.leave_signals_alone(trainer)
+
+    ours = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        probe = Probe(lambda trainer: signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+        fit(tmp_path, Setup(), probe)
+        assert probe.found == [is_left_alone] * 4
+    finally:
+        signal.signal(signal.SIGTERM, ours)
+
+
+def test_update_train_step_metrics_logs_a_row_once(tmp_path):
+    probe = Probe(lambda trainer: seams.log_row_now(trainer) if trainer.global_step == 2 else None)
+    fit(tmp_path, probe, logger=CSVLogger(tmp_path, flush_logs_every_n_steps=1))
+    with next(tmp_path.rglob("metrics.csv")).open() as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["loss"]] == ["0", "1", "2", "3"]
+
+
+def test_restarting_loops_leave_an_epoch_that_had_ended(tmp_path):
+    class Save(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / "ended.ckpt")
+
+    class Resume(pl.Callback):
+        events = ()
+
+        def on_train_start(self, trainer, pl_module):
+            seams.leave_ended_epoch(trainer)
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            self.events += ("start", trainer.global_step)
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.events += ("end", trainer.global_step)
+
+    fit(tmp_path, Save(), max_steps=4)
+    resumed = Resume()
+    fit(tmp_path, resumed, ckpt_path=tmp_path / "ended.ckpt", max_epochs=-1, max_steps=6)
+    assert resumed.events == ("start", 4, "end", 6)
+
+
+def test_should_accumulate_knows_the_middle_of_a_step(tmp_path):
+    probe = Probe(seams.is_accumulating)
+    fit(tmp_path, probe, accumulate_grad_batches=2)
+    assert probe.found == [True, False, True, False]
+
+
+def test_should_check_val_and_the_data_fetcher_know_where_a_validation_is_due(tmp_path):
+    probe = Probe(seams.can_be_resumed_here)
+    fit(tmp_path, probe, val_check_interval=2)
+    assert probe.found == [True, False, True, False]
+
+
+def test_swap_models_puts_the_average_in_and_takes_it_out_again(tmp_path):
+    average = EMAWeightAveraging(use_buffers=False, decay=0.5)
+
+    def weights(trainer):
+        module = trainer.lightning_module
+        raw = module.weight.item()
+        if seams.has_average(average):
+            with seams.average_swapped_in(average, module):
+                inside = module.weight.item()
+            assert module.weight.item() == raw
+            return inside > raw  # the weight falls: its average lies above
+        return None
+
+    probe = Probe(weights)
+    fit(tmp_path, average, probe)
+    assert probe.found[-1] is True
+
+
+def test_update_best_and_save_and_save_checkpoint_are_what_lightning_calls(tmp_path):
+    class Best(seams.HonestModelCheckpoint):
+        written = 0
+
+        def write(self, trainer, path):
+            self.written += 1
+            if self.written == 2:
+                raise StorageError("the disk is full")
+            trainer.save_checkpoint(path)
+
+    best = Best(dirpath=tmp_path, monitor="score", filename="best-{epoch}", save_on_train_epoch_end=False)
+    fit(tmp_path, best, max_epochs=2, enable_checkpointing=True)
+    assert best.written == 2
+    assert best.best_model_path == str(tmp_path / "best-epoch=0.ckpt")
+    assert (tmp_path / "best-epoch=0.ckpt").is_file()
