@@ -21,14 +21,15 @@ from omegaconf.errors import OmegaConfBaseException
 from flows.config.checking import check, did_you_mean, require_targets
 from flows.config.hydra_seams import read_command_line
 from flows.config.matching import matches
+from flows.config.overrides import SINGLE
 from flows.errors import InputError, first_line
 from flows.runs.claim import require_writable
 
 MAX_CHOICES_CHECKED = 64
 """How many single choices of a sweep are composed beforehand; the rest are checked as they come up."""
 
-SEARCH, SINGLE = "hparams_search", "hydra.mode=RUN"
-"""The group that chooses a search; and the override by which one of a search's trials is told from the search."""
+SEARCH = "hparams_search"
+"""The group that chooses a search."""
 
 
 def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, is_replayed: bool = False) -> None:

@@ -1,10 +1,9 @@
-"""What the project takes from inside Hydra, which is pinned below 1.4; and values of its command line."""
+"""What the project takes from inside Hydra, which is pinned below 1.4."""
 
 from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 
@@ -12,9 +11,3 @@ from hydra._internal.utils import get_args_parser
 def read_command_line(argv: Sequence[str]) -> Namespace:
     """Hydra's flags as attributes, and the words that are none of them as ``overrides``."""
     return get_args_parser().parse_args(argv)
-
-
-def quoted(path: Path) -> str:
-    """A path as a value of Hydra's command line."""
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

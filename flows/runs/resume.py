@@ -10,7 +10,8 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
-from flows.config.hydra_seams import quoted, read_command_line
+from flows.config.hydra_seams import read_command_line
+from flows.config.overrides import quoted
 from flows.console import warn
 from flows.errors import InputError
 from flows.processes import slurm
