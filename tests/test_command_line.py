@@ -10,10 +10,11 @@ from programs import ROOT
 
 from flows import Flow, InputError
 from flows.cli import schema
-from flows.cli.command_line import SINGLE, check_command_line, compose_resolved
+from flows.cli.command_line import check_command_line, compose_resolved
 from flows.cli.entry import EXIT_CODES
 from flows.config.building import build
 from flows.config.checking import check
+from flows.config.overrides import SINGLE
 from flows.processes import signals
 
 CONF = ROOT / "conf"

@@ -55,6 +55,19 @@ def test_interrupted_runs_end_with_the_same_weights(undisturbed, tmp_path):  # n
     assert_same_end(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.parametrize(("is_resumable", "remedy"), [(True, ": resume=auto, or "), (False, "\n")])
+def test_only_programs_that_can_go_on_say_how(is_resumable, remedy, tmp_path):
+    program = f"""
+import os
+from flows.processes import startup
+startup.begin({is_resumable})
+os.kill(os.getpid(), {int(signal.SIGTERM)})
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 5
+    assert done.stderr.startswith(f"interrupted by SIGTERM{remedy}"), done.stderr
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert wait(fork(AUTO, tmp_path, at_step(2, send(signal.SIGINT, signal.SIGINT)))) == -signal.SIGINT
 

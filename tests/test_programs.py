@@ -17,6 +17,7 @@ from programs import ROOT, TINY, error_line, run
 
 from flows import load_flow
 from flows.processes import startup
+from flows.runs import layout
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +36,16 @@ def test_training_leaves_all_that_it_promises(trained):
     assert "images/s" in done.stdout
     assert "Warning" not in done.stderr, done.stderr
     run_dir = folder / "runs" / "first"
-    for name in ("config.yaml", "overrides.yaml", "results.json", "metrics/version_0/metrics.csv"):
-        assert (run_dir / name).is_file(), name
-    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "samples/final.png"):
-        assert str(run_dir / name) or (run_dir / name).is_file()
+    files = {layout.CONFIG, layout.OVERRIDES, layout.RESULTS, layout.LOCK}
+    assert {path.name for path in run_dir.iterdir()} == {*files, layout.METRICS, layout.CHECKPOINTS, layout.SAMPLES}
+    assert {path.name for path in (run_dir / layout.CHECKPOINTS).iterdir()} == {layout.BEST, layout.LAST}
+    assert {path.name for path in (run_dir / layout.SAMPLES).iterdir()} == {
+        layout.FINAL_SAMPLES,
+        layout.picture(2),
+        layout.picture(4),
+    }
+    for name in ("checkpoints/best.ckpt", "samples/final.png", "results.json", "metrics/version_0/metrics.csv"):
+        assert str(run_dir / name) in done.stdout
     rows = list(csv.DictReader((run_dir / "metrics/version_0/metrics.csv").open()))
     for column in (
         "train/bits_per_dim",

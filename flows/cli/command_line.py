@@ -15,20 +15,21 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flows.config.checking import check, did_you_mean, require_targets
-from flows.config.hydra_seams import dotted_keys, parse_arguments
+from flows.config.hydra_seams import read_command_line
 from flows.config.matching import matches
+from flows.config.overrides import SINGLE
 from flows.errors import InputError, first_line
 from flows.runs.claim import require_writable
 
 MAX_CHOICES_CHECKED = 64
-"""Of a sweep, so many single choices are composed beforehand; the rest are checked as they come up."""
+"""How many single choices of a sweep are composed beforehand; the rest are checked as they come up."""
 
-SEARCH, SINGLE = "hparams_search", "hydra.mode=RUN"
-"""The group that chooses a search; and the override by which one of a search's trials is told from the search."""
+SEARCH = "hparams_search"
+"""The group that chooses a search."""
 
 
 def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, is_replayed: bool = False) -> None:
@@ -44,7 +45,7 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
         InputError: a group, option, key or value that does not exist or has the wrong type.
         StorageError: the run folder cannot be made there.
     """
-    arguments = parse_arguments(argv)
+    arguments = read_command_line(argv)
     if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.info:
         return
     _require_shipped_files(arguments)
@@ -99,7 +100,7 @@ def expand_globs(config_dir: Path, argv: list[str]) -> list[str]:
     Raises:
         InputError: a glob matches nothing.
     """
-    words = parse_arguments(argv).overrides
+    words = read_command_line(argv).overrides
     try:
         overrides = OverridesParser.create().parse_overrides(words)
     except OverrideParseException:
@@ -219,7 +220,17 @@ def _keys(config_name: str, group_overrides: list[Override]) -> list[str]:
         config = compose(config_name, lines, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException):
         config = compose(config_name, return_hydra_config=True)
-    return list(dotted_keys(config))
+    return list(_dotted(config))
+
+
+def _dotted(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in map(str, config):
+        path = f"{prefix}.{key}" if prefix else key
+        yield path
+        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
+            child = config[key]
+            if isinstance(child, DictConfig):
+                yield from _dotted(child, path)
 
 
 def _groups(parent: str = "") -> Iterator[str]:

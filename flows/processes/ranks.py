@@ -1,9 +1,9 @@
-"""Several processes that train together: who starts them, and what the others do when one of them is lost.
+"""Several processes that train together: how they are launched, and what the others do when one of them is lost.
 
-Each process runs the whole program with one device. They are started by ``torchrun``, by ``srun``, or, when the program
-is started plainly, by :func:`start`, which does what ``torchrun`` does. Whoever started them watches over them: it sees
-one end too early, ends the others and names it. What is left to do here is to keep the others from burying that message
-under tracebacks of their own, and from outliving whoever watches.
+Each process runs the whole program with one device. The launcher is ``torchrun``, ``srun``, or, when the program is
+started plainly, :func:`launch_ranks`, which does what ``torchrun`` does. It watches over the processes: when one ends
+too early, it ends the others and names that one. What is left to do here is to keep the others from burying its message
+under tracebacks of their own, and from outliving it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
 PATIENCE = 30.0
-"""Seconds that a process which lost the connection waits for whoever started it to end it and to say why."""
-
+"""Seconds that a process which lost the connection waits for its launcher to end it and to say why."""
 
 GRACE = 45.0
-"""Seconds in which a process saves what it has when whoever started it is gone."""
+"""Seconds in which a process saves what it has when its launcher is gone."""
 
 LAUNCHED_BY = "EMERGING_FLOWS_LAUNCHED_BY"
 """Environment variable with the number of the process that started this one, which may be gone before this one asks."""
@@ -96,7 +95,7 @@ def _require_free_port(port: int) -> None:
 
 
 def launch_ranks(arguments: list[str], num_processes: int) -> None:
-    """Run this program with these arguments in so many processes, and wait for their end.
+    """Run this program with these arguments in a number of processes, and wait for their end.
 
     They train together like processes of ``torchrun``, on this machine. When one of them fails, the others are ended;
     when this process is told to end, so are they.
@@ -201,5 +200,5 @@ def explain_lost_connection(trainer: pl.Trainer) -> Iterator[None]:
         time.sleep(PATIENCE)
         raise ProcessError(
             f"process {trainer.global_rank} of the {trainer.world_size} that train together lost the connection to "
-            f"another one, which ended before: whoever started them says which"
+            f"another one: the launcher's output names the one that failed first"
         ) from error

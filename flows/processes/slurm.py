@@ -21,25 +21,25 @@ def job_id() -> str | None:
 
 
 def rank() -> int:
-    """The number of this process among those that train together, whoever has started them; 0 speaks for all."""
+    """The number of this process among those that train together; 0 speaks for all."""
     return max(int(os.environ.get(name, 0)) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
 
 
 def requeue(only_if_preempted: bool) -> None:
-    """Like :func:`put_back`, for a job that was not submitted by submitit: what submits with it sees to that itself."""
+    """Put this job back into its queue like :func:`put_back`, unless submitit has submitted it and does that itself."""
     if "SUBMITIT_EXECUTOR" not in os.environ:
         put_back(only_if_preempted)
 
 
 def put_back(only_if_preempted: bool) -> None:
-    """Put this process' job back into its queue, if nobody else has decided about it; nothing outside of SLURM.
+    """Requeue this job unless SLURM or the user has already ended it. Does nothing outside of SLURM.
 
     A job that its user has cancelled, or that SLURM requeues by itself, is no longer "running" when its processes are
-    told to end. A preempted one is while its time of grace lasts, and if it ends within that, SLURM lets it be.
+    told to end. A preempted job still is during its grace time; if it exits by itself, SLURM does not requeue it.
 
     Args:
-        only_if_preempted: and not if its processes were told to end for another reason: when one has failed, ``srun``
-            tells the others, and a job that begins again would fail again.
+        only_if_preempted: not if its processes were told to end for another reason: when one has failed, ``srun`` tells
+            the others, and a job that begins again would fail again.
     """
     job = job_id()
     if job is None:

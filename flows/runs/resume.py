@@ -10,7 +10,8 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
-from flows.config.hydra_seams import parse_arguments, quoted
+from flows.config.hydra_seams import read_command_line
+from flows.config.overrides import quoted
 from flows.console import warn
 from flows.errors import InputError
 from flows.processes import slurm
@@ -60,7 +61,7 @@ def replay_when_resuming(argv: list[str]) -> list[str]:
     Raises:
         InputError: X is no checkpoint, or stores overrides that are not replayed from a file.
     """
-    given_words = parse_arguments(argv).overrides
+    given_words = read_command_line(argv).overrides
     try:
         given = OverridesParser.create().parse_overrides(given_words)
     except OverrideParseException:

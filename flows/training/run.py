@@ -24,10 +24,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from datamodules import ImageDataModule
 from flows import Flow
-from flows.cli.sweeps.processes import as_single_run
 from flows.config.building import build
-from flows.config.hydra_seams import quoted
 from flows.config.matching import resolve_width
+from flows.config.overrides import as_single_run, quoted
 from flows.console import say
 from flows.errors import InputError, NonFiniteError, one_line
 from flows.measures.diagnostics import count_parameters

@@ -27,10 +27,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flows import console
-from flows.cli.command_line import SEARCH, SINGLE
+from flows.cli.command_line import SEARCH
 from flows.cli.sweeps.folders import Score, read_score
 from flows.cli.sweeps.names import without
 from flows.cli.sweeps.summary import CURRENT, Row
+from flows.config.overrides import SINGLE
 from flows.errors import InputError, SweepError, first_line, one_line
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from flows import console
 from flows.cli.sweeps.folders import finished, read_score
 from flows.cli.sweeps.names import NOT_THE_JOB_S, keys_in_common, without
 from flows.cli.sweeps.summary import CURRENT, STOPPED, Row
-from flows.config.hydra_seams import quoted
 from flows.config.matching import resolve_width
+from flows.config.overrides import quoted
 from flows.errors import InputError
 from flows.runs import claim, resume
 

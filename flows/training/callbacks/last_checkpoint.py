@@ -24,15 +24,15 @@ from flows.training.lightning_seams import can_be_resumed_here, leave_ended_epoc
 class LastCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, from which a training can be resumed exactly, and some of its predecessors.
 
-    It is written at the end of epochs, every so many steps if so wished, and when a signal ends the training
+    It is written at the end of epochs, every few steps if so wished, and when a signal ends the training
     (:mod:`flows.processes.signals`): then all ranks agree to end after the batch, save, and raise. In the middle of
     accumulated gradients, or when a validation is due, this is put off until they are done.
 
     Args:
         dirpath: the folder of the checkpoints.
         every_n_epochs: at least 1.
-        every_n_train_steps: also every so many optimiser steps, at least 1; ``None``: no.
-        keep_last: so many predecessors of ``last.ckpt`` stay, as ``step=0000100.ckpt``; at least 0.
+        every_n_train_steps: also after this number of optimiser steps, at least 1; ``None``: no.
+        keep_last: how many predecessors of ``last.ckpt`` stay, as ``step=0000100.ckpt``; at least 0.
 
     Attributes:
         failure: why the latest attempt to save failed; ``None`` if it did not.

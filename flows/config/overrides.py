@@ -1,0 +1,34 @@
+"""Hydra's command line, as text: the arguments of another process, and values in them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.config.hydra_seams import read_command_line
+
+SINGLE = "hydra.mode=RUN"
+"""The override that distinguishes one trial of a search from the search."""
+
+OF_THE_SWEEP = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep")
+"""Settings that belong to the sweep and not to its jobs."""
+
+
+def quoted(path: Path) -> str:
+    """A path as a value of Hydra's command line."""
+    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def as_single_run(overrides: Sequence[str], hydra_overrides: Sequence[str]) -> list[str]:
+    """The arguments that make this program do one run in another process: a job of its sweep, or its own run.
+
+    Args:
+        overrides: those of the run.
+        hydra_overrides: those of Hydra's own settings that this program was given; what concerns the run is kept.
+    """
+    given = read_command_line(sys.argv[1:])
+    flags = [word for word in sys.argv[1:] if word not in given.overrides and word not in ("-m", "--multirun")]
+    kept = [line for line in hydra_overrides if not line.lstrip("+~").startswith(OF_THE_SWEEP)]
+    return [*flags, *kept, SINGLE, *overrides]
