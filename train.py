@@ -41,10 +41,10 @@ from flows.evaluation import Score, bits_per_dim, codec_bits_per_dim
 from flows.files import atomic_write
 from flows.instantiation import build
 from flows.lightning_module import FlowModule
-from flows.loggers import WandbLogger, log_checkpoint
 from flows.numerics import set_matmul_precision
 from flows.pictures import grid, save_png, side_by_side
 from flows.randomness import Stream, generator_for
+from flows.training.loggers import WandbLogger, log_checkpoint
 
 C = TypeVar("C", bound=pl.Callback)
 

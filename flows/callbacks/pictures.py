@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from flows.errors import InputError, StorageError
-from flows.loggers import log_images
 from flows.model import Flow
 from flows.notices import warn
 from flows.pictures import grid, save_png
 from flows.randomness import Stream, generator_for
+from flows.training.loggers import log_images
 
 
 class SamplePictures(pl.Callback):
