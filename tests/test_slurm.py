@@ -85,7 +85,7 @@ BEGIN = "import signal, sys, time; from flows import signals; signals.install();
 ENDS_WHEN_TOLD = f"""
 import sys
 from pathlib import Path
-from flows.cli.sweeps.slurm_task import SlurmTask
+from flows.sweeps.slurm_task import SlurmTask
 SlurmTask((sys.executable, "-c", {BEGIN!r}), Path())()
 """
 

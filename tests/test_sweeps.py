@@ -19,12 +19,12 @@ from test_data_parallel import is_alive
 
 from flows import InputError, StorageError, signals
 from flows.cli import entry, runs
-from flows.cli.sweeps import summary
-from flows.cli.sweeps.folders import Score, finished, read_score
-from flows.cli.sweeps.launcher import num_processes
-from flows.cli.sweeps.names import MAX_LENGTH, job_name, keys_in_common
-from flows.cli.sweeps.processes import explain_end, open_output
-from hydra_plugins.flows_sweeps.local_pool import Share, environment, shares
+from flows.sweeps import summary
+from flows.sweeps.folders import Score, finished, read_score
+from flows.sweeps.job_process import explain_end, open_output
+from flows.sweeps.launcher import num_processes
+from flows.sweeps.local_pool import Slot, divide_machine, environment
+from flows.sweeps.names import MAX_LENGTH, job_name, keys_in_common
 
 CONF = ROOT / "conf"
 RAISED = "Traceback (most recent call last):\n  File x\n"
@@ -105,7 +105,7 @@ def test_a_finished_job_is_not_run_again_wherever_it_was_moved(folder):
     assert finished(folder, lambda run_dir: config_in(run_dir, logger={"mode": "online"})) == Score(3.5, 3.25)
 
 
-def test_another_run_s_folder_is_neither_taken_for_this_job_s_nor_touched(folder):
+def test_the_folder_of_another_run_is_neither_taken_nor_touched(folder):
     with pytest.raises(InputError, match=r"other settings \(seed\): choose another run_dir"):
         finished(folder, lambda run_dir: config_in(run_dir, seed=2))
     (folder / runs.RESULTS).unlink()
@@ -126,7 +126,7 @@ def test_a_folder_without_a_checkpoint_has_nothing_to_lose(folder):
     assert finished(folder, lambda run_dir: config_in(run_dir, seed=2)) is None
 
 
-def test_a_continued_run_s_old_results_do_not_pass_for_its_own(folder):
+def test_old_results_of_a_continued_run_do_not_pass_for_its_own(folder):
     runs.describe(folder, config_in("x"), [])
     assert read_score(folder) is None
 
@@ -159,22 +159,21 @@ def test_the_first_that_says_why_is_believed(tmp_path, outputs, code, words):
     assert explain_end(tmp_path, code) == words
 
 
-# -- shares of a machine -----------------------------------------------------------------------------------------------
+# -- slots of a machine ------------------------------------------------------------------------------------------------
 
 
 def test_cores_and_gpus_are_dealt_out_without_overlap():
-    dealt = shares(2, [0, 1, 4, 5], ["0", "1"], 1)  # of fields, since Hydra's search for plugins makes classes anew
-    assert [(share.cores, share.gpus) for share in dealt] == [((0, 1), ("0",)), ((4, 5), ("1",))]
-    assert [share.gpus for share in shares(2, range(8), ["a", "b", "c", "d"], 2)] == [("a", "b"), ("c", "d")]
+    assert divide_machine(2, [0, 1, 4, 5], ["0", "1"], 1) == [Slot((0, 1), ("0",)), Slot((4, 5), ("1",))]
+    assert [slot.gpus for slot in divide_machine(2, range(8), ["a", "b", "c", "d"], 2)] == [("a", "b"), ("c", "d")]
 
 
 def test_more_jobs_than_there_is_share():
-    assert [share.cores for share in shares(3, [0, 1], [], 1)] == [(0, 1)] * 3
-    assert [share.gpus for share in shares(3, range(6), ["0", "1"], 1)] == [("0",), ("1",), ("0",)]
-    assert shares(1, [0], ["0"], 2)[0].gpus == ("0",)
+    assert [slot.cores for slot in divide_machine(3, [0, 1], [], 1)] == [(0, 1)] * 3
+    assert [slot.gpus for slot in divide_machine(3, range(6), ["0", "1"], 1)] == [("0",), ("1",), ("0",)]
+    assert divide_machine(1, [0], ["0"], 2)[0].gpus == ("0",)
 
 
-def test_a_job_is_an_ordinary_run_on_its_share():
+def test_a_job_is_an_ordinary_run_in_its_slot():
     inherited = {
         "PATH": "p",
         "SLURM_NTASKS": "4",
@@ -182,13 +181,13 @@ def test_a_job_is_an_ordinary_run_on_its_share():
         "CUDA_VISIBLE_DEVICES": "0,1",
         "WANDB_MODE": "offline",
     }
-    first, second = (environment(Share((0, 1), ("1",)), 2, inherited) for _ in range(2))
+    first, second = (environment(Slot((0, 1), ("1",)), 2, inherited) for _ in range(2))
     assert {name for name in first if name in inherited} == {"PATH", "CUDA_VISIBLE_DEVICES", "WANDB_MODE"}
     assert first["CUDA_VISIBLE_DEVICES"] == "1"
     assert first["OMP_NUM_THREADS"] == "2"
     assert first["MASTER_PORT"] != second["MASTER_PORT"]
-    assert environment(Share((0,), ()), 8, {"OMP_NUM_THREADS": "1"})["OMP_NUM_THREADS"] == "1"
-    assert environment(Share((0,), ()), 0, {})["OMP_NUM_THREADS"] == "1"
+    assert environment(Slot((0,), ()), 8, {"OMP_NUM_THREADS": "1"})["OMP_NUM_THREADS"] == "1"
+    assert environment(Slot((0,), ()), 0, {})["OMP_NUM_THREADS"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -246,7 +245,7 @@ def test_a_failing_job_never_takes_the_sweep_with_it(sweep, capsys):
     assert [row["error"] for row in rows[1:4]] == [
         "this seed is not welcome",
         "ZeroDivisionError: a bug",
-        "ChildProcessError: ended with exit code 9",
+        "ended with exit code 9",
     ]
     assert [row["overrides"] for row in rows[:2]] == ["seed=1", "seed=2"]
     assert rows[0]["folder"].endswith("grid/seed=1")
@@ -363,6 +362,25 @@ def test_further_options_reach_sbatch(plus, sweep, monkeypatch, tmp_path, capsys
     assert "SLURM refuses the jobs" in capsys.readouterr().err
     (script,) = tmp_path.glob("grid/slurm/*.sh")
     assert {"#SBATCH --account=mine", "#SBATCH --exclusive"} <= set(script.read_text().splitlines())
+
+
+ENDS = """
+import runpy, sys
+sys.argv = ["sample.py", "checkpoint=none.ckpt"]
+try:
+    runpy.run_path("sample.py", run_name="__main__")
+finally:
+    print(*sys.modules, file=sys.stdout)
+"""
+
+
+def test_a_program_without_sweeps_imports_none():
+    done = subprocess.run([sys.executable, "-c", ENDS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    modules = done.stdout.split()
+    assert "hydra_plugins.flows" in modules  # Hydra finds the names of launchers and sweepers there, and no more
+    foreign = ("flows.sweeps", "optuna", "submitit", "filelock", "wandb")
+    assert not [name for name in modules if name.startswith(foreign)]
 
 
 # -- whole sweeps of processes -----------------------------------------------------------------------------------------

@@ -20,8 +20,6 @@ from omegaconf import DictConfig
 from flows.cli import schema
 from flows.cli.command_line import check_command_line, expand_globs
 from flows.cli.runs import replay_when_resuming
-from flows.cli.sweeps import names
-from flows.cli.sweeps.summary import CURRENT
 from flows.errors import InputError, NonFiniteError, ProcessError, StorageError, SweepError, one_line
 
 EXIT_CODES: dict[type[Exception], int] = {
@@ -39,19 +37,13 @@ def run(task: Callable[[DictConfig], Any], config_name: str, config_dir: Path) -
     """Check the command line, hand it to Hydra, and turn the failures a user can mend into one line on stderr."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive here as they are, instead of as Hydra's summary of them
     schema.register()
-    names.register()
     _quieten_lightning()
-    CURRENT.begin()
     with _mendable_failures_in_one_line():
         given = sys.argv[1:]
         replayed = replay_when_resuming(given)
         sys.argv[1:] = expand_globs(config_dir, replayed)
         check_command_line(config_dir, config_name, sys.argv[1:], is_replayed=replayed != given)
-        try:
-            hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(_as_job(task))()
-        finally:
-            CURRENT.show()
-        CURRENT.require_success()
+        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(_as_job(task))()
 
 
 def _as_job(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

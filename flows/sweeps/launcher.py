@@ -7,29 +7,29 @@ import time
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.core.utils import JobReturn, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flows.cli import report, runs
 from flows.cli.matching import resolve_width
-from flows.cli.sweeps.folders import finished, read_score
-from flows.cli.sweeps.names import NOT_THE_JOB_S, keys_in_common, without
-from flows.cli.sweeps.summary import CURRENT, STOPPED, Row
 from flows.errors import InputError
+from flows.sweeps.folders import finished, read_score
+from flows.sweeps.names import LOCATION_KEYS, job_name, keys_in_common, without
+from flows.sweeps.summary import STOPPED, Row, Summary
 
-PATIENCE = 60.0
+PATIENCE_S = 60.0
 """Seconds that a sweep waits for processes which end by themselves, if they do."""
 
 
 @contextmanager
-def _hydra_is(config: DictConfig) -> Iterator[None]:
+def _as_hydra(config: DictConfig) -> Iterator[None]:
     """Inside, ``${hydra:...}`` means that of one job."""
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(config)
@@ -61,7 +61,7 @@ class Job:
         """The resolved configuration, as a run in that folder writes it down."""
         own = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key != "hydra"])
         own.run_dir = run_dir
-        with _hydra_is(self.config):
+        with _as_hydra(self.config):
             config: dict[str, Any] = OmegaConf.to_container(own, resolve=True)  # type: ignore[assignment]
             resolve_width(config)
         return config
@@ -74,14 +74,16 @@ class Job:
 class SweepLauncher(Launcher):
     """Runs what is missing of a sweep's jobs, each in its folder, and lists them all in the summary.
 
-    How a job ended is read from its folder, whoever ran it. A job that fails is returned as failed, as Hydra's
-    launchers do; what that means is up to the sweeper.
+    The sweeper sets the summary, and reads there how the jobs ended; nothing is returned.
     """
+
+    summary: Summary
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         if "run_dir" not in config:
             raise InputError("only train.py has sweeps: start this program once for each setting")
+        OmegaConf.register_new_resolver("job_name", job_name, replace=True)
         self.check_settings()
 
     def check_settings(self) -> None:
@@ -108,12 +110,12 @@ class SweepLauncher(Launcher):
                 for job, error in ended:
                     score = read_score(job.folder)
                     rows[job.folder] = Row(job.index, job.title, job.folder, score, "" if score else error)
-                    self._note(rows[job.folder], len(rows), len(jobs))
+                    self._note(rows[job.folder])
         finally:
             for job in jobs:  # one that was interrupted has no row yet; of two of the same name, one was run
                 row = rows.get(job.folder, Row(job.index, job.title, job.folder, error=STOPPED))
-                CURRENT.add(Row(job.index, job.title, job.folder, row.score, row.error, row.is_old), self.sweep_dir)
-        return [_as_hydra_returns_it(job, rows[job.folder]) for job in jobs]
+                self.summary.add(replace(row, job=job.index))
+        return []
 
     @property
     def sweep_dir(self) -> Path:
@@ -121,13 +123,13 @@ class SweepLauncher(Launcher):
         return Path(str(self.config.hydra.sweep.dir)).absolute()
 
     def _job(self, index: int, overrides: list[str]) -> Job:
-        own = without(overrides, NOT_THE_JOB_S)
+        own = without(overrides, LOCATION_KEYS)
         common = keys_in_common(overrides, OmegaConf.to_container(self.config.hydra.overrides.task))  # type: ignore[arg-type]
-        unnamed = f"hydra.job.config.override_dirname.exclude_keys=[{','.join([*NOT_THE_JOB_S, *common])}]"
+        unnamed = f"hydra.job.config.override_dirname.exclude_keys=[{','.join([*LOCATION_KEYS, *common])}]"
         config = self.hydra_context.config_loader.load_sweep_config(self.config, [*overrides, unnamed])
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(index), index
-        with _hydra_is(config):
+        with _as_hydra(config):
             folder = self.sweep_dir / str(config.hydra.sweep.subdir)
         return Job(index, tuple(own), " ".join(without(own, common)), Path(os.path.normpath(folder)), config)
 
@@ -143,14 +145,13 @@ class SweepLauncher(Launcher):
                 self._note(row)
                 yield job.folder, row
 
-    def _note(self, row: Row, *ended_of: int) -> None:
-        CURRENT.add(row, self.sweep_dir)
-        progress = CURRENT.progress(*ended_of) if ended_of else "not run"
-        report.console.print(f"job {row.job} ({row.overrides}) {row.outcome} [{progress}]", markup=False)
+    def _note(self, row: Row) -> None:
+        self.summary.add(row)
+        report.console.print(f"job {row.job} ({row.overrides}) {row.outcome} [{self.summary.progress}]", markup=False)
 
     def wait_for_former_attempts(self, jobs: Sequence[Job]) -> None:
         """Let processes that a killed sweep has left in its jobs' folders save and end, which they do by themselves."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PATIENCE_S
         for job in jobs:
             if runs.is_held(job.folder):
                 report.console.print(f"job {job.index} ({job.title}) waits for its former attempt to end", markup=False)
@@ -162,17 +163,8 @@ class SweepLauncher(Launcher):
         report.console.print(f"job {job.index} ({job.title}) {how}: {job.folder}", markup=False)
 
 
-def _as_hydra_returns_it(job: Job, row: Row) -> JobReturn:
-    returned = JobReturn(overrides=list(job.overrides), cfg=job.config, working_dir=os.getcwd())
-    if row.score is None:
-        returned.status, returned.return_value = JobStatus.FAILED, RuntimeError(row.error)
-    else:
-        returned.status, returned.return_value = JobStatus.COMPLETED, row.score.validation
-    return returned
-
-
 def num_processes(trainer: DictConfig, num_gpus: int) -> int:
-    """How many processes a job's ``trainer.devices`` asks for on each node, if it may use so many GPUs there."""
+    """Processes that a job's ``trainer.devices`` asks for on each node, of which the job may use ``num_gpus`` GPUs."""
     devices = trainer.get("devices", 1)
     if isinstance(devices, str) and "," in devices:
         return len([part for part in devices.split(",") if part.strip()])

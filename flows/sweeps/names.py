@@ -7,12 +7,11 @@ import re
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 MAX_LENGTH = 100
 """Of a name's readable part; file systems take 255 bytes."""
 
-NOT_THE_JOB_S = ("run_dir", "resume")
+LOCATION_KEYS = ("run_dir", "resume")
 """Keys that say where a job is and how it starts, not what it is."""
 
 
@@ -33,11 +32,6 @@ def job_name(overrides: str) -> str:
     return f"{readable[:MAX_LENGTH]}-{digest}"
 
 
-def register() -> None:
-    """Make ``${job_name:...}`` known to configurations."""
-    OmegaConf.register_new_resolver("job_name", job_name, replace=True)
-
-
 def keys_in_common(overrides: Sequence[str], given: Sequence[str]) -> list[str]:
     """The keys of a job's overrides that every job of its sweep has, by the command line that was given.
 
@@ -48,7 +42,7 @@ def keys_in_common(overrides: Sequence[str], given: Sequence[str]) -> list[str]:
     last = {line.key_or_group: line for line in parser.parse_overrides(list(given))}
     fixed = {key for key, line in last.items() if not line.is_sweep_override()}
     keys = [
-        line.key_or_group for line in parser.parse_overrides(list(overrides)) if line.key_or_group not in NOT_THE_JOB_S
+        line.key_or_group for line in parser.parse_overrides(list(overrides)) if line.key_or_group not in LOCATION_KEYS
     ]
     return sorted(fixed & set(keys)) if set(keys) - fixed else []
 

@@ -13,8 +13,8 @@ import yaml
 
 from flows.checkpoint import CHECKPOINTS
 from flows.cli import runs
-from flows.cli.sweeps.names import NOT_THE_JOB_S
 from flows.errors import InputError
+from flows.sweeps.names import LOCATION_KEYS
 
 
 @dataclass(frozen=True)
@@ -72,5 +72,5 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     as_stored = yaml.safe_load(yaml.safe_dump(wanted))
     keys = sorted(set(stored) | set(as_stored))
     differing = [line for key in keys for line in runs.differences(key, stored.get(key), as_stored.get(key))]
-    harmless = (*NOT_THE_JOB_S, *(f"data.{name}" for name in runs.MOVABLE))
+    harmless = (*LOCATION_KEYS, *(f"data.{name}" for name in runs.MOVABLE))
     return [key for key in differing if key not in harmless and not key.startswith("logger.")]

@@ -15,7 +15,7 @@ from typing import Any
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
 from flows import slurm
-from flows.cli.sweeps.processes import ENDING, OUTPUT, end_of_process, open_output
+from flows.sweeps.job_process import ENDING, OUTPUT, end_of_process, open_output
 
 POLL_S = 0.5
 

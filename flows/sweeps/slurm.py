@@ -1,5 +1,7 @@
 """``hydra/launcher=slurm``: an array of SLURM jobs, each of which runs the program once per process that it wants."""
 
+from __future__ import annotations
+
 import os
 import re
 import shutil
@@ -7,20 +9,18 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import submitit
-from hydra.core.config_store import ConfigStore
 
-from flows.cli.sweeps.launcher import Job, SweepLauncher, num_processes
-from flows.cli.sweeps.processes import explain_end, program
-from flows.cli.sweeps.slurm_task import SlurmTask
 from flows.errors import InputError, first_line
 from flows.files import atomic_write
+from flows.sweeps.job_process import explain_end, program
+from flows.sweeps.launcher import Job, SweepLauncher, num_processes
+from flows.sweeps.slurm_task import SlurmTask
 
 POLL_S = 3.0
 JOB_ID = "slurm_job"
@@ -38,7 +38,7 @@ class Slurm(SweepLauncher):
     Args:
         nodes, tasks_per_node: of every job; ``None``: what its ``trainer.num_nodes`` and ``trainer.devices`` ask for.
         timeout_min: after that SLURM stops a job; it is told ``signal_delay_s`` before, saves, and is queued again.
-        max_num_timeout: so many times at most.
+        max_num_timeout: number of times at most that a job is queued again.
         array_parallelism: jobs at a time.
         setup: lines of shell for the batch script.
         additional_parameters: further options of sbatch by their long names, ``{account: mine, exclusive: true}``.
@@ -47,30 +47,37 @@ class Slurm(SweepLauncher):
 
     def __init__(
         self,
+        partition: str | None,
         nodes: int | None,
         tasks_per_node: int | None,
         cpus_per_task: int,
+        gpus_per_node: int | None,
+        mem_gb: float | None,
         timeout_min: int,
-        array_parallelism: int,
-        max_num_timeout: int,
         signal_delay_s: int,
+        max_num_timeout: int,
+        array_parallelism: int,
         job_name: str,
-        **others: Any,
+        setup: Sequence[str],
+        additional_parameters: Mapping[str, Any] | None,
     ) -> None:
         self.nodes, self.tasks_per_node, self.max_num_timeout = nodes, tasks_per_node, max_num_timeout
-        self.parameters: dict[str, Any] = {
+        self.gpus_per_node = gpus_per_node
+        given = {
             "name": job_name,
             "timeout_min": timeout_min,
             "cpus_per_task": cpus_per_task,
+            "gpus_per_node": gpus_per_node,
+            "mem_gb": mem_gb,
+            "slurm_partition": partition,
+            "slurm_setup": setup,
+            "slurm_additional_parameters": additional_parameters,
             "slurm_signal_delay_s": signal_delay_s,
             "slurm_array_parallelism": array_parallelism,
             # srun does not take over sbatch's --cpus-per-task; one dead process would leave the others waiting
             "slurm_srun_args": [f"--cpus-per-task={cpus_per_task}", "--kill-on-bad-exit=1"],
         }
-        as_submitit_knows_them = {"gpus_per_node": "gpus_per_node", "mem_gb": "mem_gb"}
-        for name, value in others.items():
-            if value not in (None, [], {}):
-                self.parameters[as_submitit_knows_them.get(name, f"slurm_{name}")] = value
+        self.parameters = {name: value for name, value in given.items() if value is not None}
 
     def check_settings(self) -> None:
         missing = [
@@ -94,7 +101,7 @@ class Slurm(SweepLauncher):
 
     def _wanted(self, job: Job) -> tuple[int, int]:
         trainer = job.config.trainer
-        return int(trainer.get("num_nodes", 1)), num_processes(trainer, self.parameters.get("gpus_per_node", 1))
+        return int(trainer.get("num_nodes", 1)), num_processes(trainer, self.gpus_per_node or 1)
 
     def _layout(self, job: Job) -> tuple[int, int]:
         nodes, tasks = self._wanted(job)
@@ -185,26 +192,3 @@ def _importable() -> Iterator[None]:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
-
-
-@dataclass
-class SlurmConf:
-    """``hydra.launcher.*``."""
-
-    _target_: str = "hydra_plugins.flows_sweeps.slurm.Slurm"
-    partition: str | None = None
-    nodes: int | None = None
-    tasks_per_node: int | None = None
-    cpus_per_task: int = 1
-    gpus_per_node: int | None = None
-    mem_gb: float | None = None
-    timeout_min: int = 60
-    signal_delay_s: int = 90
-    max_num_timeout: int = 10
-    array_parallelism: int = 256
-    job_name: str = "${hydra.job.name}"
-    setup: list[str] = field(default_factory=list)
-    additional_parameters: Any = None  # a dict, but Hydra lets nobody add to one without a +
-
-
-ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmConf, provider="flows")
