@@ -90,8 +90,6 @@ class SlurmConf:
 
     _target_: str = "hydra_plugins.flows.Slurm"
     partition: str | None = None
-    nodes: int | None = None
-    tasks_per_node: int | None = None
     cpus_per_task: int = 1
     gpus_per_node: int | None = None
     mem_gb: float | None = None

@@ -181,11 +181,10 @@ def test_a_job_is_an_ordinary_run_in_its_slot():
         "CUDA_VISIBLE_DEVICES": "0,1",
         "WANDB_MODE": "offline",
     }
-    first, second = (environment(Slot((0, 1), ("1",)), 2, inherited) for _ in range(2))
-    assert {name for name in first if name in inherited} == {"PATH", "CUDA_VISIBLE_DEVICES", "WANDB_MODE"}
-    assert first["CUDA_VISIBLE_DEVICES"] == "1"
-    assert first["OMP_NUM_THREADS"] == "2"
-    assert first["MASTER_PORT"] != second["MASTER_PORT"]
+    own = environment(Slot((0, 1), ("1",)), 2, inherited)
+    assert {name for name in own if name in inherited} == {"PATH", "CUDA_VISIBLE_DEVICES", "WANDB_MODE"}
+    assert own["CUDA_VISIBLE_DEVICES"] == "1"
+    assert own["OMP_NUM_THREADS"] == "2"
     assert environment(Slot((0,), ()), 8, {"OMP_NUM_THREADS": "1"})["OMP_NUM_THREADS"] == "1"
     assert environment(Slot((0,), ()), 0, {})["OMP_NUM_THREADS"] == "1"
 
@@ -292,7 +291,7 @@ def test_a_search_survives_its_failures_and_names_the_run_that_did_best(sweep, c
     assert {row["error"][:18] for row in rows} >= {"", "this seed is not w"}
     best = next(row for row in rows if row["status"] == "done")
     assert f"best run: grid/{best['job']}\n" in said.out
-    assert said.out.endswith(f".py experiment=smoke run_dir=kept {best['overrides']}\n")  # one run, no search
+    assert f".py experiment=smoke run_dir=kept hparams_search=optuna {best['overrides']} hydra.mode=RUN\n" in said.out
     code, again, done = sweep(*search, "hydra.sweeper.n_trials=4")
     assert (code, done) == (0, [])
     assert [(row["overrides"], row["error"]) for row in again] == [(row["overrides"], row["error"]) for row in rows]
@@ -342,13 +341,6 @@ def test_slurm_where_there_is_none_is_said_before_anything_is_made(sweep, monkey
     assert sweep("seed=1", "hydra/launcher=slurm") == (2, [], [])
     assert "there is no SLURM here" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-def test_slurm_and_the_trainer_must_agree_on_the_processes(sweep, monkeypatch, capsys):
-    monkeypatch.setattr("shutil.which", lambda command: command)
-    arguments = ["hydra/launcher=slurm", "hydra.launcher.tasks_per_node=4", "trainer.devices=2"]
-    assert sweep("seed=1", *arguments)[0] == 2
-    assert "starts 4 processes on 1 nodes, but the trainer wants trainer.devices=2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("plus", ["", "+"])

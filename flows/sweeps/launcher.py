@@ -13,13 +13,15 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, setup_globals
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from flows.cli import report, runs
 from flows.cli.matching import resolve_width
-from flows.errors import InputError
+from flows.errors import InputError, first_line
 from flows.sweeps.folders import finished, read_score
 from flows.sweeps.names import LOCATION_KEYS, job_name, keys_in_common, without
 from flows.sweeps.summary import STOPPED, Row, Summary
@@ -89,9 +91,6 @@ class SweepLauncher(Launcher):
     def check_settings(self) -> None:
         """Raise ``InputError`` if these jobs cannot be run here; called before anything is written."""
 
-    def check_jobs(self, jobs: Sequence[Job]) -> None:
-        """Raise ``InputError`` if these jobs are not for this launcher; called before any of them is run."""
-
     @abstractmethod
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, str], None, None]:
         """Run the jobs; yield each as it ends, with a line that says why it has no score, in case it has none.
@@ -102,7 +101,6 @@ class SweepLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
         jobs = [self._job(initial_job_idx + number, list(lines)) for number, lines in enumerate(job_overrides)]
-        self.check_jobs(jobs)
         rows = dict(self._known(jobs))
         missing = list({job.folder: job for job in jobs if job.folder not in rows}.values())
         try:
@@ -126,7 +124,10 @@ class SweepLauncher(Launcher):
         own = without(overrides, LOCATION_KEYS)
         common = keys_in_common(overrides, OmegaConf.to_container(self.config.hydra.overrides.task))  # type: ignore[arg-type]
         unnamed = f"hydra.job.config.override_dirname.exclude_keys=[{','.join([*LOCATION_KEYS, *common])}]"
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, [*overrides, unnamed])
+        try:
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, [*overrides, unnamed])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(first_line(error)) from error
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(index), index
         with _as_hydra(config):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
-from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,32 +47,17 @@ def divide_machine(num_jobs: int, cores: Sequence[int], gpus: Sequence[str], gpu
 def environment(slot: Slot, num_threads: int, inherited: Mapping[str, str]) -> dict[str, str]:
     """A job's environment variables: an ordinary run in its slot of this machine, whatever the sweep runs in.
 
-    Without SLURM's variables, by which Lightning would take the job for one of SLURM's processes, and with a port
-    of its own, at which the processes of the job find each other. When this process is gone it saves what it has, and
-    ends.
+    SLURM's variables are left out: Lightning would take the job for one of SLURM's processes. A job also learns which
+    process has started it: when that is gone, the job saves what it has and ends.
     """
     of_others = ("SLURM_", "SBATCH_", "LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_", "PL_")
     kept = {name: value for name, value in inherited.items() if not name.startswith(of_others)}
     limit = kept.get("OMP_NUM_THREADS", "")
     threads = min(num_threads, int(limit)) if limit.isdigit() else num_threads
-    own = {"OMP_NUM_THREADS": str(max(1, threads)), "MASTER_PORT": str(_free_port()), STARTED_BY: str(os.getpid())}
+    own = {"OMP_NUM_THREADS": str(max(1, threads)), STARTED_BY: str(os.getpid())}
     if slot.gpus:
         own["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
     return kept | own
-
-
-_given = deque[int](maxlen=1000)
-
-
-def _free_port() -> int:
-    """A port that is free, and that no other job of this process was given: it may not have begun to listen there."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in _given:
-            _given.append(port)
-            return port
 
 
 @dataclass

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
-from hydra.types import HydraContext, RunMode, TaskFunction
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
 from optuna.trial import FrozenTrial
 
 from flows.cli import report
-from flows.cli.command_line import SEARCH, SINGLE
-from flows.errors import InputError, SweepError, first_line
+from flows.cli.command_line import SINGLE
+from flows.errors import InputError, SweepError
 from flows.notices import warn
 from flows.sweeps.folders import Score, read_score
-from flows.sweeps.names import without
 from flows.sweeps.space import dimension_of
 from flows.sweeps.study import Study
 from flows.sweeps.summary import Row, Summary
@@ -39,7 +35,7 @@ class Search(JobSweeper):
     of the whole study.
 
     Args:
-        study_name: of letters, digits, ``.``, ``_`` and ``-``.
+        study_name: tells the studies of a file apart.
         storage: the study's file; ``None`` is ``study.journal`` in ``hydra.sweep.dir``.
         n_trials: of the whole study, over all workers and starts.
         n_jobs: trials handed to the launcher at a time; ``None``: its own ``n_jobs``, or 1 if it has none.
@@ -65,10 +61,6 @@ class Search(JobSweeper):
         self.n_trials, self.n_jobs, self.seed = n_trials, n_jobs, seed
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        if not re.fullmatch(r"[\w-][\w.-]*", self.study_name):
-            raise InputError(
-                f"hydra.sweeper.study_name={self.study_name} is no plain name: use letters, digits, ., _ and -"
-            )
         if self.n_jobs is None:
             self.n_jobs = config.hydra.launcher.get("n_jobs") or 1
         for name, least in (("n_trials", 1), ("n_jobs", 1), ("seed", 0)):
@@ -104,7 +96,6 @@ class Search(JobSweeper):
 
     def _run(self, study: Study, trials: Sequence[FrozenTrial], fixed: Sequence[str]) -> None:
         jobs = [[*fixed, *_assignments(trial)] for trial in trials]
-        self._require_composable(jobs)
         self.launcher.launch(jobs, initial_job_idx=trials[0].number)
         for trial in trials:
             row = self.launcher.summary.rows[trial.number]
@@ -137,28 +128,8 @@ class Search(JobSweeper):
         report.show_paths([("study", storage)])
         if best is not None:
             report.show_paths([("best run", Path(self.config.hydra.sweep.dir, str(best.number)))])
-            lines = self._without_the_search([*fixed, *_assignments(best)])
-            command = ["python", f"{self.config.hydra.job.name}.py", *lines]
+            command = ["python", f"{self.config.hydra.job.name}.py", *fixed, *_assignments(best), SINGLE]
             report.console.print(f"to train it again: {shlex.join(command)}", markup=False)
-
-    def _without_the_search(self, lines: Sequence[str]) -> list[str]:
-        """Overrides without the choice of the search, unless that sets something for its trials too."""
-        own = without(lines, [SEARCH])
-        if own == lines or self._composed(own) == self._composed(lines):
-            return own
-        return [*lines, SINGLE]
-
-    def _composed(self, lines: Sequence[str]) -> dict[str, Any]:
-        name, loader = self.config.hydra.job.config_name, self.hydra_context.config_loader
-        config = loader.load_configuration(name, list(lines), RunMode.RUN)
-        composed: Any = OmegaConf.to_container(config)
-        return {key: value for key, value in composed.items() if key not in ("hydra", SEARCH)}
-
-    def _require_composable(self, jobs: Sequence[Sequence[str]]) -> None:
-        try:
-            self.validate_batch_is_legal(jobs)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(first_line(error)) from error
 
 
 STATES = {"COMPLETE": "with a score", "FAIL": "failed", "RUNNING": "running or stopped", "WAITING": "waiting"}

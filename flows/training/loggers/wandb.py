@@ -66,8 +66,6 @@ class WandbLogger(Logger):
         init_timeout: float = 20.0,
         finish_timeout: float = 120.0,
     ) -> None:
-        if mode not in ("offline", "online"):
-            raise InputError(f"logger.mode must be offline or online, not {mode!r}")
         if init_timeout <= 0 or finish_timeout <= 0:  # to the client, 0 is for ever
             raise InputError("logger.init_timeout and logger.finish_timeout must be positive")
         super().__init__()
@@ -97,10 +95,6 @@ class WandbLogger(Logger):
     @property
     def version(self) -> str | None:
         return self._options["id"]
-
-    @property
-    def save_dir(self) -> str:
-        return str(self._options["dir"])
 
     @property
     def run(self) -> wandb.Run:
