@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser  # Hydra's own command line; pinned below 1.4
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
@@ -19,6 +18,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flows.cli.hydra_seams import read_command_line
 from flows.cli.matching import matches
 from flows.cli.runs import require_writable
 from flows.errors import InputError, first_line
@@ -44,7 +44,7 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
         InputError: a group, option, key or value that does not exist or has the wrong type.
         StorageError: the run folder cannot be made there.
     """
-    arguments = get_args_parser().parse_args(argv)
+    arguments = read_command_line(argv)
     if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.info:
         return
     _require_shipped_files(arguments)
@@ -99,7 +99,7 @@ def expand_globs(config_dir: Path, argv: list[str]) -> list[str]:
     Raises:
         InputError: a glob matches nothing.
     """
-    words = get_args_parser().parse_args(argv).overrides
+    words = read_command_line(argv).overrides
     try:
         overrides = OverridesParser.create().parse_overrides(words)
     except OverrideParseException:
@@ -226,12 +226,10 @@ def _dotted(config: DictConfig, prefix: str = "") -> Iterator[str]:
     for key in map(str, config):
         path = f"{prefix}.{key}" if prefix else key
         yield path
-        if not OmegaConf.is_missing(config, key):
-            child = config._get_node(key)
-            if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
+            child = config[key]
+            if isinstance(child, DictConfig):
                 yield from _dotted(child, path)
-            elif isinstance(child, Mapping):
-                yield from (f"{path}.{name}" for name in child)
 
 
 def _groups(parent: str = "") -> Iterator[str]:

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 import yaml
-from hydra._internal.utils import get_args_parser  # Hydra's own command line; pinned below 1.4
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
 from flows import slurm
 from flows.checkpoint import CHECKPOINTS, find_checkpoint, newest_whole, read_checkpoint
 from flows.cli import processes
+from flows.cli.hydra_seams import read_command_line
 from flows.errors import InputError, StorageError
 from flows.files import atomic_write
 from flows.notices import warn
@@ -210,7 +210,7 @@ def replay_when_resuming(argv: list[str]) -> list[str]:
     Raises:
         InputError: X is no checkpoint, or stores overrides that are not replayed from a file.
     """
-    given_words = get_args_parser().parse_args(argv).overrides
+    given_words = read_command_line(argv).overrides
     try:
         given = OverridesParser.create().parse_overrides(given_words)
     except OverrideParseException:

@@ -10,9 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from hydra._internal.utils import get_args_parser  # Hydra's own command line; pinned below 1.4
-
 from flows.cli.command_line import SINGLE
+from flows.cli.hydra_seams import read_command_line
 
 OUTPUT, OUTPUTS = "output.log", "output*.log"
 """What a job prints, in its folder, and what all its processes print; a second attempt is appended."""
@@ -40,7 +39,7 @@ def as_single_run(overrides: Sequence[str], hydra_overrides: Sequence[str]) -> l
         hydra_overrides: those of Hydra's own settings that this program was started with; what concerns the run is
             kept.
     """
-    given = get_args_parser().parse_args(sys.argv[1:])
+    given = read_command_line(sys.argv[1:])
     flags = [word for word in sys.argv[1:] if word not in given.overrides and word not in ("-m", "--multirun")]
     kept = [line for line in hydra_overrides if not line.lstrip("+~").startswith(OF_THE_SWEEP)]
     return [*flags, *kept, SINGLE, *overrides]
