@@ -34,6 +34,7 @@ from flows.callbacks import LastCheckpoint, RandomStates, Rollback
 from flows.checkpoint import CHECKPOINTS, FORMAT, Weights, find_checkpoint, read_checkpoint
 from flows.checkpoint_io import AtomicCheckpointIO
 from flows.cli import entry, processes, report, runs
+from flows.cli.command_line import as_single_run
 from flows.cli.matching import resolve_width
 from flows.diagnostics import count_not_finite, count_parameters
 from flows.evaluation import Score, bits_per_dim, codec_bits_per_dim
@@ -43,7 +44,6 @@ from flows.lightning_module import FlowModule
 from flows.numerics import set_matmul_precision
 from flows.pictures import grid, save_png, side_by_side
 from flows.randomness import Stream, generator_for
-from flows.sweeps.job_process import as_single_run
 from flows.training.loggers import WandbLogger, log_checkpoint
 
 C = TypeVar("C", bound=pl.Callback)

@@ -14,7 +14,7 @@ from hydra.plugins.sweeper import Sweeper
 
 
 class _StandIn:
-    """Stands below ``hydra_plugins``, where Hydra wants its plugins, for a class that a sweep alone imports."""
+    """Stands in for a class of :mod:`flows.sweeps`, which is imported when Hydra makes the first instance."""
 
     body: str
     setup: Any = None  # nothing is abstract, or Hydra would pass over it
@@ -99,7 +99,7 @@ class SlurmConf:
     array_parallelism: int = 256
     job_name: str = "${hydra.job.name}"
     setup: list[str] = field(default_factory=list)
-    additional_parameters: Any = None  # a dict, but Hydra lets nobody add to one without a +
+    additional_parameters: Any = None  # a dict, but to one of those Hydra adds keys by + alone
 
 
 for group, name, node in (

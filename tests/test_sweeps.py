@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import yaml
@@ -20,7 +21,7 @@ from test_data_parallel import is_alive
 from flows import InputError, StorageError, signals
 from flows.cli import entry, runs
 from flows.sweeps import summary
-from flows.sweeps.folders import Score, finished, read_score
+from flows.sweeps.folders import RunScore, finished, read_score
 from flows.sweeps.job_process import explain_end, open_output
 from flows.sweeps.launcher import num_processes
 from flows.sweeps.local_pool import Slot, divide_machine, environment
@@ -100,17 +101,17 @@ def config_in(run_dir, **changes):
 
 
 def test_a_finished_job_is_not_run_again_wherever_it_was_moved(folder):
-    assert finished(folder, config_in) == Score(3.5, 3.25)
-    assert finished(folder, lambda run_dir: config_in(run_dir, data={"root": "there"}, resume="x")) == Score(3.5, 3.25)
-    assert finished(folder, lambda run_dir: config_in(run_dir, logger={"mode": "online"})) == Score(3.5, 3.25)
+    assert finished(folder, config_in) == RunScore(3.5, 3.25)
+    for changes in ({"data": {"root": "there"}, "resume": "x"}, {"logger": {"mode": "online"}}):
+        assert finished(folder, partial(config_in, **changes)) == RunScore(3.5, 3.25)
 
 
 def test_the_folder_of_another_run_is_neither_taken_nor_touched(folder):
     with pytest.raises(InputError, match=r"other settings \(seed\): choose another run_dir"):
-        finished(folder, lambda run_dir: config_in(run_dir, seed=2))
+        finished(folder, partial(config_in, seed=2))
     (folder / runs.RESULTS).unlink()
     with pytest.raises(InputError, match="other settings"):
-        finished(folder, lambda run_dir: config_in(run_dir, seed=2))
+        finished(folder, partial(config_in, seed=2))
 
 
 @pytest.mark.parametrize("results", ["", "{", "[]", '{"test/bits_per_dim": 1}'])
@@ -123,7 +124,7 @@ def test_half_written_results_are_none(folder, results):
 def test_a_folder_without_a_checkpoint_has_nothing_to_lose(folder):
     (folder / runs.RESULTS).unlink()
     (folder / "checkpoints" / "last.ckpt").unlink()
-    assert finished(folder, lambda run_dir: config_in(run_dir, seed=2)) is None
+    assert finished(folder, partial(config_in, seed=2)) is None
 
 
 def test_old_results_of_a_continued_run_do_not_pass_for_its_own(folder):
@@ -358,21 +359,21 @@ def test_further_options_reach_sbatch(plus, sweep, monkeypatch, tmp_path, capsys
 
 ENDS = """
 import runpy, sys
-sys.argv = ["sample.py", "checkpoint=none.ckpt"]
+sys.argv = sys.argv[1:]
 try:
-    runpy.run_path("sample.py", run_name="__main__")
+    runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
-    print(*sys.modules, file=sys.stdout)
+    print(*sys.modules)
 """
 
 
-def test_a_program_without_sweeps_imports_none():
-    done = subprocess.run([sys.executable, "-c", ENDS], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("command", [["sample.py", "checkpoint=none.ckpt"], ["train.py", "seed=-1"]])
+def test_a_program_without_a_sweep_imports_nothing_of_sweeps(command):
+    done = subprocess.run([sys.executable, "-c", ENDS, *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     modules = done.stdout.split()
     assert "hydra_plugins.flows" in modules  # Hydra finds the names of launchers and sweepers there, and no more
-    foreign = ("flows.sweeps", "optuna", "submitit", "filelock", "wandb")
-    assert not [name for name in modules if name.startswith(foreign)]
+    assert not [name for name in modules if name.startswith(("flows.sweeps", "optuna", "submitit", "wandb"))]
 
 
 # -- whole sweeps of processes -----------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ MAX_CHOICES_CHECKED = 64
 
 SEARCH, SINGLE = "hparams_search", "hydra.mode=RUN"
 """The group that chooses a search; and the override by which one of a search's trials is told from the search."""
+
+OF_THE_SWEEP = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep")
+"""Settings that belong to the sweep and not to its jobs."""
 
 
 def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, is_replayed: bool = False) -> None:
@@ -246,3 +250,16 @@ def _options(group: str) -> list[str]:
     options = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
     nested = [f"{child}/{name}" for child in loader.list_groups(group) for name in _options(f"{group}/{child}")]
     return [*options, *nested]
+
+
+def as_single_run(overrides: Sequence[str], hydra_overrides: Sequence[str]) -> list[str]:
+    """The arguments that make this program do one run in another process: a job of its sweep, or its own run.
+
+    Args:
+        overrides: those of the run.
+        hydra_overrides: those of Hydra's own settings that this program was given; what concerns the run is kept.
+    """
+    given = read_command_line(sys.argv[1:])
+    flags = [word for word in sys.argv[1:] if word not in given.overrides and word not in ("-m", "--multirun")]
+    kept = [line for line in hydra_overrides if not line.lstrip("+~").startswith(OF_THE_SWEEP)]
+    return [*flags, *kept, SINGLE, *overrides]

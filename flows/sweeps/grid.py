@@ -45,7 +45,7 @@ class Grid(JobSweeper):
 
 
 def _choices(override: Override) -> list[str]:
-    """An override for each value of a sweep, or the one that is no sweep."""
+    """One override per value of a sweep; any other override as it is."""
     key = override.get_key_element()
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]

@@ -1,4 +1,4 @@
-"""A job as a process of its own: the program's command line, its output, and how it ended."""
+"""A job as a process of its own: its command, its output, and how it ended."""
 
 from __future__ import annotations
 
@@ -10,39 +10,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from flows.cli.command_line import SINGLE
-from flows.cli.hydra_seams import read_command_line
+from flows.cli.command_line import as_single_run
 
 OUTPUT, OUTPUTS = "output.log", "output*.log"
-"""What a job prints, in its folder, and what all its processes print; a second attempt is appended."""
+"""Files in a job's folder: what its first process prints, and what all do. Another attempt is appended."""
 
 ATTEMPT = "=== attempt of "
-"""How each attempt's output starts."""
+"""Starts the output of each attempt."""
 
 ENDING = "=== "
-"""How it may end, if the process could not say why."""
-
-OF_THE_SWEEP = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep")
-"""Settings that belong to the sweep and not to its jobs."""
+"""Starts the line that says how a process ended, if it could not say so itself."""
 
 
 def program(overrides: Sequence[str], hydra_overrides: Sequence[str]) -> list[str]:
-    """The command that does one job of this program's sweep as a run of its own."""
+    """The command that runs one job of this program's sweep as a single run."""
     return [sys.executable, str(Path(sys.argv[0]).resolve()), *as_single_run(overrides, hydra_overrides)]
-
-
-def as_single_run(overrides: Sequence[str], hydra_overrides: Sequence[str]) -> list[str]:
-    """The arguments that make this program do one run in another process, a sweep's job or just the run it does now.
-
-    Args:
-        overrides: the run's.
-        hydra_overrides: those of Hydra's own settings that this program was started with; what concerns the run is
-            kept.
-    """
-    given = read_command_line(sys.argv[1:])
-    flags = [word for word in sys.argv[1:] if word not in given.overrides and word not in ("-m", "--multirun")]
-    kept = [line for line in hydra_overrides if not line.lstrip("+~").startswith(OF_THE_SWEEP)]
-    return [*flags, *kept, SINGLE, *overrides]
 
 
 def open_output(folder: Path, name: str = OUTPUT) -> IO[bytes]:

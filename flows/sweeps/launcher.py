@@ -27,12 +27,12 @@ from flows.sweeps.names import LOCATION_KEYS, job_name, keys_in_common, without
 from flows.sweeps.summary import STOPPED, Row, Summary
 
 PATIENCE_S = 60.0
-"""Seconds that a sweep waits for processes which end by themselves, if they do."""
+"""Seconds that a sweep waits for the processes of an earlier attempt, which end by themselves."""
 
 
 @contextmanager
 def _as_hydra(config: DictConfig) -> Iterator[None]:
-    """Inside, ``${hydra:...}`` means that of one job."""
+    """Inside, ``${hydra:...}`` refers to this job."""
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(config)
     try:
@@ -47,8 +47,8 @@ class Job:
 
     Args:
         index: its number in the sweep.
-        overrides: its own, without where it is and how it starts.
-        title: those that tell it from the sweep's other jobs, in one line.
+        overrides: its overrides, without those of its folder and of how it starts.
+        title: the overrides that distinguish it from the other jobs of the sweep, in one line.
         folder: its run folder, absolute.
         config: its configuration, Hydra's part included.
     """
@@ -69,7 +69,7 @@ class Job:
         return config
 
     def in_its_folder(self) -> list[str]:
-        """Its overrides as those of a run of its own, which goes on where an earlier attempt ended."""
+        """The overrides of a single run that does this job, or continues an earlier attempt."""
         return [*self.overrides, f"run_dir={runs.quoted(self.folder)}", f"resume={runs.AUTO}"]
 
 
@@ -93,9 +93,9 @@ class SweepLauncher(Launcher):
 
     @abstractmethod
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, str], None, None]:
-        """Run the jobs; yield each as it ends, with a line that says why it has no score, in case it has none.
+        """Run the jobs; yield each as it ends, with the reason in case it has no score.
 
-        If it is closed before the last has ended, it ends those that still run.
+        When the generator is closed, it ends the jobs that still run.
         """
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -135,7 +135,7 @@ class SweepLauncher(Launcher):
         return Job(index, tuple(own), " ".join(without(own, common)), Path(os.path.normpath(folder)), config)
 
     def _known(self, jobs: Sequence[Job]) -> Iterator[tuple[Path, Row]]:
-        """The jobs that need not be run, or must not."""
+        """The jobs that are done already, and those that cannot run."""
         for job in jobs:
             try:
                 score = finished(job.folder, job.plain_config)
@@ -151,7 +151,7 @@ class SweepLauncher(Launcher):
         report.console.print(f"job {row.job} ({row.overrides}) {row.outcome} [{self.summary.progress}]", markup=False)
 
     def wait_for_former_attempts(self, jobs: Sequence[Job]) -> None:
-        """Let processes that a killed sweep has left in its jobs' folders save and end, which they do by themselves."""
+        """Wait until processes that a killed sweep has left behind have saved their work and ended."""
         deadline = time.monotonic() + PATIENCE_S
         for job in jobs:
             if runs.is_held(job.folder):
@@ -160,12 +160,12 @@ class SweepLauncher(Launcher):
                 time.sleep(0.2)
 
     def note_start(self, job: Job, how: str = "starts") -> None:
-        """One line for a job that starts, or that will."""
+        """Print one line for a job that starts, or is queued."""
         report.console.print(f"job {job.index} ({job.title}) {how}: {job.folder}", markup=False)
 
 
 def num_processes(trainer: DictConfig, num_gpus: int) -> int:
-    """Processes that a job's ``trainer.devices`` asks for on each node, of which the job may use ``num_gpus`` GPUs."""
+    """Number of processes per node that ``trainer.devices`` asks for, if the job may use ``num_gpus`` GPUs there."""
     devices = trainer.get("devices", 1)
     if isinstance(devices, str) and "," in devices:
         return len([part for part in devices.split(",") if part.strip()])

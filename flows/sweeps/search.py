@@ -1,4 +1,4 @@
-"""``hydra/sweeper=optuna``: a search for settings that can be stopped, taken up again, and shared by workers."""
+"""``hydra/sweeper=optuna``: a search that can be stopped, resumed, and shared by several workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flows.cli import report
 from flows.cli.command_line import SINGLE
 from flows.errors import InputError, SweepError
 from flows.notices import warn
-from flows.sweeps.folders import Score, read_score
+from flows.sweeps.folders import RunScore, read_score
 from flows.sweeps.space import dimension_of
 from flows.sweeps.study import Study
 from flows.sweeps.summary import Row, Summary
@@ -28,11 +28,10 @@ class Search(JobSweeper):
     """Searches for the settings with the lowest validation score, in a named study kept in a file.
 
     Every sweep on the command line is a dimension: ``a=1,2`` and ``choice(...)``, ``range(...)``, ``interval(...)``,
-    ``int(interval(...))``, on a logarithmic scale as ``tag(log, ...)``. Whatever starts the same study again, later or
-    at the same time, joins it: until there are ``n_trials`` it proposes, runs and records further ones. A trial that
-    fails, or whose score is not finite, counts as one that failed; one whose worker was killed goes on with another.
-    The jobs of a batch have consecutive numbers, those of their trials. The table at the end, and the best, are those
-    of the whole study.
+    ``int(interval(...))``, on a logarithmic scale as ``tag(log, ...)``. Starting the same study again, later or at the
+    same time, joins it: the worker proposes, runs and records trials until there are ``n_trials``. A trial whose score
+    is not finite counts as failed; a trial whose worker was killed is continued by another. The number of a job is that
+    of its trial. The table at the end and the best settings are those of the whole study.
 
     Args:
         study_name: tells the studies of a file apart.
@@ -114,7 +113,7 @@ class Search(JobSweeper):
         for trial in study.trials():
             if trial.state.is_finished():
                 folder = self.sweep_dir / str(trial.number)
-                score = None if trial.value is None else read_score(folder) or Score(trial.value, math.nan)
+                score = None if trial.value is None else read_score(folder) or RunScore(trial.value, math.nan)
                 is_old = trial.number not in self.launcher.summary.rows
                 title = " ".join(_assignments(trial))
                 rows.append(Row(trial.number, title, folder, score, errors[trial.number], is_old))

@@ -1,4 +1,4 @@
-"""``hydra/launcher=slurm``: an array of SLURM jobs, each of which runs the program once per process that it wants."""
+"""``hydra/launcher=slurm``: an array of SLURM jobs, each of which runs the program once per process."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ SCRIPTS = "slurm"
 class Slurm(SweepLauncher):
     """Submits with submitit; every process of a job is a task of ``srun``, which Lightning takes for a DDP rank.
 
-    Whether a job still runs is asked of ``squeue`` and not of ``sacct``, which many clusters do not have.
+    ``squeue`` says whether a job still runs; many clusters have no ``sacct``.
 
     Args:
-        timeout_min: after that SLURM stops a job; it is told ``signal_delay_s`` before, saves, and is queued again.
-        max_num_timeout: number of times at most that a job is queued again.
+        timeout_min: minutes until SLURM stops a job. ``signal_delay_s`` earlier, the job saves and is queued again.
+        max_num_timeout: how often a job is queued again at most.
         array_parallelism: jobs at a time.
         setup: lines of shell for the batch script.
         additional_parameters: further options of sbatch by their long names, ``{account: mine, exclusive: true}``.
@@ -111,7 +111,7 @@ class Slurm(SweepLauncher):
                     job = running.pop(number)
                     yield job, _explain(number, job.folder)
         finally:
-            if running:  # stopped: nobody would wait for them
+            if running:  # the sweep is stopped
                 subprocess.run(["scancel", *running], check=False)
 
     def _submit(self, jobs: Sequence[Job], **layout: int) -> dict[str, Job]:

@@ -23,9 +23,9 @@ SETTINGS = "settings"
 
 
 class _Journal(JournalFileBackend):
-    """Optuna's journal, of which a worker that dies in the middle of a line leaves neither the lock nor half the line.
+    """Optuna's journal, where a worker that dies while it writes leaves neither its lock nor half a line.
 
-    Optuna's own locks are files, which a killed worker leaves behind.
+    Optuna's own locks are files, which a killed worker leaves behind; half a line would spoil the next.
     """
 
     def __init__(self, path: Path, lock: FileLock) -> None:

@@ -17,7 +17,7 @@ from flows.cli import report
 from flows.errors import StorageError, SweepError
 from flows.files import atomic_write
 from flows.notices import warn
-from flows.sweeps.folders import Score
+from flows.sweeps.folders import RunScore
 
 SUMMARY = "summary.csv"
 COLUMNS = ("job", "overrides", "status", "val/bits_per_dim", "test/bits_per_dim", "error", "folder")
@@ -33,7 +33,7 @@ class Row:
     job: int
     overrides: str
     folder: Path
-    score: Score | None = None
+    score: RunScore | None = None
     error: str = ""
     is_old: bool = False
 
