@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from functools import partial
 
 import pytest
 import yaml
@@ -18,16 +18,14 @@ from omegaconf import OmegaConf
 from programs import ROOT, run
 from test_data_parallel import is_alive
 
-from flows import InputError, StorageError
-from flows.cli import entry
-from flows.cli.sweeps import summary
-from flows.cli.sweeps.folders import Score, finished, read_score
-from flows.cli.sweeps.launcher import num_processes
-from flows.cli.sweeps.names import MAX_LENGTH, job_name, keys_in_common
-from flows.cli.sweeps.processes import explain_end, open_output
-from flows.processes import signals
-from flows.runs import claim, layout
-from hydra_plugins.flows_sweeps.local_pool import Share, environment, shares
+from flows import InputError, StorageError, signals
+from flows.cli import entry, runs
+from flows.sweeps import summary
+from flows.sweeps.folders import RunScore, finished, read_score
+from flows.sweeps.job_process import explain_end, open_output
+from flows.sweeps.launcher import num_processes
+from flows.sweeps.local_pool import Slot, divide_machine, environment
+from flows.sweeps.names import MAX_LENGTH, job_name, keys_in_common
 
 CONF = ROOT / "conf"
 RAISED = "Traceback (most recent call last):\n  File x\n"
@@ -91,8 +89,8 @@ def folder(tmp_path):
     """The run folder of a finished job, moved since."""
     path = tmp_path / "job"
     (path / "checkpoints").mkdir(parents=True)
-    (path / layout.CONFIG).write_text(yaml.safe_dump(config_in("/where/it/was")))
-    (path / layout.RESULTS).write_text(json.dumps(RESULTS))
+    (path / runs.CONFIG).write_text(yaml.safe_dump(config_in("/where/it/was")))
+    (path / runs.RESULTS).write_text(json.dumps(RESULTS))
     (path / "checkpoints" / "last.ckpt").touch()
     return path
 
@@ -103,34 +101,34 @@ def config_in(run_dir, **changes):
 
 
 def test_a_finished_job_is_not_run_again_wherever_it_was_moved(folder):
-    assert finished(folder, config_in) == Score(3.5, 3.25)
-    assert finished(folder, lambda run_dir: config_in(run_dir, data={"root": "there"}, resume="x")) == Score(3.5, 3.25)
-    assert finished(folder, lambda run_dir: config_in(run_dir, logger={"mode": "online"})) == Score(3.5, 3.25)
+    assert finished(folder, config_in) == RunScore(3.5, 3.25)
+    for changes in ({"data": {"root": "there"}, "resume": "x"}, {"logger": {"mode": "online"}}):
+        assert finished(folder, partial(config_in, **changes)) == RunScore(3.5, 3.25)
 
 
-def test_another_run_s_folder_is_neither_taken_for_this_job_s_nor_touched(folder):
+def test_the_folder_of_another_run_is_neither_taken_nor_touched(folder):
     with pytest.raises(InputError, match=r"other settings \(seed\): choose another run_dir"):
-        finished(folder, lambda run_dir: config_in(run_dir, seed=2))
-    (folder / layout.RESULTS).unlink()
+        finished(folder, partial(config_in, seed=2))
+    (folder / runs.RESULTS).unlink()
     with pytest.raises(InputError, match="other settings"):
-        finished(folder, lambda run_dir: config_in(run_dir, seed=2))
+        finished(folder, partial(config_in, seed=2))
 
 
 @pytest.mark.parametrize("results", ["", "{", "[]", '{"test/bits_per_dim": 1}'])
 def test_half_written_results_are_none(folder, results):
-    (folder / layout.RESULTS).write_text(results)
+    (folder / runs.RESULTS).write_text(results)
     assert read_score(folder) is None
     assert finished(folder, config_in) is None
 
 
 def test_a_folder_without_a_checkpoint_has_nothing_to_lose(folder):
-    (folder / layout.RESULTS).unlink()
+    (folder / runs.RESULTS).unlink()
     (folder / "checkpoints" / "last.ckpt").unlink()
-    assert finished(folder, lambda run_dir: config_in(run_dir, seed=2)) is None
+    assert finished(folder, partial(config_in, seed=2)) is None
 
 
-def test_a_continued_run_s_old_results_do_not_pass_for_its_own(folder):
-    claim.write_config(folder, config_in("x"), [])
+def test_old_results_of_a_continued_run_do_not_pass_for_its_own(folder):
+    runs.describe(folder, config_in("x"), [])
     assert read_score(folder) is None
 
 
@@ -162,22 +160,21 @@ def test_the_first_that_says_why_is_believed(tmp_path, outputs, code, words):
     assert explain_end(tmp_path, code) == words
 
 
-# -- shares of a machine -----------------------------------------------------------------------------------------------
+# -- slots of a machine ------------------------------------------------------------------------------------------------
 
 
 def test_cores_and_gpus_are_dealt_out_without_overlap():
-    dealt = shares(2, [0, 1, 4, 5], ["0", "1"], 1)  # of fields, since Hydra's search for plugins makes classes anew
-    assert [(share.cores, share.gpus) for share in dealt] == [((0, 1), ("0",)), ((4, 5), ("1",))]
-    assert [share.gpus for share in shares(2, range(8), ["a", "b", "c", "d"], 2)] == [("a", "b"), ("c", "d")]
+    assert divide_machine(2, [0, 1, 4, 5], ["0", "1"], 1) == [Slot((0, 1), ("0",)), Slot((4, 5), ("1",))]
+    assert [slot.gpus for slot in divide_machine(2, range(8), ["a", "b", "c", "d"], 2)] == [("a", "b"), ("c", "d")]
 
 
 def test_more_jobs_than_there_is_share():
-    assert [share.cores for share in shares(3, [0, 1], [], 1)] == [(0, 1)] * 3
-    assert [share.gpus for share in shares(3, range(6), ["0", "1"], 1)] == [("0",), ("1",), ("0",)]
-    assert shares(1, [0], ["0"], 2)[0].gpus == ("0",)
+    assert [slot.cores for slot in divide_machine(3, [0, 1], [], 1)] == [(0, 1)] * 3
+    assert [slot.gpus for slot in divide_machine(3, range(6), ["0", "1"], 1)] == [("0",), ("1",), ("0",)]
+    assert divide_machine(1, [0], ["0"], 2)[0].gpus == ("0",)
 
 
-def test_a_job_is_an_ordinary_run_on_its_share():
+def test_a_job_is_an_ordinary_run_in_its_slot():
     inherited = {
         "PATH": "p",
         "SLURM_NTASKS": "4",
@@ -185,13 +182,12 @@ def test_a_job_is_an_ordinary_run_on_its_share():
         "CUDA_VISIBLE_DEVICES": "0,1",
         "WANDB_MODE": "offline",
     }
-    first, second = (environment(Share((0, 1), ("1",)), 2, inherited) for _ in range(2))
-    assert {name for name in first if name in inherited} == {"PATH", "CUDA_VISIBLE_DEVICES", "WANDB_MODE"}
-    assert first["CUDA_VISIBLE_DEVICES"] == "1"
-    assert first["OMP_NUM_THREADS"] == "2"
-    assert first["MASTER_PORT"] != second["MASTER_PORT"]
-    assert environment(Share((0,), ()), 8, {"OMP_NUM_THREADS": "1"})["OMP_NUM_THREADS"] == "1"
-    assert environment(Share((0,), ()), 0, {})["OMP_NUM_THREADS"] == "1"
+    own = environment(Slot((0, 1), ("1",)), 2, inherited)
+    assert {name for name in own if name in inherited} == {"PATH", "CUDA_VISIBLE_DEVICES", "WANDB_MODE"}
+    assert own["CUDA_VISIBLE_DEVICES"] == "1"
+    assert own["OMP_NUM_THREADS"] == "2"
+    assert environment(Slot((0,), ()), 8, {"OMP_NUM_THREADS": "1"})["OMP_NUM_THREADS"] == "1"
+    assert environment(Slot((0,), ()), 0, {})["OMP_NUM_THREADS"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -222,18 +218,17 @@ def sweep(tmp_path, monkeypatch):
             raise ZeroDivisionError("a bug")
         if cfg.seed == 4:
             sys.exit(9)
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        folder = runs.Path(HydraConfig.get().runtime.output_dir)
         cfg.run_dir = str(folder)
-        claim.write_config(folder, OmegaConf.to_container(cfg, resolve=True), [])
-        (folder / layout.RESULTS).write_text(json.dumps(RESULTS))
+        runs.describe(folder, OmegaConf.to_container(cfg, resolve=True), [])
+        (folder / runs.RESULTS).write_text(json.dumps(RESULTS))
 
     def start(*arguments):
         done.clear()
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), "-m", "experiment=smoke", "run_dir=grid", *arguments])
         try:
-            monkeypatch.setattr("flows.training.run.train", task)
-            entry.run("flows.training.run.train", "train")
+            entry.run(task, "train", CONF)
             code = 0
         except SystemExit as end:
             code = end.code
@@ -250,7 +245,7 @@ def test_a_failing_job_never_takes_the_sweep_with_it(sweep, capsys):
     assert [row["error"] for row in rows[1:4]] == [
         "this seed is not welcome",
         "ZeroDivisionError: a bug",
-        "ChildProcessError: ended with exit code 9",
+        "ended with exit code 9",
     ]
     assert [row["overrides"] for row in rows[:2]] == ["seed=1", "seed=2"]
     assert rows[0]["folder"].endswith("grid/seed=1")
@@ -297,7 +292,7 @@ def test_a_search_survives_its_failures_and_names_the_run_that_did_best(sweep, c
     assert {row["error"][:18] for row in rows} >= {"", "this seed is not w"}
     best = next(row for row in rows if row["status"] == "done")
     assert f"best run: grid/{best['job']}\n" in said.out
-    assert said.out.endswith(f".py experiment=smoke run_dir=kept {best['overrides']}\n")  # one run, no search
+    assert f".py experiment=smoke run_dir=kept hparams_search=optuna {best['overrides']} hydra.mode=RUN\n" in said.out
     code, again, done = sweep(*search, "hydra.sweeper.n_trials=4")
     assert (code, done) == (0, [])
     assert [(row["overrides"], row["error"]) for row in again] == [(row["overrides"], row["error"]) for row in rows]
@@ -306,7 +301,7 @@ def test_a_search_survives_its_failures_and_names_the_run_that_did_best(sweep, c
 
 def test_a_sweep_waits_for_what_a_killed_one_left_in_its_folders(sweep, tmp_path):
     def save_and_end():
-        with claim.run_folder_lock(tmp_path / "grid" / "seed=1"):
+        with runs.held(tmp_path / "grid" / "seed=1"):
             (tmp_path / "held").touch()
             time.sleep(3)
             (tmp_path / "saved").touch()
@@ -315,7 +310,7 @@ def test_a_sweep_waits_for_what_a_killed_one_left_in_its_folders(sweep, tmp_path
     left.start()
     wait_until((tmp_path / "held").exists, 600)
     assert sweep("seed=1,5")[0] == 0
-    saved, results = tmp_path / "saved", tmp_path / "grid" / "seed=1" / layout.RESULTS
+    saved, results = tmp_path / "saved", tmp_path / "grid" / "seed=1" / runs.RESULTS
     assert saved.stat().st_mtime_ns < results.stat().st_mtime_ns
     left.join()
 
@@ -349,13 +344,6 @@ def test_slurm_where_there_is_none_is_said_before_anything_is_made(sweep, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_slurm_and_the_trainer_must_agree_on_the_processes(sweep, monkeypatch, capsys):
-    monkeypatch.setattr("shutil.which", lambda command: command)
-    arguments = ["hydra/launcher=slurm", "hydra.launcher.tasks_per_node=4", "trainer.devices=2"]
-    assert sweep("seed=1", *arguments)[0] == 2
-    assert "starts 4 processes on 1 nodes, but the trainer wants trainer.devices=2" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("plus", ["", "+"])
 def test_further_options_reach_sbatch(plus, sweep, monkeypatch, tmp_path, capsys):
     for name in ("sbatch", "srun", "squeue", "scontrol", "scancel"):
@@ -369,27 +357,45 @@ def test_further_options_reach_sbatch(plus, sweep, monkeypatch, tmp_path, capsys
     assert {"#SBATCH --account=mine", "#SBATCH --exclusive"} <= set(script.read_text().splitlines())
 
 
+ENDS = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print(*sys.modules)
+"""
+
+
+@pytest.mark.parametrize("command", [["sample.py", "checkpoint=none.ckpt"], ["train.py", "seed=-1"]])
+def test_a_program_without_a_sweep_imports_nothing_of_sweeps(command):
+    done = subprocess.run([sys.executable, "-c", ENDS, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    modules = done.stdout.split()
+    assert "hydra_plugins.flows" in modules  # Hydra finds the names of launchers and sweepers there, and no more
+    assert not [name for name in modules if name.startswith(("flows.sweeps", "optuna", "submitit", "wandb"))]
+
+
 # -- whole sweeps of processes -----------------------------------------------------------------------------------------
 
 STUB = f"""
 import json, os, time
 from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
-from flows.cli import entry
-from flows.processes import ranks, signals
-from flows.runs import layout
-signals.install(is_resumable=True)
+from flows import signals
+from flows.cli import entry, processes, runs
+signals.install()
 def task(cfg):
     "Does not end in its first attempt, and at once in its second."
-    ranks.end_with_launcher()
+    processes.end_with_whoever_started_them()
     print("cores", len(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"], flush=True)
     folder = Path(HydraConfig.get().runtime.output_dir)
     if (folder / "begun").exists():
-        (folder / layout.RESULTS).write_text({json.dumps(RESULTS)!r})
+        (folder / runs.RESULTS).write_text({json.dumps(RESULTS)!r})
     else:
         (folder / "begun").touch()
         time.sleep(1000)
-entry.run("__main__.task", "train")
+entry.run(task, "train", Path({str(CONF)!r}))
 """
 
 
@@ -428,15 +434,15 @@ def test_a_pool_of_trainings(tmp_path):
     sweep = ["-m", *own, "optimizer.lr=0.001,-1", "hydra/launcher=local_pool", "run_dir=grid"]
     run("train.py", *sweep, "hydra.launcher.n_jobs=2", cwd=tmp_path, code=6)
     good, bad = (tmp_path / "grid" / f"optimizer.lr={rate}" for rate in ("0.001", "-1"))
-    assert json.loads((good / layout.RESULTS).read_text())["steps"] == 2
+    assert json.loads((good / runs.RESULTS).read_text())["steps"] == 2
     before = {path: path.stat().st_mtime_ns for path in good.rglob("*")}
     done = run("train.py", *sweep, cwd=tmp_path, code=6)
     assert {path: path.stat().st_mtime_ns for path in good.rglob("*")} == before
-    assert (bad / "output.log").read_text().count("Invalid learning rate: -1") == 2
+    assert (bad / "output.log").read_text().count("the learning rate must be positive") == 2
     assert "1 of 2 jobs failed" in done.stderr.strip().splitlines()[-1]
     rows = list(csv.DictReader((tmp_path / "grid" / "summary.csv").open()))
     assert [row["status"] for row in rows] == ["done before", "failed"]
-    assert rows[1]["error"] == "optimizer: Invalid learning rate: -1"
+    assert rows[1]["error"] == "the learning rate must be positive, not -1"
 
 
 @pytest.mark.usefixtures("slurm")
@@ -445,15 +451,15 @@ def test_a_grid_on_slurm_with_ddp_inside(tmp_path):
     together = ["trainer=ddp_cpu", "trainer.max_epochs=1"]
     where = ["hydra/launcher=slurm", "hydra.launcher.job_name=c-grid", "hydra.launcher.array_parallelism=2"]
     spoiled = tmp_path / "grid" / "mixing=reverse,seed=1"
-    (spoiled / layout.CONFIG).mkdir(parents=True)
+    (spoiled / runs.CONFIG).mkdir(parents=True)
     sweep = ["-m", "experiment=smoke", *together, *where, "mixing=conv1x1,reverse", "seed=0,1", "run_dir=grid"]
     run("train.py", *sweep, cwd=tmp_path, code=6)
     rows = list(csv.DictReader((tmp_path / "grid" / "summary.csv").open()))
     assert [row["status"] for row in rows] == ["done", "done", "done", "failed"]
     assert f"cannot write {spoiled}" in rows[3]["error"]
     for row in rows[:3]:
-        assert json.loads((Path(row["folder"]) / layout.RESULTS).read_text())["steps"] == 2
-        assert (Path(row["folder"]) / "output.1.log").is_file()
+        assert json.loads((runs.Path(row["folder"]) / runs.RESULTS).read_text())["steps"] == 2
+        assert (runs.Path(row["folder"]) / "output.1.log").is_file()
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ PROJECT = {"id": "project", "name": "emerging-flows", "entity": {"id": "entity",
 class WandbServer:
     """Serves until :meth:`stop`, or until the ``with`` block that it is used in ends.
 
-    ``runs`` (by id: what was said of each, and its ``history`` by row), ``files`` (by path), ``artifacts``, ``sweeps``
-    and ``views`` are what it was sent. ``jobs`` are the parameters that agents are given, one after the other. ``code``
+    ``runs`` (by id: what was said of each, and its ``history`` by row), ``files`` (by path), ``artifacts`` and
+    ``sweeps`` are what it was sent. ``jobs`` are the parameters that agents are given, one after the other. ``code``
     is the status of every answer.
     """
 
     def __init__(self, code=200, jobs=(), on_files=lambda: None):
-        self.runs, self.files, self.artifacts, self.sweeps, self.views = {}, {}, {}, {}, {}
+        self.runs, self.files, self.artifacts, self.sweeps = {}, {}, {}, {}
         self.code, self.jobs, self.on_files = code, list(jobs), on_files
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self.http.state = self
@@ -126,10 +126,6 @@ class WandbServer:
     def CommitArtifact(self, artifactID):
         self.artifacts[artifactID]["committed"] = True
         return {"commitArtifact": {"artifact": {"id": artifactID, "digest": self.artifacts[artifactID]["digest"]}}}
-
-    def UpsertView2(self, name, displayName, spec, **_):
-        self.views[displayName] = json.loads(spec)
-        return {"upsertView": {"view": {"id": "view", "name": name}, "inserted": True}}
 
     def UpsertSweep(self, config, **_):
         name = f"sweep{len(self.sweeps)}"

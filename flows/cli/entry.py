@@ -19,8 +19,6 @@ from omegaconf import DictConfig
 
 from flows.cli import schema
 from flows.cli.command_line import check_command_line, expand_globs
-from flows.cli.sweeps import names
-from flows.cli.sweeps.summary import CURRENT
 from flows.errors import InputError, NonFiniteError, ProcessError, StorageError, SweepError, one_line
 from flows.runs.resume import replay_when_resuming
 
@@ -48,18 +46,12 @@ def run(task: str, config_name: str) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive here as they are, instead of as Hydra's summary of them
     schema.register()
-    names.register()
-    CURRENT.begin()
     with _mendable_failures_in_one_line():
         given = sys.argv[1:]
         replayed = replay_when_resuming(given)
         sys.argv[1:] = expand_globs(CONFIG_DIR, replayed)
         check_command_line(CONFIG_DIR, config_name, sys.argv[1:], is_replayed=replayed != given)
-        try:
-            hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(_job(task))()
-        finally:
-            CURRENT.show()
-        CURRENT.require_success()
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(_job(task))()
 
 
 def _job(task: str) -> Callable[[DictConfig], Any]:

@@ -16,7 +16,6 @@ from datamodules import ImageDataModule
 from flows import console, load_flow
 from flows.errors import InputError
 from flows.files import atomic_write
-from flows.loggers import WandbLogger, log_checkpoint
 from flows.measures.bits_per_dim import Score, bits_per_dim
 from flows.measures.codecs import codec_bits_per_dim
 from flows.measures.diagnostics import count_not_finite, count_parameters
@@ -24,6 +23,7 @@ from flows.models.base import DensityModel
 from flows.pictures import grid, save_png, side_by_side
 from flows.runs.checkpoint import Weights, find_checkpoint, read_checkpoint
 from flows.runs.layout import FINAL_SAMPLES, METRICS_FILE, RESULTS, SAMPLES
+from flows.training.loggers import WandbLogger, log_checkpoint
 
 MAX_CODEC_IMAGES = 2000
 """The codecs are slow: of a larger test split this number of images, evenly spaced, stands for all."""

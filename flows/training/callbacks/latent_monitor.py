@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flows.errors import InputError
-from flows.loggers import log_histogram
+from flows.training.loggers import log_histogram
 from flows.training.module import FlowModule
 
 EDGES = torch.linspace(-5.0, 5.0, 65)

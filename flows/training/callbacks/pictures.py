@@ -12,11 +12,11 @@ from torch import Tensor
 
 from flows.console import warn
 from flows.errors import InputError, StorageError
-from flows.loggers import log_images
 from flows.models.base import DensityModel
 from flows.pictures import grid, save_png
 from flows.randomness import Stream, generator_for
 from flows.runs.layout import picture
+from flows.training.loggers import log_images
 from flows.training.module import FlowModule
 
 

@@ -9,10 +9,10 @@ from flows.errors import InputError, first_line
 
 
 def dimension_of(override: Override) -> BaseDistribution:
-    """What an override leaves to be searched.
+    """The values among which an override searches.
 
     Raises:
-        InputError: there is nothing in it, or no logarithm of it.
+        InputError: there are no such values, or they have no logarithm.
     """
     sweep = override.value()
     try:

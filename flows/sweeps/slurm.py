@@ -1,26 +1,25 @@
-"""``hydra/launcher=slurm``: an array of SLURM jobs, each of which runs the program once per process that it wants."""
+"""``hydra/launcher=slurm``: an array of SLURM jobs, each of which runs the program once per process."""
 
-import os
+from __future__ import annotations
+
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import submitit
-from hydra.core.config_store import ConfigStore
 
-from flows.cli.sweeps.launcher import Job, SweepLauncher, num_processes
-from flows.cli.sweeps.processes import explain_end, program
-from flows.cli.sweeps.slurm_task import SlurmTask
 from flows.errors import InputError, first_line
 from flows.files import atomic_write
+from flows.sweeps.job_process import explain_end, program
+from flows.sweeps.launcher import Job, SweepLauncher, num_processes
+from flows.sweeps.slurm_task import SlurmTask
 
 POLL_S = 3.0
 JOB_ID = "slurm_job"
@@ -33,12 +32,11 @@ SCRIPTS = "slurm"
 class Slurm(SweepLauncher):
     """Submits with submitit; every process of a job is a task of ``srun``, which Lightning takes for a DDP rank.
 
-    Whether a job still runs is asked of ``squeue`` and not of ``sacct``, which many clusters do not have.
+    ``squeue`` says whether a job still runs; many clusters have no ``sacct``.
 
     Args:
-        nodes, tasks_per_node: of every job; ``None``: what its ``trainer.num_nodes`` and ``trainer.devices`` ask for.
-        timeout_min: after that SLURM stops a job; it is told ``signal_delay_s`` before, saves, and is queued again.
-        max_num_timeout: so many times at most.
+        timeout_min: minutes until SLURM stops a job. ``signal_delay_s`` earlier, the job saves and is queued again.
+        max_num_timeout: how often a job is queued again at most.
         array_parallelism: jobs at a time.
         setup: lines of shell for the batch script.
         additional_parameters: further options of sbatch by their long names, ``{account: mine, exclusive: true}``.
@@ -47,58 +45,42 @@ class Slurm(SweepLauncher):
 
     def __init__(
         self,
-        nodes: int | None,
-        tasks_per_node: int | None,
+        partition: str | None,
         cpus_per_task: int,
+        gpus_per_node: int | None,
+        mem_gb: float | None,
         timeout_min: int,
-        array_parallelism: int,
-        max_num_timeout: int,
         signal_delay_s: int,
+        max_num_timeout: int,
+        array_parallelism: int,
         job_name: str,
-        **others: Any,
+        setup: Sequence[str],
+        additional_parameters: Mapping[str, Any] | None,
     ) -> None:
-        self.nodes, self.tasks_per_node, self.max_num_timeout = nodes, tasks_per_node, max_num_timeout
-        self.parameters: dict[str, Any] = {
+        self.max_num_timeout, self.gpus_per_node = max_num_timeout, gpus_per_node
+        root = shlex.quote(str(Path(sys.argv[0]).resolve().parent))  # of the project, which need not be installed
+        given = {
             "name": job_name,
             "timeout_min": timeout_min,
             "cpus_per_task": cpus_per_task,
+            "gpus_per_node": gpus_per_node,
+            "mem_gb": mem_gb,
+            "slurm_partition": partition,
+            "slurm_setup": [f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}", *setup],
+            "slurm_additional_parameters": additional_parameters,
             "slurm_signal_delay_s": signal_delay_s,
             "slurm_array_parallelism": array_parallelism,
             # srun does not take over sbatch's --cpus-per-task; one dead process would leave the others waiting
             "slurm_srun_args": [f"--cpus-per-task={cpus_per_task}", "--kill-on-bad-exit=1"],
         }
-        as_submitit_knows_them = {"gpus_per_node": "gpus_per_node", "mem_gb": "mem_gb"}
-        for name, value in others.items():
-            if value not in (None, [], {}):
-                self.parameters[as_submitit_knows_them.get(name, f"slurm_{name}")] = value
+        self.parameters = {name: value for name, value in given.items() if value is not None}
 
     def check_settings(self) -> None:
-        missing = [
-            command for command in ("sbatch", "srun", "squeue", "scontrol", "scancel") if shutil.which(command) is None
-        ]
-        if missing:
+        if shutil.which("sbatch") is None:
             raise InputError(
-                f"there is no SLURM here ({missing[0]} is not installed): start the sweep on a cluster's login node, "
-                "or use hydra/launcher=local_pool"
+                "there is no SLURM here (sbatch is not installed): start the sweep on a cluster's login node, or use "
+                "hydra/launcher=local_pool"
             )
-
-    def check_jobs(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            nodes, tasks = self._layout(job)
-            wanted = self._wanted(job)
-            if (nodes, tasks) != wanted:
-                raise InputError(
-                    f"hydra.launcher starts {tasks} processes on {nodes} nodes, but the trainer wants trainer.devices="
-                    f"{wanted[1]} on trainer.num_nodes={wanted[0]}: leave out nodes and tasks_per_node"
-                )
-
-    def _wanted(self, job: Job) -> tuple[int, int]:
-        trainer = job.config.trainer
-        return int(trainer.get("num_nodes", 1)), num_processes(trainer, self.parameters.get("gpus_per_node", 1))
-
-    def _layout(self, job: Job) -> tuple[int, int]:
-        nodes, tasks = self._wanted(job)
-        return self.nodes or nodes, self.tasks_per_node or tasks
 
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, str], None, None]:
         if not jobs:
@@ -111,10 +93,12 @@ class Slurm(SweepLauncher):
         alike = defaultdict[tuple[int, int], list[Job]](list)
         for job in jobs:
             if job.folder not in found:
-                alike[self._layout(job)].append(job)
+                trainer = job.config.trainer
+                nodes, tasks = int(trainer.get("num_nodes", 1)), num_processes(trainer, self.gpus_per_node or 1)
+                alike[nodes, tasks].append(job)
         try:
-            for layout, group in alike.items():
-                running |= self._submit(layout, group)
+            for (nodes, tasks), group in alike.items():
+                running |= self._submit(group, nodes=nodes, tasks_per_node=tasks)
             for number, job in running.items():
                 still = "still " if job.folder in found else ""
                 self.note_start(job, f"is {still}in the queue as SLURM job {number}")
@@ -127,19 +111,19 @@ class Slurm(SweepLauncher):
                     job = running.pop(number)
                     yield job, _explain(number, job.folder)
         finally:
-            if running:  # stopped: nobody would wait for them
+            if running:  # the sweep is stopped
                 subprocess.run(["scancel", *running], check=False)
 
-    def _submit(self, layout: tuple[int, int], jobs: Sequence[Job]) -> dict[str, Job]:
+    def _submit(self, jobs: Sequence[Job], **layout: int) -> dict[str, Job]:
         """Submit jobs of one layout as an array; returns them by their number in the queue."""
         hydra_overrides = list(self.config.hydra.overrides.hydra)
         tasks = [SlurmTask(tuple(program(job.in_its_folder(), hydra_overrides)), job.folder) for job in jobs]
         executor = submitit.AutoExecutor(
             self.sweep_dir / SCRIPTS, cluster="slurm", slurm_max_num_timeout=self.max_num_timeout
         )
-        executor.update_parameters(nodes=layout[0], tasks_per_node=layout[1], **self.parameters)
+        executor.update_parameters(**layout, **self.parameters)
         try:
-            with submitit.helpers.clean_env(), _importable():
+            with submitit.helpers.clean_env():
                 submitted = executor.submit_array(tasks)
         except submitit.core.utils.FailedJobError as error:
             raise InputError(f"SLURM refuses the jobs: {first_line(error)}") from error
@@ -170,41 +154,3 @@ def _explain(number: str, folder: Path) -> str:
     shown = subprocess.run(["scontrol", "--oneliner", "show", "job", number], capture_output=True, text=True).stdout
     states = re.findall(r"\bJobState=(\w+)", shown)
     return f"{words} (SLURM: {states[0].lower()})" if states and states[0] not in ("COMPLETED", "FAILED") else words
-
-
-@contextmanager
-def _importable() -> Iterator[None]:
-    """Inside, what is submitted finds the project's modules, installed or not."""
-    before = os.environ.get("PYTHONPATH")
-    root = str(Path(sys.argv[0]).resolve().parent)
-    os.environ["PYTHONPATH"] = root if before is None else f"{root}{os.pathsep}{before}"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-
-
-@dataclass
-class SlurmConf:
-    """``hydra.launcher.*``."""
-
-    _target_: str = "hydra_plugins.flows_sweeps.slurm.Slurm"
-    partition: str | None = None
-    nodes: int | None = None
-    tasks_per_node: int | None = None
-    cpus_per_task: int = 1
-    gpus_per_node: int | None = None
-    mem_gb: float | None = None
-    timeout_min: int = 60
-    signal_delay_s: int = 90
-    max_num_timeout: int = 10
-    array_parallelism: int = 256
-    job_name: str = "${hydra.job.name}"
-    setup: list[str] = field(default_factory=list)
-    additional_parameters: Any = None  # a dict, but Hydra lets nobody add to one without a +
-
-
-ConfigStore.instance().store(group="hydra/launcher", name="slurm", node=SlurmConf, provider="flows")

@@ -1,85 +1,69 @@
 """``hydra/launcher=local_pool``: several jobs at a time on this machine, each a process of its own."""
 
+from __future__ import annotations
+
 import os
 import signal
-import socket
 import subprocess
 import time
-from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from hydra.core.config_store import ConfigStore
 
-from flows.cli.sweeps.launcher import Job, SweepLauncher, num_processes
-from flows.cli.sweeps.processes import explain_end, open_output, program
 from flows.errors import InputError
 from flows.processes.ranks import LAUNCHED_BY
+from flows.sweeps.job_process import explain_end, open_output, program
+from flows.sweeps.launcher import Job, SweepLauncher, num_processes
 
 POLL_S = 0.2
 
 
 @dataclass(frozen=True)
-class Share:
+class Slot:
     """What one of the jobs at a time may use: numbers of cores, and names of GPUs."""
 
     cores: tuple[int, ...]
     gpus: tuple[str, ...]
 
 
-def shares(num_jobs: int, cores: Sequence[int], gpus: Sequence[str], gpus_per_job: int) -> list[Share]:
-    """Deal out a machine among so many jobs at a time.
+def divide_machine(num_jobs: int, cores: Sequence[int], gpus: Sequence[str], gpus_per_job: int) -> list[Slot]:
+    """Divide a machine among the jobs that run at a time.
 
-    Cores are dealt out in blocks; GPUs as many as each job wants, starting over when there are not enough. More jobs
-    than cores share them all.
+    Each job gets a block of cores, and as many GPUs as it wants, starting over when there are not enough. If there are
+    more jobs than cores, all jobs share all cores.
     """
     block = len(cores) // num_jobs
-    dealt = []
+    slots = []
     for number in range(num_jobs):
         own = tuple(cores[number * block : (number + 1) * block]) if block else tuple(cores)
         wanted = range(number * gpus_per_job, (number + 1) * gpus_per_job)
         chosen = dict.fromkeys(gpus[index % len(gpus)] for index in wanted) if gpus else {}
-        dealt.append(Share(own, tuple(chosen)))
-    return dealt
+        slots.append(Slot(own, tuple(chosen)))
+    return slots
 
 
-def environment(share: Share, num_threads: int, inherited: Mapping[str, str]) -> dict[str, str]:
-    """A job's environment variables: an ordinary run on its share of this machine, whatever the sweep runs in.
+def environment(slot: Slot, num_threads: int, inherited: Mapping[str, str]) -> dict[str, str]:
+    """A job's environment variables: an ordinary run in its slot of this machine, whatever the sweep runs in.
 
-    Without SLURM's variables, by which Lightning would take the job for one of SLURM's processes, and with a port
-    of its own, at which the processes of the job find each other. When this process is gone it saves what it has, and
-    ends.
+    SLURM's variables are left out: Lightning would take the job for one of SLURM's processes. A job also learns which
+    process has started it: when that is gone, the job saves what it has and ends.
     """
     of_others = ("SLURM_", "SBATCH_", "LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_", "PL_")
     kept = {name: value for name, value in inherited.items() if not name.startswith(of_others)}
     limit = kept.get("OMP_NUM_THREADS", "")
     threads = min(num_threads, int(limit)) if limit.isdigit() else num_threads
-    own = {"OMP_NUM_THREADS": str(max(1, threads)), "MASTER_PORT": str(_free_port()), LAUNCHED_BY: str(os.getpid())}
-    if share.gpus:
-        own["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
+    own = {"OMP_NUM_THREADS": str(max(1, threads)), LAUNCHED_BY: str(os.getpid())}
+    if slot.gpus:
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
     return kept | own
-
-
-_given = deque[int](maxlen=1000)
-
-
-def _free_port() -> int:
-    """A port that is free, and that no other job of this process was given: it may not have begun to listen there."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in _given:
-            _given.append(port)
-            return port
 
 
 @dataclass
 class _Running:
     job: Job
-    share: Share
+    slot: Slot
     process: subprocess.Popen[bytes]
 
     def signal(self, number: signal.Signals) -> None:
@@ -93,7 +77,7 @@ class LocalPool(SweepLauncher):
 
     Args:
         n_jobs: at a time; ``None``: one for each job's worth of GPUs, or without GPUs for each job's worth of cores.
-        grace_s: when the sweep is stopped, so many seconds remain for jobs to save what they have.
+        grace_s: seconds that jobs have to save what they have when the sweep is stopped.
     """
 
     def __init__(self, n_jobs: int | None, grace_s: float) -> None:
@@ -108,7 +92,7 @@ class LocalPool(SweepLauncher):
             return
         self.wait_for_former_attempts(jobs)
         waiting, running = list(jobs), list[_Running]()
-        free = self._shares(jobs)
+        free = self._slots(jobs)
         try:
             while waiting or running:
                 while waiting and free:
@@ -117,37 +101,37 @@ class LocalPool(SweepLauncher):
                 for one in [one for one in running if one.process.poll() is not None]:
                     running.remove(one)
                     one.signal(signal.SIGKILL)  # to ranks that its first process left behind
-                    free.append(one.share)
+                    free.append(one.slot)
                     yield one.job, explain_end(one.job.folder, one.process.returncode)
         finally:
             self._stop(running)
 
-    def _shares(self, jobs: Sequence[Job]) -> list[Share]:
+    def _slots(self, jobs: Sequence[Job]) -> list[Slot]:
         cores = sorted(os.sched_getaffinity(0))
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = [str(index) for index in range(torch.cuda.device_count())]
         if gpus and visible:
             gpus = visible.split(",")[: len(gpus)]
-        wanted = max(num_processes(job.config.trainer, 1) for job in jobs)  # "auto" is all of its share: one
+        wanted = max(num_processes(job.config.trainer, 1) for job in jobs)  # "auto" is all of its slot: one
         at_a_time = self.n_jobs or max(1, (len(gpus) or len(cores)) // wanted)
-        return shares(min(at_a_time, len(jobs)), cores, gpus, wanted)
+        return divide_machine(min(at_a_time, len(jobs)), cores, gpus, wanted)
 
-    def _start(self, job: Job, share: Share) -> _Running:
+    def _start(self, job: Job, slot: Slot) -> _Running:
         self.note_start(job)
-        num_threads = len(share.cores) // num_processes(job.config.trainer, len(share.gpus))
+        num_threads = len(slot.cores) // num_processes(job.config.trainer, len(slot.gpus))
         command = program(job.in_its_folder(), list(self.config.hydra.overrides.hydra))
         with open_output(job.folder) as output:
             process = subprocess.Popen(
                 command,
-                env=environment(share, num_threads, os.environ),
+                env=environment(slot, num_threads, os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # signals come from here alone, and reach all of the job's processes
             )
         with suppress(OSError):  # it may be gone already
-            os.sched_setaffinity(process.pid, share.cores)
-        return _Running(job, share, process)
+            os.sched_setaffinity(process.pid, slot.cores)
+        return _Running(job, slot, process)
 
     def _stop(self, running: Sequence[_Running]) -> None:
         for one in running:
@@ -160,15 +144,3 @@ class LocalPool(SweepLauncher):
             for one in running:
                 one.signal(signal.SIGKILL)
                 one.process.wait()
-
-
-@dataclass
-class LocalPoolConf:
-    """``hydra.launcher.*``."""
-
-    _target_: str = "hydra_plugins.flows_sweeps.local_pool.LocalPool"
-    n_jobs: int | None = None
-    grace_s: float = 60.0
-
-
-ConfigStore.instance().store(group="hydra/launcher", name="local_pool", node=LocalPoolConf, provider="flows")

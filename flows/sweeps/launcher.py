@@ -7,32 +7,34 @@ import time
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.core.utils import JobReturn, setup_globals
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from flows import console
-from flows.cli.sweeps.folders import finished, read_score
-from flows.cli.sweeps.names import NOT_THE_JOB_S, keys_in_common, without
-from flows.cli.sweeps.summary import CURRENT, STOPPED, Row
 from flows.config.matching import resolve_width
 from flows.config.overrides import quoted
-from flows.errors import InputError
+from flows.errors import InputError, first_line
 from flows.runs import claim, resume
+from flows.sweeps.folders import finished, read_score
+from flows.sweeps.names import LOCATION_KEYS, job_name, keys_in_common, without
+from flows.sweeps.summary import STOPPED, Row, Summary
 
-PATIENCE = 60.0
-"""Seconds that a sweep waits for processes which end by themselves, if they do."""
+PATIENCE_S = 60.0
+"""Seconds that a sweep waits for the processes of an earlier attempt, which end by themselves."""
 
 
 @contextmanager
-def _hydra_is(config: DictConfig) -> Iterator[None]:
-    """Inside, ``${hydra:...}`` means that of one job."""
+def _as_hydra(config: DictConfig) -> Iterator[None]:
+    """Inside, ``${hydra:...}`` refers to this job."""
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(config)
     try:
@@ -47,8 +49,8 @@ class Job:
 
     Args:
         index: its number in the sweep.
-        overrides: its own, without where it is and how it starts.
-        title: those that tell it from the sweep's other jobs, in one line.
+        overrides: its overrides, without those of its folder and of how it starts.
+        title: the overrides that distinguish it from the other jobs of the sweep, in one line.
         folder: its run folder, absolute.
         config: its configuration, Hydra's part included.
     """
@@ -63,46 +65,44 @@ class Job:
         """The resolved configuration, as a run in that folder writes it down."""
         own = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key != "hydra"])
         own.run_dir = run_dir
-        with _hydra_is(self.config):
+        with _as_hydra(self.config):
             config: dict[str, Any] = OmegaConf.to_container(own, resolve=True)  # type: ignore[assignment]
             resolve_width(config)
         return config
 
     def in_its_folder(self) -> list[str]:
-        """Its overrides as those of a run of its own, which goes on where an earlier attempt ended."""
+        """The overrides of a single run that does this job, or continues an earlier attempt."""
         return [*self.overrides, f"run_dir={quoted(self.folder)}", f"resume={resume.AUTO}"]
 
 
 class SweepLauncher(Launcher):
     """Runs what is missing of a sweep's jobs, each in its folder, and lists them all in the summary.
 
-    How a job ended is read from its folder, whoever ran it. A job that fails is returned as failed, as Hydra's
-    launchers do; what that means is up to the sweeper.
+    The sweeper sets the summary, and reads there how the jobs ended; nothing is returned.
     """
+
+    summary: Summary
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         if "run_dir" not in config:
             raise InputError("only train.py has sweeps: start this program once for each setting")
+        OmegaConf.register_new_resolver("job_name", job_name, replace=True)
         self.check_settings()
 
     def check_settings(self) -> None:
         """Raise ``InputError`` if these jobs cannot be run here; called before anything is written."""
 
-    def check_jobs(self, jobs: Sequence[Job]) -> None:
-        """Raise ``InputError`` if these jobs are not for this launcher; called before any of them is run."""
-
     @abstractmethod
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, str], None, None]:
-        """Run the jobs; yield each as it ends, with a line that says why it has no score, in case it has none.
+        """Run the jobs; yield each as it ends, with the reason in case it has no score.
 
-        If it is closed before the last has ended, it ends those that still run.
+        When the generator is closed, it ends the jobs that still run.
         """
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
         jobs = [self._job(initial_job_idx + number, list(lines)) for number, lines in enumerate(job_overrides)]
-        self.check_jobs(jobs)
         rows = dict(self._known(jobs))
         missing = list({job.folder: job for job in jobs if job.folder not in rows}.values())
         try:
@@ -110,12 +110,12 @@ class SweepLauncher(Launcher):
                 for job, error in ended:
                     score = read_score(job.folder)
                     rows[job.folder] = Row(job.index, job.title, job.folder, score, "" if score else error)
-                    self._note(rows[job.folder], len(rows), len(jobs))
+                    self._note(rows[job.folder])
         finally:
             for job in jobs:  # one that was interrupted has no row yet; of two of the same name, one was run
                 row = rows.get(job.folder, Row(job.index, job.title, job.folder, error=STOPPED))
-                CURRENT.add(Row(job.index, job.title, job.folder, row.score, row.error, row.is_old), self.sweep_dir)
-        return [_as_hydra_returns_it(job, rows[job.folder]) for job in jobs]
+                self.summary.add(replace(row, job=job.index))
+        return []
 
     @property
     def sweep_dir(self) -> Path:
@@ -123,18 +123,21 @@ class SweepLauncher(Launcher):
         return Path(str(self.config.hydra.sweep.dir)).absolute()
 
     def _job(self, index: int, overrides: list[str]) -> Job:
-        own = without(overrides, NOT_THE_JOB_S)
+        own = without(overrides, LOCATION_KEYS)
         common = keys_in_common(overrides, OmegaConf.to_container(self.config.hydra.overrides.task))  # type: ignore[arg-type]
-        unnamed = f"hydra.job.config.override_dirname.exclude_keys=[{','.join([*NOT_THE_JOB_S, *common])}]"
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, [*overrides, unnamed])
+        unnamed = f"hydra.job.config.override_dirname.exclude_keys=[{','.join([*LOCATION_KEYS, *common])}]"
+        try:
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, [*overrides, unnamed])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(first_line(error)) from error
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(index), index
-        with _hydra_is(config):
+        with _as_hydra(config):
             folder = self.sweep_dir / str(config.hydra.sweep.subdir)
         return Job(index, tuple(own), " ".join(without(own, common)), Path(os.path.normpath(folder)), config)
 
     def _known(self, jobs: Sequence[Job]) -> Iterator[tuple[Path, Row]]:
-        """The jobs that need not be run, or must not."""
+        """The jobs that are done already, and those that cannot run."""
         for job in jobs:
             try:
                 score = finished(job.folder, job.plain_config)
@@ -145,14 +148,13 @@ class SweepLauncher(Launcher):
                 self._note(row)
                 yield job.folder, row
 
-    def _note(self, row: Row, *ended_of: int) -> None:
-        CURRENT.add(row, self.sweep_dir)
-        progress = CURRENT.progress(*ended_of) if ended_of else "not run"
-        console.say(f"job {row.job} ({row.overrides}) {row.outcome} [{progress}]")
+    def _note(self, row: Row) -> None:
+        self.summary.add(row)
+        console.say(f"job {row.job} ({row.overrides}) {row.outcome} [{self.summary.progress}]")
 
     def wait_for_former_attempts(self, jobs: Sequence[Job]) -> None:
-        """Let processes that a killed sweep has left in its jobs' folders save and end, which they do by themselves."""
-        deadline = time.monotonic() + PATIENCE
+        """Wait until processes that a killed sweep has left behind have saved their work and ended."""
+        deadline = time.monotonic() + PATIENCE_S
         for job in jobs:
             if claim.is_locked(job.folder):
                 console.say(f"job {job.index} ({job.title}) waits for its former attempt to end")
@@ -160,21 +162,12 @@ class SweepLauncher(Launcher):
                 time.sleep(0.2)
 
     def note_start(self, job: Job, how: str = "starts") -> None:
-        """One line for a job that starts, or that will."""
+        """Print one line for a job that starts, or is queued."""
         console.say(f"job {job.index} ({job.title}) {how}: {job.folder}")
 
 
-def _as_hydra_returns_it(job: Job, row: Row) -> JobReturn:
-    returned = JobReturn(overrides=list(job.overrides), cfg=job.config, working_dir=os.getcwd())
-    if row.score is None:
-        returned.status, returned.return_value = JobStatus.FAILED, RuntimeError(row.error)
-    else:
-        returned.status, returned.return_value = JobStatus.COMPLETED, row.score.validation
-    return returned
-
-
 def num_processes(trainer: DictConfig, num_gpus: int) -> int:
-    """How many processes a job's ``trainer.devices`` asks for on each node, if it may use so many GPUs there."""
+    """Number of processes per node that ``trainer.devices`` asks for, if the job may use ``num_gpus`` GPUs there."""
     devices = trainer.get("devices", 1)
     if isinstance(devices, str) and "," in devices:
         return len([part for part in devices.split(",") if part.strip()])

@@ -1,4 +1,4 @@
-"""A job as a process of its own: the program's command line, its output, and how it ended."""
+"""A job as a process of its own: its command, its output, and how it ended."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import IO
 from flows.config.overrides import as_single_run
 
 OUTPUT, OUTPUTS = "output.log", "output*.log"
-"""What a job prints, in its folder, and what all its processes print; a second attempt is appended."""
+"""Files in a job's folder: what its first process prints, and what all do. Another attempt is appended."""
 
 ATTEMPT = "=== attempt of "
-"""How each attempt's output starts."""
+"""Starts the output of each attempt."""
 
 ENDING = "=== "
-"""How it may end, if the process could not say why."""
+"""Starts the line that says how a process ended, if it could not say so itself."""
 
 
 def program(overrides: Sequence[str], hydra_overrides: Sequence[str]) -> list[str]:
-    """The command that does one job of this program's sweep as a run of its own."""
+    """The command that runs one job of this program's sweep as a single run."""
     return [sys.executable, str(Path(sys.argv[0]).resolve()), *as_single_run(overrides, hydra_overrides)]
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
-from flows.cli.sweeps.processes import ENDING, OUTPUT, end_of_process, open_output
 from flows.processes import slurm
+from flows.sweeps.job_process import ENDING, OUTPUT, end_of_process, open_output
 
 POLL_S = 0.5
 
@@ -25,11 +25,11 @@ WARNING = signal.SIGUSR2
 
 @dataclass(frozen=True)
 class SlurmTask:
-    """Runs the program as this rank of its job; where a former attempt was interrupted it goes on.
+    """Runs the program as this rank of its job, and continues an interrupted attempt.
 
-    Upon SLURM's warning the program is asked to end, as by anybody else, with SIGTERM. When it has saved what it has,
-    submitit decides whether the job goes back into the queue. A partition that gives preempted jobs a time of grace
-    says SIGTERM instead, and takes a job that then ends for ended: it is put back here.
+    When SLURM warns of a job's end, the program gets SIGTERM and saves its work; then submitit decides whether the job
+    goes back into the queue. A partition that gives preempted jobs a time of grace sends SIGTERM instead, and does not
+    requeue a job that then ends: it is put back here.
 
     Args:
         command: the program's, with ``resume=auto``.

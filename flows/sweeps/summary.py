@@ -14,10 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows import console
-from flows.cli.sweeps.folders import Score
 from flows.console import warn
 from flows.errors import StorageError, SweepError
 from flows.files import atomic_write
+from flows.sweeps.folders import RunScore
 
 SUMMARY = "summary.csv"
 COLUMNS = ("job", "overrides", "status", "val/bits_per_dim", "test/bits_per_dim", "error", "folder")
@@ -33,7 +33,7 @@ class Row:
     job: int
     overrides: str
     folder: Path
-    score: Score | None = None
+    score: RunScore | None = None
     error: str = ""
     is_old: bool = False
 
@@ -58,59 +58,43 @@ class Row:
 
 
 class Summary:
-    """The jobs of a sweep, as they end; of a search also those that other workers have run."""
+    """The jobs of a sweep, as they end.
 
-    def __init__(self) -> None:
-        self.begin()
+    Args:
+        sweep_dir: the folder of the whole sweep.
+        num_jobs: how many it shall have.
+        recorded: jobs that are recorded as ended, whichever worker has run them.
+        turn: held while the summary is written, so that of several workers the last to write knows most.
+    """
 
-    def begin(self) -> None:
-        """Know of no sweep, as at the start of a program."""
-        self.rows: dict[int, Row] = {}
-        self.sweep_dir: Path | None = None
-        self.num_jobs: int | None = None
-        self._known: Callable[[], Iterable[Row]] = tuple
-        self._turn: AbstractContextManager[Any] = nullcontext()
-        self._is_shown = False
-
-    def follow(
-        self, known: Callable[[], Iterable[Row]], sweep_dir: Path, num_jobs: int, turn: AbstractContextManager[Any]
+    def __init__(
+        self,
+        sweep_dir: Path,
+        num_jobs: int,
+        recorded: Callable[[], Iterable[Row]] = tuple,
+        turn: AbstractContextManager[Any] | None = None,
     ) -> None:
-        """List the jobs of a search, in which some may fail.
+        self.sweep_dir, self.num_jobs = sweep_dir, num_jobs
+        self.rows: dict[int, Row] = {}
+        self._recorded, self._turn = recorded, turn or nullcontext()
 
-        Args:
-            known: lists those that are recorded as ended, whichever worker has run them.
-            sweep_dir: the folder of the whole search.
-            num_jobs: how many it shall have.
-            turn: held while the summary is written, so that of several workers the last to write knows most.
-        """
-        self.rows, self._is_shown = {}, False
-        self._known, self.sweep_dir, self.num_jobs, self._turn = known, sweep_dir, num_jobs, turn
-        self._write()
-
-    def add(self, row: Row, sweep_dir: Path) -> None:
-        """Write a job's end down."""
+    def add(self, row: Row) -> None:
+        """Write down how a job of this worker ended."""
         self.rows[row.job] = row
-        self.sweep_dir = sweep_dir
-        self._write()
+        self.write()
 
-    def drop(self, jobs: Iterable[int]) -> None:
-        """Forget jobs that a search has recorded by now."""
-        for job in jobs:
-            self.rows.pop(job, None)
-        self._write()
-
-    def progress(self, num_ended: int, num_jobs: int) -> str:
-        """How far this is: in a search all workers' trials count, else the numbers given."""
-        return f"{num_ended} of {num_jobs}" if self.num_jobs is None else f"{len(self.all_rows())} of {self.num_jobs}"
+    @property
+    def progress(self) -> str:
+        """How many jobs have ended."""
+        return f"{len(self.all_rows())} of {self.num_jobs}"
 
     def all_rows(self) -> list[Row]:
         """In the order of the jobs."""
-        rows = {row.job: row for row in self._known()} | self.rows
+        rows = self.rows | {row.job: row for row in self._recorded()}
         return [rows[job] for job in sorted(rows)]
 
-    def _write(self) -> None:
+    def write(self) -> None:
         """Write everything anew; a disk that fails for a while costs the file, not the jobs."""
-        assert self.sweep_dir is not None
         with self._turn:
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
@@ -122,10 +106,9 @@ class Summary:
                 warn(f"the sweep goes on, but its summary is not up to date: {error}")
 
     def show(self) -> None:
-        """Print the table, once, if there was a sweep at all."""
-        if self.sweep_dir is None or self._is_shown:
+        """Print the table, if any job has ended."""
+        if not self.all_rows():
             return
-        self._is_shown = True
         table = Table(title="Sweep", title_justify="left", show_lines=True)
         for column in ("job", "overrides", "outcome", "folder"):
             table.add_column(column, overflow="fold")
@@ -136,18 +119,14 @@ class Summary:
         console.show_paths([("summary", self.sweep_dir / SUMMARY)])
 
     def require_success(self) -> None:
-        """Complain if a job failed, unless it was one of a search, which records that too.
+        """Complain if a job failed.
 
         Raises:
             SweepError: with their number and what to do.
         """
         failed = [row for row in self.rows.values() if row.score is None]
-        if failed and self.num_jobs is None:
+        if failed:
             raise SweepError(
                 f"{len(failed)} of {len(self.rows)} jobs failed, see the table; the same command with "
                 f"run_dir={self.sweep_dir} runs only what is missing"
             )
-
-
-CURRENT = Summary()
-"""Of the sweep that this process runs: launchers, which Hydra makes, write to it; the program's entry shows it."""

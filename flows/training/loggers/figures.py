@@ -1,8 +1,7 @@
 """What a single number cannot say: pictures, histograms and files, for every logger that can show them.
 
 Numbers go through ``LightningModule.log``, which hands them to all loggers. For the rest each logger has methods of its
-own, or none (a CSV file); the functions here hide that from whoever has something to show. Another logger is taught by
-registering what it does.
+own or none (a CSV file); the functions here hide that from the caller. To add a logger, register what it does.
 """
 
 from __future__ import annotations
@@ -12,12 +11,11 @@ from functools import singledispatch
 from pathlib import Path
 
 import numpy as np
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
-from flows.loggers.steady import SteadyTensorBoardLogger
-from flows.loggers.weights_and_biases import WandbLogger
 from flows.pictures import to_array
+from flows.training.loggers.wandb import WandbLogger
 
 
 @singledispatch
@@ -33,14 +31,14 @@ def log_images(logger: Logger, name: str, images: Mapping[str, Tensor], step: in
 
 
 @log_images.register
-def _(logger: SteadyTensorBoardLogger, name: str, images: Mapping[str, Tensor], step: int) -> None:
+def _(logger: TensorBoardLogger, name: str, images: Mapping[str, Tensor], step: int) -> None:
     for caption, image in images.items():
-        logger.attempt(lambda: logger.experiment.add_image(f"{name}/{caption}", image, step))  # noqa: B023 called at once
+        logger.experiment.add_image(f"{name}/{caption}", image, step)
 
 
 @log_images.register
 def _(logger: WandbLogger, name: str, images: Mapping[str, Tensor], step: int) -> None:
-    logger.log_image(name, [to_array(image) for image in images.values()], step, caption=list(images))
+    logger.log_images(name, {caption: to_array(image) for caption, image in images.items()}, step)
 
 
 @singledispatch
@@ -57,11 +55,11 @@ def log_histogram(logger: Logger, name: str, values: Tensor, edges: Tensor, step
 
 
 @log_histogram.register
-def _(logger: SteadyTensorBoardLogger, name: str, values: Tensor, edges: Tensor, step: int) -> None:
+def _(logger: TensorBoardLogger, name: str, values: Tensor, edges: Tensor, step: int) -> None:
     values = values.cpu()
     counted = values[(edges[0] <= values) & (values <= edges[-1])]  # no NaN either
     if len(counted):  # TensorBoard knows no empty histograms
-        logger.attempt(lambda: logger.experiment.add_histogram(name, counted, step, bins=edges.numpy()))
+        logger.experiment.add_histogram(name, counted, step, bins=edges.numpy())
 
 
 @log_histogram.register

@@ -7,24 +7,22 @@ import re
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 MAX_LENGTH = 100
-"""Of a name's readable part; file systems take 255 bytes."""
+"""Length of a name's readable part; file systems take 255 bytes."""
 
-NOT_THE_JOB_S = ("run_dir", "resume")
+LOCATION_KEYS = ("run_dir", "resume")
 """Keys that say where a job is and how it starts, not what it is."""
 
 
 def job_name(overrides: str) -> str:
-    """A folder's name for some overrides: readable, and another one for other overrides.
+    """The name of a job's folder: readable, and different for different overrides.
 
     Args:
         overrides: in one line, sorted, as in Hydra's ``override_dirname``.
 
     Returns:
-        The overrides themselves if a file system and a shell take them as they are; otherwise what can be kept of
-        them and a short hash of all.
+        The overrides themselves if file systems and shells accept them; otherwise their readable part and a hash.
     """
     readable = re.sub(r"[^\w.,=+-]+", "_", overrides, flags=re.ASCII)
     if readable == overrides and len(readable) <= MAX_LENGTH:
@@ -33,22 +31,16 @@ def job_name(overrides: str) -> str:
     return f"{readable[:MAX_LENGTH]}-{digest}"
 
 
-def register() -> None:
-    """Make ``${job_name:...}`` known to configurations."""
-    OmegaConf.register_new_resolver("job_name", job_name, replace=True)
-
-
 def keys_in_common(overrides: Sequence[str], given: Sequence[str]) -> list[str]:
-    """The keys of a job's overrides that every job of its sweep has, by the command line that was given.
+    """The keys of a job's overrides that all jobs of its sweep share, according to the command line ``given``.
 
-    They are left out of names and tables; unless nothing else is there. A key that is given once for all and then swept
-    has the swept values: the last counts.
+    Names and tables leave them out, unless there are no others. If a key is given more than once, the last counts.
     """
     parser = OverridesParser.create()
     last = {line.key_or_group: line for line in parser.parse_overrides(list(given))}
     fixed = {key for key, line in last.items() if not line.is_sweep_override()}
     keys = [
-        line.key_or_group for line in parser.parse_overrides(list(overrides)) if line.key_or_group not in NOT_THE_JOB_S
+        line.key_or_group for line in parser.parse_overrides(list(overrides)) if line.key_or_group not in LOCATION_KEYS
     ]
     return sorted(fixed & set(keys)) if set(keys) - fixed else []
 

@@ -1,1 +1,0 @@
-"""A Hydra sweeper on Optuna, behind ``hparams_search=optuna``."""
