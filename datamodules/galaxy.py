@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.transform import resize
@@ -16,7 +17,7 @@ from datamodules.conversion import Plan
 from datamodules.pictures import chunks_of, list_files
 from datamodules.prepared import PreparedDataModule
 from datamodules.prepared_sets import PreparedImages
-from datamodules.sets import Concatenation
+from datamodules.sets import Tensors
 from flows.errors import InputError
 
 FOLDERS = {"train": "training", "val": "validation", "test": "test"}
@@ -95,7 +96,10 @@ class Galaxies(PreparedDataModule):
     def assign(self, splits: dict[str, PreparedImages]) -> None:
         self.train = splits["train"]
         if self.splits == "paper":
-            self.val = self.test = Concatenation(splits["val"], splits["test"])
+            both = [
+                split.gather(range(len(split))) for split in (splits["val"], splits["test"])
+            ]  # some thousand images
+            self.val = self.test = Tensors(torch.cat(both))
         else:
             self.val, self.test = splits["val"], splits["test"]
 

@@ -53,7 +53,6 @@ HELD_OUT = 128
 
 IMAGES_PER_CHUNK = 2048
 BYTES_PER_BLOCK = 8 << 20
-MAX_TAR_BYTES = 64 << 30
 
 
 class DownsampledImageNet(PreparedDataModule):
@@ -308,7 +307,7 @@ def _picture_chunks(path: Path, size: int) -> Iterator[Chunk]:
         for start in range(0, len(names), IMAGES_PER_CHUNK):
             yield FolderPictures(path, names[start : start + IMAGES_PER_CHUNK], size)
         return
-    names, offsets, sizes = index_pictures(path, ".png", MAX_TAR_BYTES)
+    names, offsets, sizes = index_pictures(path, ".png")
     for start in range(0, len(names), IMAGES_PER_CHUNK):
         part = slice(start, start + IMAGES_PER_CHUNK)
         yield TarPictures(path, names[part], offsets[part], sizes[part], size)

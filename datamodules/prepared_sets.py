@@ -11,10 +11,7 @@ Whatever has a manifest is whole (:mod:`datamodules.conversion`).
 
 from __future__ import annotations
 
-import io
 import json
-import mmap
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,18 +29,9 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 
-RELEASE_AFTER = 64 << 20
-"""Bytes of a memory map that may become resident before its pages are handed back to the system's cache."""
-
-FAULT_BYTES = 64 << 10
-"""What reading a single byte of a memory map makes resident (Linux maps so much around every fault)."""
-
 
 class PreparedImages(ImageDataset):
     """One split of a prepared set, read through a memory map.
-
-    Resident memory stays below about 64 MiB however large the file is: the pages go back to the system's cache, from
-    which they come again without touching the disk.
 
     Args:
         path: the ``.npy`` file.
@@ -55,44 +43,26 @@ class PreparedImages(ImageDataset):
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.path, self.shape = path, shape
-        self._map: mmap.mmap | None = None
-        self._open()
-
-    def _open(self) -> None:
-        header, mend = npy_header(self.shape), remedy(self.path.parent)
         try:
-            with open(self.path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                whole = file.read(len(header)) == header and size == len(header) + self._bytes
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if whole else None
+            images = np.load(path, mmap_mode="r", allow_pickle=False)
+            is_whole = images.shape == shape and images.dtype == np.uint8
+            is_whole = is_whole and path.stat().st_size == images.offset + images.nbytes
         except OSError as error:
-            raise InputError(f"cannot read {self.path}: {error.strerror or error}; {mend}") from error
-        if self._map is None:
-            raise InputError(f"{self.path} is damaged: it has the wrong size or header; {mend}")
-        self._array = np.frombuffer(self._map, np.uint8, self._bytes, len(header)).reshape(self.shape)
-        self._read = 0
-
-    @property
-    def _bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+            raise InputError(f"cannot read {path}: {error.strerror or error}; {remedy(path.parent)}") from error
+        except (ValueError, EOFError):
+            is_whole = False
+        if not is_whole:
+            raise InputError(f"{path} is damaged: it has the wrong size or header; {remedy(path.parent)}")
+        self._images = np.asarray(images)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def gather(self, indices: Sequence[int]) -> Tensor:
-        images = torch.from_numpy(self._array[np.asarray(indices, dtype=np.int64)])
-        self._read += max(images.numel(), len(images) * FAULT_BYTES)
-        if self._read > RELEASE_AFTER and hasattr(mmap, "MADV_DONTNEED"):
-            assert self._map is not None
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
-        return images
+        return torch.from_numpy(self._images[np.asarray(indices, dtype=np.int64)])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "shape": self.shape}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PreparedImages, (self.path, self.shape)  # to another process goes the name, not the content
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -139,13 +109,6 @@ def verify(folder: Path) -> dict[str, int]:
         if file_digest(images.path, "sha256") != manifest["splits"][name]["sha256"]:
             raise InputError(f"{images.path} has changed since it was prepared (SHA-256 differs); {remedy(folder)}")
     return {name: split["shape"][0] for name, split in manifest["splits"].items()}
-
-
-def npy_header(shape: tuple[int, ...]) -> bytes:
-    """What stands before the values of a split, which are uint8 in C order."""
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)})
-    return file.getvalue()
 
 
 def remedy(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Lists of uint8 images, read in batches, and what can be made of them: parts, wholes, images in memory."""
+"""Image data sets, read in batches: what they promise, images in memory, subsets."""
 
 from __future__ import annotations
 
@@ -57,26 +57,6 @@ class Subset(ImageDataset):
 
     def gather(self, indices: Sequence[int]) -> Tensor:
         return self.dataset.gather(self.indices[torch.as_tensor(indices, dtype=torch.int64)].tolist())
-
-
-class Concatenation(ImageDataset):
-    """Several data sets, one after the other."""
-
-    def __init__(self, *datasets: ImageDataset) -> None:
-        self.datasets = datasets
-
-    def __len__(self) -> int:
-        return sum(len(dataset) for dataset in self.datasets)
-
-    def gather(self, indices: Sequence[int]) -> Tensor:
-        wanted, start = torch.as_tensor(indices, dtype=torch.int64), 0
-        images = self.datasets[0].gather([])
-        images = images.new_empty(len(wanted), *images.shape[1:])
-        for dataset in self.datasets:
-            here = (start <= wanted) & (wanted < start + len(dataset))
-            images[here] = dataset.gather((wanted[here] - start).tolist())
-            start += len(dataset)
-        return images
 
 
 class Tensors(ImageDataset):
