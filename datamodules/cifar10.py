@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pooch
@@ -18,18 +18,8 @@ from numpy.typing import NDArray
 
 from datamodules.archives import extract, file_digest
 from datamodules.conversion import Plan
-from datamodules.prepared import PreparedDataModule
-from datamodules.prepared_sets import PreparedImages
-from datamodules.sets import Subset, held_out
+from datamodules.prepared import BenchmarkDataModule
 from flows.errors import InputError, StorageError
-
-Splits = Literal["house", "paper"]
-
-SELECTED_ON_TEST = (
-    "The validation images are the test images, as in the paper: the best checkpoint is selected on the test set, "
-    "which makes its test score optimistic"
-)
-"""What every report says where there is no validation split."""
 
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
 
@@ -69,16 +59,15 @@ PICKLED_TYPES = {
 PIXELS = 3 * 32 * 32
 NUM_CLASSES = 10
 IMAGES_PER_FILE = 10_000
-HELD_OUT = 10
-"""In the ``house`` splits every tenth training image is for validation."""
 
 
-class CIFAR10(PreparedDataModule):
+@dataclass(kw_only=True, eq=False)
+class CIFAR10(BenchmarkDataModule):
     """The CIFAR10 images: 50,000 for training and 10,000 for testing, uint8 ``(3, 32, 32)``.
 
     Splits:
 
-    * ``house``: 45,000 training, 5,000 validation, 10,000 test images. Every tenth image of the training files is for
+    * ``holdout``: 45,000 training, 5,000 validation, 10,000 test images. Every tenth image of the training files is for
       validation; they are in random order there.
     * ``paper``: 50,000 training and 10,000 test images, and validation on the test images. Every report says so.
 
@@ -87,7 +76,6 @@ class CIFAR10(PreparedDataModule):
     Args:
         source: an archive (``cifar-10-binary.tar.gz`` or ``cifar-10-python.tar.gz``), or a folder that holds one or its
             unpacked files; ``None`` downloads the binary release.
-        splits: ``house`` or ``paper``.
         mirrors: addresses of folders to download from, tried in order.
         download_dir: where a downloaded archive is kept.
         checksums: of the archives by release, ``binary`` and ``python``, as ``md5:...`` or ``sha256:...``; ``None``
@@ -95,9 +83,6 @@ class CIFAR10(PreparedDataModule):
             release are compared with their published checksums; of the binary release, sizes and labels are checked.
         images_per_file: 10,000; another number is for trying things out on an excerpt, which is then called
             ``cifar10-excerpt``.
-        num_channels: 3, or 1 for the luminance.
-        image_size: 32.
-        **options: see :class:`datamodules.prepared.PreparedDataModule`.
 
     Raises:
         InputError: no archive or folder there; a file that is damaged, cut short or of the wrong size; a wrong
@@ -108,41 +93,23 @@ class CIFAR10(PreparedDataModule):
     https://www.cs.toronto.edu/~kriz/cifar.html.
     """
 
-    def __init__(
-        self,
-        *,
-        source: str | None = None,
-        splits: Splits = "house",
-        mirrors: Sequence[str] = MIRRORS,
-        download_dir: str = "data/downloads",
-        checksums: Mapping[str, str] | None = None,
-        images_per_file: int = IMAGES_PER_FILE,
-        num_channels: int = 3,
-        image_size: int = 32,
-        prepared_dir: str = "data/prepared",
-        **options: Any,
-    ) -> None:
-        super().__init__(num_channels=num_channels, image_size=image_size, prepared_dir=prepared_dir, **options)
-        if splits not in get_args(Splits):
-            raise InputError(f"data.splits must be one of {', '.join(get_args(Splits))}, not {splits!r}")
-        if image_size != 32:
-            raise InputError(f"CIFAR10's images have 32 x 32 pixels: data.image_size cannot be {image_size}")
-        if images_per_file < 1:
-            raise InputError(f"data.images_per_file must be at least 1, not {images_per_file}")
-        self.source, self.splits = None if source is None else Path(source), splits
-        self.mirrors, self.download_dir = list(mirrors), Path(download_dir)
-        self.checksums = CHECKSUMS if checksums is None else dict(checksums)
-        self.images_per_file = images_per_file
-        self.selection_note = SELECTED_ON_TEST if splits == "paper" else None
+    source: str | None = None
+    mirrors: Sequence[str] = MIRRORS
+    download_dir: str = "data/downloads"
+    checksums: Mapping[str, str] | None = None
+    images_per_file: int = IMAGES_PER_FILE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size != 32:
+            raise InputError(f"CIFAR10's images have 32 x 32 pixels: data.image_size cannot be {self.image_size}")
+        if self.images_per_file < 1:
+            raise InputError(f"data.images_per_file must be at least 1, not {self.images_per_file}")
 
     @property
     def folder_name(self) -> str:
         excerpt = "" if self.images_per_file == IMAGES_PER_FILE else f"-excerpt{self.images_per_file}"
         return f"cifar10{excerpt}{'' if self.num_channels == 3 else '-grey'}"
-
-    @property
-    def set_name(self) -> str:
-        return f"{super().set_name} ({self.splits} splits)"
 
     def plan(self, scratch: Path) -> Plan:
         release, train, test, origin = self._files(scratch)
@@ -158,17 +125,9 @@ class CIFAR10(PreparedDataModule):
             source={"name": self.folder_name, "release": release, **origin},
         )
 
-    def assign(self, splits: dict[str, PreparedImages]) -> None:
-        if self.splits == "paper":
-            self.train, self.val, self.test = splits["train"], splits["test"], splits["test"]
-            return
-        training, validation = held_out(len(splits["train"]), len(splits["train"]) // HELD_OUT)
-        self.train, self.val = Subset(splits["train"], training), Subset(splits["train"], validation)
-        self.test = splits["test"]
-
     def _files(self, scratch: Path) -> tuple[str, list[Path], Path, dict[str, str]]:
         """Release, training files, test file and origin of what there is to read."""
-        source = self.source if self.source is not None else self._download()
+        source = Path(self.source) if self.source is not None else self._download()
         if source.is_dir():
             for release, (train, test) in BATCHES.items():
                 for folder in (source, source / "cifar-10-batches-bin", source / "cifar-10-batches-py"):
@@ -193,7 +152,7 @@ class CIFAR10(PreparedDataModule):
 
     def _identify(self, archive: Path) -> tuple[str, str]:
         """Which release an archive is, told by its checksum alone."""
-        for release, checksum in self.checksums.items():
+        for release, checksum in (self.checksums or CHECKSUMS).items():
             algorithm, _, expected = checksum.partition(":")
             if algorithm not in ("md5", "sha256"):
                 raise InputError(f"data.checksums.{release} must start with md5: or sha256:, not {algorithm!r}")
@@ -213,7 +172,7 @@ class CIFAR10(PreparedDataModule):
             try:
                 path = pooch.retrieve(
                     url,
-                    self.checksums["binary"],
+                    (self.checksums or CHECKSUMS)["binary"],
                     name,
                     self.download_dir,
                     downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30),
@@ -224,7 +183,7 @@ class CIFAR10(PreparedDataModule):
             except ValueError:  # pooch's word for a checksum that differs; it has removed what came
                 reasons.append(f"{url}: what came is not the archive, but cut short or a proxy's page (wrong checksum)")
             except OSError as error:
-                raise StorageError(f"cannot store {self.download_dir / name}: {error.strerror or error}") from error
+                raise StorageError(f"cannot store {name} in {self.download_dir}: {error.strerror or error}") from error
         raise InputError(
             f"cannot download {name} ({'; '.join(reasons) or 'no mirrors are given'}): "
             "get it in another way and give its path as data.source"

@@ -16,7 +16,7 @@ from PIL import Image
 from datamodules.archives import file_digest
 from datamodules.conversion import Plan
 from datamodules.prepared import PreparedDataModule
-from datamodules.prepared_sets import PreparedImages
+from datamodules.sets import ImageDataset
 
 CIFAR_TRAIN_FILES = [f"data_batch_{number}" for number in range(1, 6)]
 
@@ -167,7 +167,7 @@ class SlowSet(PreparedDataModule):
 
     @property
     def notes(self) -> Path:
-        return self.prepared_dir / "notes.txt"
+        return Path(self.prepared_dir, "notes.txt")
 
     def plan(self, scratch: Path) -> Plan:
         def chunks(number: int) -> list[SlowChunk]:
@@ -178,5 +178,5 @@ class SlowSet(PreparedDataModule):
     def _seconds_of(self, value: int) -> float:
         return self.seconds if self.stuck_at is None or value < self.stuck_at else 1e4
 
-    def assign(self, splits: dict[str, PreparedImages]) -> None:
-        self.train, self.val, self.test = splits["train"], splits["test"], splits["test"]
+    def arrange(self, prepared: dict[str, ImageDataset]) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
+        return prepared["train"], prepared["test"], prepared["test"]

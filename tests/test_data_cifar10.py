@@ -13,7 +13,8 @@ from PIL import Image
 from small_sources import cifar_archive, cifar_files, md5_of, python2_pickle, random_images, write_files
 
 from datamodules import CIFAR10
-from datamodules.cifar10 import CHECKSUMS, SELECTED_ON_TEST
+from datamodules.cifar10 import CHECKSUMS
+from datamodules.prepared import SELECTED_ON_TEST
 from flows.errors import InputError, StorageError
 
 FOLDERS = {"binary": "cifar-10-batches-bin", "python": "cifar-10-batches-py"}
@@ -70,10 +71,11 @@ def test_every_form_gives_the_same_images(tmp_path, release, kind):
 
 def test_the_true_counts_and_checksums_are_the_default(tmp_path):
     data = CIFAR10(prepared_dir=str(tmp_path))
-    assert (data.images_per_file, data.checksums, data.folder_name) == (10_000, CHECKSUMS, "cifar10")
+    assert (data.images_per_file, data.checksums, data.folder_name) == (10_000, None, "cifar10")
+    assert set(CHECKSUMS) == {"binary", "python"}
 
 
-def test_house_splits_hold_out_every_tenth_image(tmp_path):
+def test_holdout_splits_hold_out_every_tenth_image(tmp_path):
     write_files(tmp_path / "source", cifar_files("binary")[0])
     data = ready(cifar(tmp_path, source=str(tmp_path / "source")))
     assert [len(split) for split in (data.train, data.val, data.test)] == [18, 2, 4]
@@ -81,7 +83,7 @@ def test_house_splits_hold_out_every_tenth_image(tmp_path):
     assert np.array_equal(data.val.gather([0, 1]).numpy(), whole[[5, 15]])
     seen = np.concatenate([data.train.gather(range(18)).numpy(), data.val.gather(range(2)).numpy()])
     assert len(np.unique(seen.reshape(20, -1), axis=0)) == 20
-    assert data.selection_note is None and data.description.startswith("cifar10-excerpt4 (house splits): 18 training")
+    assert data.selection_note is None and data.description.startswith("cifar10-excerpt4 (holdout splits): 18 training")
 
 
 def test_paper_splits_say_that_they_select_on_the_test_images(tmp_path):
@@ -109,7 +111,7 @@ def test_the_source_is_not_needed_again(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"splits": "other"}, "house, paper"),
+        ({"splits": "other"}, "holdout or paper"),
         ({"image_size": 64}, "32 x 32"),
         ({"num_channels": 2}, "num_channels"),
         ({"images_per_file": 0}, "images_per_file"),

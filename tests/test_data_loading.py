@@ -25,10 +25,10 @@ class Numbered(ImageDataModule):
         super().__init__(num_channels=1, image_size=8, **options)
         self.num_images = num_images
 
-    def setup(self, stage=None):
+    def load_splits(self):
         numbers = torch.arange(self.num_images, dtype=torch.uint8).view(-1, 1, 1, 1)
         images = numbers + torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
-        self.train = self.val = self.test = Tensors(images)
+        return 3 * (Tensors(images),)
 
 
 class Place:

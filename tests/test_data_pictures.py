@@ -4,6 +4,7 @@ import io
 import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,7 +205,8 @@ def refused(data, message):
     with pytest.raises(InputError, match=message) as caught:
         ready(data)
     assert "\n" not in str(caught.value)
-    assert not data.prepared_dir.exists() or all(path.suffix == ".lock" for path in data.prepared_dir.iterdir())
+    folder = Path(data.prepared_dir)
+    assert not folder.exists() or all(path.suffix == ".lock" for path in folder.iterdir())
 
 
 def test_unusable_folders_are_named(tmp_path):
@@ -260,7 +262,7 @@ def test_galaxies_are_found_resized_and_pooled(tmp_path, source, size):
     assert [len(split) for split in (data.train, data.val, data.test)] == [6, 2, 3]
     first = data.train.gather([0])
     assert first.shape == (1, 3, size, size) and first.dtype == torch.uint8
-    assert data.set_name == f"galaxy-{size} (house splits)"
+    assert data.set_name == f"galaxy-{size} (holdout splits)"
     path = tmp_path / "source/galaxy_mergers/noninteracting/training/galaxy_0.jpeg"
     assert np.array_equal(first[0].numpy(), scale_galaxy(Image.open(path), size)[0])
 
