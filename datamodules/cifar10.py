@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import pooch
 import requests
-from numpy.typing import NDArray
 
 from datamodules.archives import extract, file_digest
-from datamodules.conversion import Plan
+from datamodules.conversion import Block, Plan
 from datamodules.prepared import BenchmarkDataModule
 from flows.errors import InputError, StorageError
 
@@ -57,7 +56,7 @@ PICKLED_TYPES = {
 """What a pickled array of numbers is built from: none of these runs what a file says."""
 
 PIXELS = 3 * 32 * 32
-NUM_CLASSES = 10
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGES_PER_FILE = 10_000
 
 
@@ -71,7 +70,7 @@ class CIFAR10(BenchmarkDataModule):
       validation; they are in random order there.
     * ``paper``: 50,000 training and 10,000 test images, and validation on the test images. Every report says so.
 
-    The labels (10 classes) are checked to lie in 0..9 and not kept.
+    The labels, 0 to 9, are the classes of the release.
 
     Args:
         source: an archive (``cifar-10-binary.tar.gz`` or ``cifar-10-python.tar.gz``), or a folder that holds one or its
@@ -123,6 +122,7 @@ class CIFAR10(BenchmarkDataModule):
                 "test": [chunk(test, self.images_per_file)],
             },
             source={"name": self.folder_name, "release": release, **origin},
+            classes=CLASSES,
         )
 
     def _files(self, scratch: Path) -> tuple[str, list[Path], Path, dict[str, str]]:
@@ -197,7 +197,7 @@ class RecordFile:
     path: Path
     count: int
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.uint8], Counter[str]]]:
+    def blocks(self) -> Iterator[Block]:
         expected = self.count * (1 + PIXELS)
         try:
             content = np.fromfile(self.path, dtype=np.uint8, count=expected + 1)
@@ -209,7 +209,7 @@ class RecordFile:
             )
         records = content.reshape(self.count, 1 + PIXELS)
         _require_labels(self.path, records[:, 0])
-        yield records[:, 1:].reshape(self.count, 3, 32, 32), Counter()
+        yield Block(records[:, 1:].reshape(self.count, 3, 32, 32), Counter(), records[:, 0])
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class PickledFile:
     path: Path
     count: int
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.uint8], Counter[str]]]:
+    def blocks(self) -> Iterator[Block]:
         # Unpickling can run code: the whole release is known by its checksums, an excerpt is held to plain data.
         if self.count == IMAGES_PER_FILE and file_digest(self.path, "md5") != PICKLES_MD5[self.path.name]:
             raise InputError(f"{self.path} differs from the published file (MD5): get it again")
@@ -233,7 +233,7 @@ class PickledFile:
                 f"{self.path} holds data of shape {data.shape} and {len(labels)} labels instead of {self.count} images"
             )
         _require_labels(self.path, labels)
-        yield data.reshape(self.count, 3, 32, 32), Counter()
+        yield Block(data.reshape(self.count, 3, 32, 32), Counter(), labels)
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -262,9 +262,9 @@ def load_plain(path: Path) -> Any:
 
 def _require_labels(path: Path, labels: Any) -> None:
     for label in labels:
-        if not (isinstance(label, (int, np.integer)) and 0 <= label < NUM_CLASSES):
+        if not (isinstance(label, (int, np.integer)) and 0 <= label < len(CLASSES)):
             shown = str(label)[:20]
-            raise InputError(f"{path} has the label {shown}, but labels are 0 to {NUM_CLASSES - 1}: get it again")
+            raise InputError(f"{path} has the label {shown}, but labels are 0 to {len(CLASSES) - 1}: get it again")
 
 
 def _require_file(path: Path) -> None:

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import connection, get_all_start_methods, get_context, parent_process
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from datamodules.archives import file_digest
 from datamodules.prepared_sets import FORMAT, MANIFEST
@@ -34,17 +34,27 @@ from flows.errors import InputError, StorageError
 from flows.files import atomic_write
 
 
+class Block(NamedTuple):
+    """Some consecutive images: uint8 ``(n, 3, H, W)`` or ``(n, C, H, W)``.
+
+    With a count of what had to be converted on the way, and the class of each, integers ``(n,)``, where there are any.
+    """
+
+    images: NDArray[np.uint8]
+    converted: Counter[str]
+    labels: ArrayLike = ()
+
+
 class Chunk(Protocol):
     """Some consecutive images of a split, and how to read them: a process's unit of work.
 
-    Reading yields blocks of uint8 ``(n, 3, H, W)`` or ``(n, C, H, W)``, ``count`` images in all, each with a count of
-    what had to be converted on the way. A chunk is sent to another process to be read there.
+    Reading yields ``count`` images in all. A chunk is sent to another process to be read there.
     """
 
     @property
     def count(self) -> int: ...
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.uint8], Counter[str]]]: ...
+    def blocks(self) -> Iterator[Block]: ...
 
 
 @dataclass(frozen=True)
@@ -55,11 +65,13 @@ class Plan:
         shape: of an image, ``(C, H, W)``.
         splits: the chunks of each split, in order.
         source: plain data about where the images come from, for the manifest.
+        classes: what the labels 0, 1, ... are called; then every block has labels.
     """
 
     shape: tuple[int, int, int]
     splits: Mapping[str, Sequence[Chunk]]
     source: Mapping[str, Any]
+    classes: Sequence[str] = ()
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -127,6 +139,7 @@ def _convert(name: str, plan: Plan, work: Path, num_processes: int | None) -> No
     _require_room(work, total * int(np.prod(plan.shape)))
     for split, size in plan.sizes.items():
         np.lib.format.open_memmap(work / f"{split}.npy", "w+", np.uint8, (size, *plan.shape))
+    labels = {split: np.zeros(size, np.int64) for split, size in plan.sizes.items()}
     tasks = [
         (work / f"{split}.npy", start, chunk, plan.shape)
         for split, chunks in plan.splits.items()
@@ -135,27 +148,25 @@ def _convert(name: str, plan: Plan, work: Path, num_processes: int | None) -> No
     converted = Counter[str]()
     processes = min(num_processes or _usable_processors(), len(tasks))
     with progress(f"preparing {name}", total) as advance:
-        for count, counts in _run(tasks) if processes <= 1 else _run_in_processes(tasks, processes):
+        for path, start, found, counts, count in _run(tasks) if processes <= 1 else _run_in_processes(tasks, processes):
+            labels[path.stem][start : start + len(found)] = found
             converted.update(counts)
             advance(count)
-    for split in plan.sizes:  # on the disk before the name says that it is whole
-        with open(work / f"{split}.npy", "rb") as file:
+    if plan.classes:
+        for split, values in labels.items():
+            np.save(work / f"{split}-labels.npy", values)
+    arrays = sorted(work.glob("*.npy"))
+    for path in arrays:  # on the disk before the name says that it is whole
+        with open(path, "rb") as file:
             os.fsync(file.fileno())
-    splits = {
-        split: {
-            "file": f"{split}.npy",
-            "shape": [size, *plan.shape],
-            "dtype": "uint8",
-            "sha256": file_digest(work / f"{split}.npy", "sha256"),
-        }
-        for split, size in plan.sizes.items()
-    }
     manifest = {
         "format": FORMAT,
         "name": plan.source["name"],
-        "splits": splits,
+        "splits": {split: [size, *plan.shape] for split, size in plan.sizes.items()},
+        "classes": list(plan.classes),
         "converted": dict(sorted(converted.items())),
         "source": dict(plan.source),
+        "sha256": {path.name: file_digest(path, "sha256") for path in arrays},
     }
     with atomic_write(work / MANIFEST) as manifest_file:
         manifest_file.write(json.dumps(manifest, indent=2).encode())
@@ -164,13 +175,16 @@ def _convert(name: str, plan: Plan, work: Path, num_processes: int | None) -> No
 Task = tuple[Path, int, Chunk, tuple[int, int, int]]
 """Array file, number of the first image in it, what to read, shape of an image."""
 
+Done = tuple[Path, int, list[int], Counter[str], int]
+"""Array file, number of the first image, labels, what was converted, number of images."""
 
-def _run(tasks: Iterable[Task]) -> Iterator[tuple[int, Counter[str]]]:
+
+def _run(tasks: Iterable[Task]) -> Iterator[Done]:
     return (_write_chunk(*task) for task in tasks)
 
 
-def _run_in_processes(tasks: Iterable[Task], processes: int) -> Iterator[tuple[int, Counter[str]]]:
-    """Convert in several processes; they write into the arrays themselves, only the counts come back.
+def _run_in_processes(tasks: Iterable[Task], processes: int) -> Iterator[Done]:
+    """Convert in several processes; they write into the arrays themselves, only counts and labels come back.
 
     They are forked where that is possible, since starting afresh would import torch in each; they run numpy and Pillow
     only.
@@ -201,24 +215,25 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _write_chunk(path: Path, first: int, chunk: Chunk, shape: tuple[int, int, int]) -> tuple[int, Counter[str]]:
-    """Read a chunk and write its images to their place in the array file; their number and what was converted.
+def _write_chunk(path: Path, first: int, chunk: Chunk, shape: tuple[int, int, int]) -> Done:
+    """Read a chunk and write its images to their place in the array file.
 
     Writes to the file, not through a memory map, where a full disk would be a SIGBUS and not an error.
     """
-    count, converted = 0, Counter[str]()
+    count, labels, converted = 0, list[int](), Counter[str]()
     with open(path, "r+b") as file:
         file.seek(np.load(path, mmap_mode="r").offset + first * int(np.prod(shape)))
-        for block, counts in chunk.blocks():
-            images = _with_channels(block, shape[0])
+        for block in chunk.blocks():
+            images = _with_channels(block.images, shape[0])
             if images.dtype != np.uint8 or images.shape[1:] != shape or count + len(images) > chunk.count:
                 raise InputError(f"a block of {images.dtype} {images.shape} does not fit into {chunk.count} of {shape}")
             file.write(np.ascontiguousarray(images).data)
             count += len(images)
-            converted.update(counts)
+            converted.update(block.converted)
+            labels.extend(np.asarray(block.labels, np.int64).tolist())
     if count != chunk.count:
         raise InputError(f"{count} images came where {chunk.count} were announced")
-    return count, converted
+    return path, first, labels, converted, count
 
 
 def _with_channels(images: NDArray[np.uint8], num_channels: int) -> NDArray[np.uint8]:

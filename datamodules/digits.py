@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch.nn.functional import pad
 
 from datamodules.base import ImageDataModule
-from datamodules.sets import Tensors, held_out
+from datamodules.sets import Subset, Tensors, held_out
 from flows.errors import InputError
 
 DIGIT_SIZE = 8
@@ -21,8 +21,8 @@ LARGEST_SIZE = 64
 class Digits(ImageDataModule):
     """The 1,797 digits of scikit-learn, 8 x 8 pixels: uint8 ``(num_channels, image_size, image_size)``.
 
-    1,347 for training, 150 for validation, 300 for testing; those held out are evenly spaced. The 17 grey levels 0 to
-    16 are stored as ``min(16 v, 255)``.
+    1,347 for training, 150 for validation, 300 for testing; those held out are evenly spaced. The label is the digit.
+    The 17 grey levels 0 to 16 are stored as ``min(16 v, 255)``.
 
     Args:
         num_channels: 1, or 3 to repeat the grey.
@@ -44,10 +44,12 @@ class Digits(ImageDataModule):
     def set_name(self) -> str:
         return "digits"
 
-    def load_splits(self) -> tuple[Tensors, Tensors, Tensors]:
-        grey = torch.from_numpy(load_digits().images).mul(16).clamp(max=255).to(torch.uint8)
+    def load_splits(self) -> tuple[Subset, Subset, Subset]:
+        digits = load_digits()
+        grey = torch.from_numpy(digits.images).mul(16).clamp(max=255).to(torch.uint8)
         margin = (self.image_size - DIGIT_SIZE) // 2
         images = pad(grey, [margin] * 4)[:, None].repeat(1, self.num_channels, 1, 1)
+        whole = Tensors(images, torch.from_numpy(digits.target).long())
         rest, test = held_out(len(images), NUM_TEST)
         training, validation = held_out(len(rest), NUM_VALIDATION)
-        return Tensors(images[rest[training]]), Tensors(images[rest[validation]]), Tensors(images[test])
+        return Subset(whole, rest[training]), Subset(whole, rest[validation]), Subset(whole, test)

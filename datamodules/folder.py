@@ -28,7 +28,7 @@ SPLIT_FOLDERS = {
 
 @dataclass(kw_only=True, eq=False)
 class ImageFolder(PreparedDataModule):
-    """PNG, JPEG and WebP files in a folder and below it, uint8 ``(C, image_size, image_size)``, without labels.
+    """PNG, JPEG and WebP files in a folder and below it, uint8 ``(C, image_size, image_size)``.
 
     Of each picture the largest central square is scaled to ``image_size`` (bicubic, with antialiasing). Other modes are
     converted (:func:`datamodules.decoding.decode` says how), and the manifest counts what was done.
@@ -36,6 +36,8 @@ class ImageFolder(PreparedDataModule):
     Splits: the folders ``train``, ``val`` (or ``validation``) and ``test`` at the top, where there are such. Held-out
     images that have no folder are taken from the rest: each file's place follows from a hash of its content, so that
     copies of a picture come to lie in the same split, and added files move no others.
+
+    Labels: the names of the topmost folders (below those of the splits), sorted, where every picture lies in one.
 
     Args:
         root: the folder. Hidden files are passed over, links to folders not followed.
@@ -95,9 +97,12 @@ class ImageFolder(PreparedDataModule):
                     f"{self._root} holds {len(files)} pictures, and none of them would be for the {split} split: "
                     f"put some into {self._root / split}, or raise data.validation_fraction and data.test_fraction"
                 )
+        classes = self._classes(files)
+        labels = {split: [classes.index(self._class_of(path)) for path in splits[split] if classes] for split in splits}
         return Plan(
             shape=self.image_shape,
-            splits={split: chunks_of(paths, fit, self.image_size) for split, paths in splits.items()},
+            splits={split: chunks_of(splits[split], fit, self.image_size, labels[split]) for split in splits},
+            classes=classes,
             source={
                 "name": f"images-{_plain(self._root.resolve().name)}-{self.image_size}",
                 "folder": str(self._root.resolve()),
@@ -106,12 +111,21 @@ class ImageFolder(PreparedDataModule):
             },
         )
 
+    def _class_of(self, path: Path) -> str:
+        """The topmost folder that a file lies in, that of its split apart; empty if there is none."""
+        folders = path.relative_to(self._root).parts[:-1]
+        return next(iter(folders[1:] if _split_named(folders) else folders), "")
+
+    def _classes(self, files: Sequence[Path]) -> list[str]:
+        """The names of the folders, where every file lies in one; else there are no classes."""
+        names = sorted({self._class_of(path) for path in files})
+        return [] if "" in names else names
+
     def _split(self, files: Sequence[Path]) -> dict[str, list[Path]]:
         splits: dict[str, list[Path]] = {split: [] for split in SPLIT_FOLDERS}
         rest: list[Path] = []
         for path in files:
-            top = path.relative_to(self._root).parts[:-1][:1]
-            split = next((split for split, names in SPLIT_FOLDERS.items() if top and top[0].lower() in names), None)
+            split = _split_named(path.relative_to(self._root).parts[:-1])
             (rest if split is None else splits[split]).append(path)
         if splits["train"] and rest:
             raise InputError(
@@ -144,6 +158,11 @@ class ImageFolder(PreparedDataModule):
             state = path.stat()
             digest.update(json.dumps([str(path.relative_to(self._root)), state.st_size, state.st_mtime_ns]).encode())
         return digest.hexdigest()
+
+
+def _split_named(folders: Sequence[str]) -> str | None:
+    """The split whose folder comes first, if it is one."""
+    return next((split for split, names in SPLIT_FOLDERS.items() if folders and folders[0].lower() in names), None)
 
 
 def _plain(name: str) -> str:

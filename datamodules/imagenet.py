@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.archives import file_digest, index_pictures
-from datamodules.conversion import Chunk, Plan
+from datamodules.conversion import Block, Chunk, Plan
 from datamodules.decoding import decode_exact, read_file
 from datamodules.prepared import BenchmarkDataModule
 from datamodules.prepared_sets import MANIFEST
@@ -231,7 +231,7 @@ class TarPictures:
     def count(self) -> int:
         return len(self.names)
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.uint8], Counter[str]]]:
+    def blocks(self) -> Iterator[Block]:
         yield _decode_all(self._contents(), self.count, self.image_size)
 
     def _contents(self) -> Iterator[tuple[bytes, str]]:
@@ -256,18 +256,18 @@ class FolderPictures:
     def count(self) -> int:
         return len(self.names)
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.uint8], Counter[str]]]:
+    def blocks(self) -> Iterator[Block]:
         paths = (f"{self.folder}/{name.decode()}" for name in self.names)
         yield _decode_all(((read_file(path), path) for path in paths), self.count, self.image_size)
 
 
-def _decode_all(contents: Iterator[tuple[bytes, str]], count: int, size: int) -> tuple[NDArray[np.uint8], Counter[str]]:
+def _decode_all(contents: Iterator[tuple[bytes, str]], count: int, size: int) -> Block:
     images, converted = np.empty((count, size, size, 3), np.uint8), Counter[str]()
     for image, (content, where) in zip(images, contents, strict=True):
         image[:], counts = decode_exact(content, where, size)
         if counts:
             converted.update(counts)
-    return images.transpose(0, 3, 1, 2), converted
+    return Block(images.transpose(0, 3, 1, 2), converted)
 
 
 def _picture_chunks(path: Path, size: int) -> Iterator[Chunk]:
@@ -301,7 +301,7 @@ class NpzBatch:
     count: int
     image_size: int
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.uint8], Counter[str]]]:
+    def blocks(self) -> Iterator[Block]:
         size, pixels = self.image_size, 3 * self.image_size**2
         at_once = max(BYTES_PER_BLOCK // pixels, 1)
         with _explained(self.path), zipfile.ZipFile(self.path) as archive:
@@ -311,7 +311,7 @@ class NpzBatch:
                 for start in range(0, self.count, at_once):
                     num_images = min(at_once, self.count - start)
                     block = np.frombuffer(_read_exactly(file, num_images * pixels), np.uint8)
-                    yield block.reshape(num_images, 3, size, size), Counter()
+                    yield Block(block.reshape(num_images, 3, size, size), Counter())
                 if file.read(1):
                     raise ValueError("there is more data than its header says")
 

@@ -42,7 +42,7 @@ PERIOD, TEST_PHASE, VALIDATION_PHASE = 7, 0, 4
 
 
 class Windows(ImageDataset):
-    """Square windows into some photographs.
+    """Square windows into some photographs, in groups by the block that they lie in.
 
     Args:
         photographs: uint8 ``(C, H, W)`` each.
@@ -52,6 +52,8 @@ class Windows(ImageDataset):
 
     def __init__(self, photographs: Sequence[Tensor], places: Tensor, size: int) -> None:
         self.photographs, self.places, self.size = list(photographs), places, size
+        # Neighbours share colours and texture: a group is the block in which the window begins.
+        self.groups = places[:, 0] * 10**6 + places[:, 1] // BLOCK_SIZE * 10**3 + places[:, 2] // BLOCK_SIZE
 
     def __len__(self) -> int:
         return len(self.places)

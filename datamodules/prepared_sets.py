@@ -1,10 +1,11 @@
-"""Prepared sets on the disk: one memory-mapped uint8 array a split, and a small manifest that says what it is.
+"""Prepared sets on the disk: one memory-mapped uint8 array per split, and a small manifest that says what it is.
 
 A prepared set is a folder::
 
-    cifar10/manifest.json        name, source, and for each split its file, shape and SHA-256
+    cifar10/manifest.json        name, source, classes, the shape of each split, and each file's SHA-256
     cifar10/train.npy            uint8 (N, C, H, W), in numpy's own format
-    cifar10/test.npy
+    cifar10/train-labels.npy     int64 (N,), where there are classes
+    cifar10/test.npy, ...
 
 Whatever has a manifest is whole (:mod:`datamodules.conversion`).
 """
@@ -18,42 +19,38 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.archives import file_digest
 from datamodules.sets import ImageDataset
 from flows.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout."""
 
 MANIFEST = "manifest.json"
+
+SPLITS = ("train", "val", "test")
 
 
 class PreparedImages(ImageDataset):
     """One split of a prepared set, read through a memory map.
 
     Args:
-        path: the ``.npy`` file.
+        path: the ``.npy`` file of images.
         shape: what it must hold, ``(N, C, H, W)``.
+        labels: the ``.npy`` file of labels, if there are any.
 
     Raises:
-        InputError: the file is missing or holds something else.
+        InputError: a file is missing or holds something else.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self.path, self.shape = path, shape
-        try:
-            images = np.load(path, mmap_mode="r", allow_pickle=False)
-            is_whole = images.shape == shape and images.dtype == np.uint8
-            is_whole = is_whole and path.stat().st_size == images.offset + images.nbytes
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}; {remedy(path.parent)}") from error
-        except (ValueError, EOFError):
-            is_whole = False
-        if not is_whole:
-            raise InputError(f"{path} is damaged: it has the wrong size or header; {remedy(path.parent)}")
-        self._images = np.asarray(images)
+    def __init__(self, path: Path, shape: tuple[int, ...], labels: Path | None = None) -> None:
+        self.path, self.shape, self.labels_path = path, shape, labels
+        self._images = _open_array(path, shape, np.uint8)
+        if labels is not None:
+            self.labels = torch.from_numpy(_open_array(labels, shape[:1], np.int64).copy())
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -62,7 +59,23 @@ class PreparedImages(ImageDataset):
         return torch.from_numpy(self._images[np.asarray(indices, dtype=np.int64)])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedImages, (self.path, self.shape)  # to another process goes the name, not the content
+        # To another process go the names, not the contents.
+        return PreparedImages, (self.path, self.shape, self.labels_path)
+
+
+def _open_array(path: Path, shape: tuple[int, ...], dtype: type) -> NDArray:
+    """A memory map of an array of exactly this shape and type."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        is_whole = array.shape == shape and array.dtype == dtype
+        is_whole = is_whole and path.stat().st_size == array.offset + array.nbytes
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; {remedy(path.parent)}") from error
+    except (ValueError, EOFError):
+        is_whole = False
+    if not is_whole:
+        raise InputError(f"{path} is damaged: it has the wrong size or header; {remedy(path.parent)}")
+    return np.asarray(array)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -73,11 +86,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        known = manifest["format"] == FORMAT
-        for split in manifest["splits"].values():
-            known = known and Path(split["file"]).name == split["file"]  # never leads out of the folder
-            known = known and split["dtype"] == "uint8" and len(split["sha256"]) == 64
-            known = known and len(split["shape"]) == 4 and all(type(size) is int for size in split["shape"])
+        known = manifest["format"] == FORMAT and set(manifest["splits"]) <= set(SPLITS)
+        for shape in manifest["splits"].values():
+            known = known and len(shape) == 4 and all(type(size) is int for size in shape)
+        known = known and set(manifest["sha256"]) == set(_files(manifest))
     except FileNotFoundError as error:
         raise InputError(f"{folder} is not prepared: run prepare.py with the same data=... first") from error
     except OSError as error:
@@ -91,8 +103,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def open_splits(folder: Path) -> dict[str, PreparedImages]:
     """All splits of a prepared set. Raises ``InputError`` if it is missing or damaged."""
-    splits = read_manifest(folder)["splits"]
-    return {name: PreparedImages(folder / split["file"], tuple(split["shape"])) for name, split in splits.items()}
+    manifest = read_manifest(folder)
+    return {
+        split: PreparedImages(
+            folder / f"{split}.npy", tuple(shape), folder / f"{split}-labels.npy" if manifest["classes"] else None
+        )
+        for split, shape in manifest["splits"].items()
+    }
+
+
+def _files(manifest: dict[str, Any]) -> list[str]:
+    """The names of a set's arrays: they follow from the splits, so that a manifest cannot lead elsewhere."""
+    endings = (".npy", "-labels.npy") if manifest["classes"] else (".npy",)
+    return [split + ending for split in manifest["splits"] for ending in endings]
 
 
 def verify(folder: Path) -> dict[str, int]:
@@ -105,10 +128,11 @@ def verify(folder: Path) -> dict[str, int]:
         InputError: a file is missing or not what was once written.
     """
     manifest = read_manifest(folder)
-    for name, images in open_splits(folder).items():
-        if file_digest(images.path, "sha256") != manifest["splits"][name]["sha256"]:
-            raise InputError(f"{images.path} has changed since it was prepared (SHA-256 differs); {remedy(folder)}")
-    return {name: split["shape"][0] for name, split in manifest["splits"].items()}
+    splits = open_splits(folder)
+    for name, expected in manifest["sha256"].items():
+        if file_digest(folder / name, "sha256") != expected:
+            raise InputError(f"{folder / name} has changed since it was prepared (SHA-256 differs); {remedy(folder)}")
+    return {split: len(images) for split, images in splits.items()}
 
 
 def remedy(folder: Path) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.archives import file_digest
-from datamodules.conversion import Plan
+from datamodules.conversion import Block, Plan
 from datamodules.prepared import PreparedDataModule
 from datamodules.sets import ImageDataset
 
@@ -145,11 +145,11 @@ class SlowChunk:
     note: Path
     seconds: float = 0.0
 
-    def blocks(self) -> Iterator[tuple[np.ndarray, Counter[str]]]:
+    def blocks(self) -> Iterator[Block]:
         time.sleep(self.seconds)
         with open(self.note, "a") as file:
             file.write(f"{self.value}\n")
-        yield np.full((self.count, 3, 2, 2), self.value, np.uint8), Counter(seen=self.count)
+        yield Block(np.full((self.count, 3, 2, 2), self.value, np.uint8), Counter(seen=self.count))
 
 
 class SlowSet(PreparedDataModule):

@@ -173,6 +173,18 @@ def test_split_folders_are_used_as_they_are(tmp_path):
     assert data.set_name == "images-root-16"
 
 
+def test_folders_names_are_labels_where_every_picture_lies_in_one(tmp_path):
+    files = {**pictures("train/dog/", 2), **pictures("train/cat/deep/", 1, seed=1)}
+    files |= {**pictures("val/cat/", 1, seed=2), **pictures("test/dog/", 1, seed=3)}
+    write_files(tmp_path / "root", files)
+    data = ready(folder(tmp_path))
+    assert data.manifest["classes"] == ["cat", "dog"]
+    assert [split.labels.tolist() for split in (data.train, data.val, data.test)] == [[0, 1, 1], [0], [1]]
+    shutil.move(tmp_path / "root/train/dog/000.png", tmp_path / "root/train")
+    shutil.rmtree(data.folder)
+    assert ready(folder(tmp_path)).train.labels is None
+
+
 def test_batches_come_from_a_prepared_folder(tmp_path):
     write_files(
         tmp_path / "root", {**pictures("train/", 9), **pictures("val/", 3, seed=1), **pictures("test/", 2, seed=2)}

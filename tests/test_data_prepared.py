@@ -46,7 +46,7 @@ def test_a_prepared_set_is_an_array_a_split_and_a_manifest(tmp_path):
     assert np.array_equal(array[:, 0, 0, 0], EXPECTED)
     manifest = json.loads((tmp_path / "slow" / "manifest.json").read_text())
     assert manifest["name"] == "slow" and manifest["converted"] == {"seen": 306}
-    assert manifest["splits"]["train"]["shape"] == [300, 3, 2, 2]
+    assert manifest["splits"]["train"] == [300, 3, 2, 2]
     assert verify(tmp_path / "slow") == {"train": 300, "test": 6}
     assert data.description == "slow: 300 training, 6 validation, 6 test images of 3 x 2 x 2"
 
@@ -189,7 +189,8 @@ def test_a_damaged_manifest_is_one_line(folder, content):
 
 def test_a_manifest_cannot_lead_elsewhere(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["splits"]["train"]["file"] = "../notes.txt"
+    manifest["splits"]["../train"] = manifest["splits"].pop("train")
+    manifest["sha256"]["../train.npy"] = manifest["sha256"].pop("train.npy")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError):
         open_splits(folder)
