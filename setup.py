@@ -50,7 +50,6 @@ setup(
             extra_compile_args=["-O3", "-ffp-contract=fast", "-Wno-psabi"],
             optional=True,
         ),
-        Extension("datamodules._unfilter", sources=["csrc/_unfilter.pyx"], extra_compile_args=["-O3"], optional=True),
     ],
     cmdclass={"build_ext": BuildWithWhatThereIs},
 )

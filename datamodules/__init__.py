@@ -8,12 +8,13 @@ from datamodules.folder import ImageFolder
 from datamodules.galaxy import Galaxies
 from datamodules.imagenet import DownsampledImageNet
 from datamodules.photographs import PhotographCrops
-from datamodules.prepared import PreparedDataModule
+from datamodules.prepared import BenchmarkDataModule, PreparedDataModule
 from datamodules.sets import ImageBatch, ImageDataset
 
 __all__ = [
     "CIFAR10",
     "Augmentation",
+    "BenchmarkDataModule",
     "Digits",
     "DownsampledImageNet",
     "Galaxies",

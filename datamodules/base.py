@@ -1,8 +1,9 @@
-"""What every data set offers: batches of uint8 images with their indices, in three splits."""
+"""What every data set offers: three splits, and batches of uint8 images with their indices."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
@@ -23,55 +24,66 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+@dataclass(kw_only=True, eq=False)
 class ImageDataModule(pl.LightningDataModule):
-    """Three splits of images of one shape: disjoint, unless :attr:`selection_note` says otherwise.
+    """Three splits of images of one shape, and how they are loaded.
 
-    A subclass sets ``train``, ``val`` and ``test`` (:class:`ImageDataset`) in ``setup``, which must give the same
-    splits whenever and wherever it is called. Where there is something to download or convert it does so in
-    ``prepare_data``, which any number of processes may call at once. There are no labels anywhere: where a source has
-    some, they are checked, since they tell whether a file is what it claims to be, and left behind.
+    A data set is a data class that derives from this one and promises :meth:`load_splits` alone. Its fields, behind
+    these, are the keys of its file in ``conf/data``. Where there is something to download or convert it does so in
+    ``prepare_data``, which any number of processes may call at once.
 
     Args:
-        num_channels, image_size: shape of the images, ``(num_channels, image_size, image_size)``.
+        num_channels, image_size: shape of the images, ``(num_channels, image_size, image_size)``; 1 channel is the
+            luminance.
         batch_size: images per step of the optimiser, over all devices and all batches that a device accumulates.
         eval_batch_size: images per validation or test batch and device; has no influence on the scores.
         images_per_epoch: images drawn per epoch, with replacement; ``None`` passes through the training split once.
         num_workers: processes that load data; 0 loads in the main process.
         seed: of the order and the augmentation of the training images, at least 0.
-        augmentation: what is done to training images at random; ``None`` leaves them as they are.
+        augmentation: what is done to training images at random.
+
+    Raises:
+        InputError: a number is out of its range.
     """
 
-    train: ImageDataset
-    val: ImageDataset
-    test: ImageDataset
+    num_channels: int = 3
+    image_size: int = 32
+    batch_size: int = 64
+    eval_batch_size: int = 256
+    images_per_epoch: int | None = None
+    num_workers: int = 0
+    seed: int = 0
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
-    selection_note: str | None = None
-    """A sentence for every report, where validation images are not held out from the test; else ``None``."""
+    train: ImageDataset = field(init=False, repr=False)
+    val: ImageDataset = field(init=False, repr=False)
+    test: ImageDataset = field(init=False, repr=False)
 
-    def __init__(
-        self,
-        *,
-        num_channels: int,
-        image_size: int,
-        batch_size: int = 64,
-        eval_batch_size: int = 256,
-        images_per_epoch: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-        augmentation: Augmentation | None = None,
-    ) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
-            if value < 1:
-                raise InputError(f"data.{name} must be at least 1, not {value}")
-        if num_workers < 0:
-            raise InputError(f"data.num_workers must be at least 0, not {num_workers}")
-        if images_per_epoch is not None and images_per_epoch < batch_size:
-            raise InputError(f"images_per_epoch ({images_per_epoch}) must be at least one batch ({batch_size})")
-        self.num_channels, self.image_size = num_channels, image_size
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.images_per_epoch, self.num_workers, self.seed = images_per_epoch, num_workers, seed
-        self.augmentation = augmentation or Augmentation()
+        if self.num_channels not in (1, 3):
+            raise InputError(f"data.num_channels must be 1 (luminance) or 3 (colour), not {self.num_channels}")
+        for name in ("batch_size", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"data.{name} must be at least 1, not {getattr(self, name)}")
+        if self.num_workers < 0:
+            raise InputError(f"data.num_workers must be at least 0, not {self.num_workers}")
+        if self.images_per_epoch is not None and self.images_per_epoch < self.batch_size:
+            raise InputError(f"images_per_epoch ({self.images_per_epoch}) must be at least a batch ({self.batch_size})")
+        if not isinstance(self.augmentation, Augmentation):
+            raise InputError("data.augmentation must be an augmentation: choose one with augment=, such as none")
+
+    @abstractmethod
+    def load_splits(self) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
+        """Training, validation and test images: the same ones whenever and wherever it is called.
+
+        They are disjoint, unless :attr:`selection_note` says otherwise.
+        """
+
+    @property
+    def selection_note(self) -> str | None:
+        """A sentence for every report, where validation images are not held out from the test; else ``None``."""
+        return None
 
     @property
     def set_name(self) -> str:
@@ -86,13 +98,13 @@ class ImageDataModule(pl.LightningDataModule):
         note = f". {self.selection_note}" if self.selection_note else ""
         return f"{self.set_name}: {sizes} of {shape}{note}"
 
-    @abstractmethod
-    def setup(self, stage: str | None = None) -> None:
-        """Make the three splits, whatever the stage."""
-
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return self.num_channels, self.image_size, self.image_size
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the three splits, whatever the stage."""
+        self.train, self.val, self.test = self.load_splits()
 
     def initialization_images(self, num_images: int = 256) -> Tensor:
         """A fixed draw of training images, augmented, for data-dependent initialisation; the same on every rank."""

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pooch
 import requests
-from numpy.typing import NDArray
 
 from datamodules.archives import extract, file_digest
-from datamodules.conversion import Plan
-from datamodules.prepared import PreparedDataModule
-from datamodules.prepared_sets import PreparedImages
-from datamodules.sets import Subset, held_out
-from datamodules.unpickling import load_plain
+from datamodules.conversion import Block, Plan
+from datamodules.prepared import BenchmarkDataModule
 from flows.errors import InputError, StorageError
-
-Splits = Literal["house", "paper"]
-
-SELECTED_ON_TEST = (
-    "The validation images are the test images, as in the paper: the best checkpoint is selected on the test set, "
-    "which makes its test score optimistic"
-)
-"""What every report says where there is no validation split."""
 
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
 
@@ -47,40 +36,52 @@ BATCHES = {
 }
 """Files of the training and the test images in each release."""
 
+PICKLES_MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
+"""Of the Python release's files, as torchvision publishes them."""
+
+PICKLED_TYPES = {
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("_codecs", "encode"),
+}
+"""What a pickled array of numbers is built from: none of these runs what a file says."""
+
 PIXELS = 3 * 32 * 32
-NUM_CLASSES = 10
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGES_PER_FILE = 10_000
-HELD_OUT = 10
-"""In the ``house`` splits every tenth training image is for validation."""
-
-MAX_UNPACKED = 1 << 29
 
 
-class CIFAR10(PreparedDataModule):
+@dataclass(kw_only=True, eq=False)
+class CIFAR10(BenchmarkDataModule):
     """The CIFAR10 images: 50,000 for training and 10,000 for testing, uint8 ``(3, 32, 32)``.
 
     Splits:
 
-    * ``house``: 45,000 training, 5,000 validation, 10,000 test images. Every tenth image of the training files is for
+    * ``holdout``: 45,000 training, 5,000 validation, 10,000 test images. Every tenth image of the training files is for
       validation; they are in random order there.
     * ``paper``: 50,000 training and 10,000 test images, and validation on the test images. Every report says so.
 
-    The labels (10 classes) are checked to lie in 0..9 and not kept.
+    The labels, 0 to 9, are the classes of the release.
 
     Args:
         source: an archive (``cifar-10-binary.tar.gz`` or ``cifar-10-python.tar.gz``), or a folder that holds one or its
             unpacked files; ``None`` downloads the binary release.
-        splits: ``house`` or ``paper``.
         mirrors: addresses of folders to download from, tried in order.
         download_dir: where a downloaded archive is kept.
         checksums: of the archives by release, ``binary`` and ``python``, as ``md5:...`` or ``sha256:...``; ``None``
-            means the published ones. An archive that differs is refused. The files of an unpacked folder have no
-            published checksums; their sizes and labels are checked.
+            means the published ones. An archive that differs is refused. Of unpacked files, those of the Python
+            release are compared with their published checksums; of the binary release, sizes and labels are checked.
         images_per_file: 10,000; another number is for trying things out on an excerpt, which is then called
             ``cifar10-excerpt``.
-        num_channels: 3, or 1 for the luminance.
-        image_size: 32.
-        **options: see :class:`datamodules.prepared.PreparedDataModule`.
 
     Raises:
         InputError: no archive or folder there; a file that is damaged, cut short or of the wrong size; a wrong
@@ -91,41 +92,23 @@ class CIFAR10(PreparedDataModule):
     https://www.cs.toronto.edu/~kriz/cifar.html.
     """
 
-    def __init__(
-        self,
-        *,
-        source: str | None = None,
-        splits: Splits = "house",
-        mirrors: Sequence[str] = MIRRORS,
-        download_dir: str = "data/downloads",
-        checksums: Mapping[str, str] | None = None,
-        images_per_file: int = IMAGES_PER_FILE,
-        num_channels: int = 3,
-        image_size: int = 32,
-        prepared_dir: str = "data/prepared",
-        **options: Any,
-    ) -> None:
-        super().__init__(num_channels=num_channels, image_size=image_size, prepared_dir=prepared_dir, **options)
-        if splits not in get_args(Splits):
-            raise InputError(f"data.splits must be one of {', '.join(get_args(Splits))}, not {splits!r}")
-        if image_size != 32:
-            raise InputError(f"CIFAR10's images have 32 x 32 pixels: data.image_size cannot be {image_size}")
-        if images_per_file < 1:
-            raise InputError(f"data.images_per_file must be at least 1, not {images_per_file}")
-        self.source, self.splits = None if source is None else Path(source), splits
-        self.mirrors, self.download_dir = list(mirrors), Path(download_dir)
-        self.checksums = CHECKSUMS if checksums is None else dict(checksums)
-        self.images_per_file = images_per_file
-        self.selection_note = SELECTED_ON_TEST if splits == "paper" else None
+    source: str | None = None
+    mirrors: Sequence[str] = MIRRORS
+    download_dir: str = "data/downloads"
+    checksums: Mapping[str, str] | None = None
+    images_per_file: int = IMAGES_PER_FILE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size != 32:
+            raise InputError(f"CIFAR10's images have 32 x 32 pixels: data.image_size cannot be {self.image_size}")
+        if self.images_per_file < 1:
+            raise InputError(f"data.images_per_file must be at least 1, not {self.images_per_file}")
 
     @property
     def folder_name(self) -> str:
         excerpt = "" if self.images_per_file == IMAGES_PER_FILE else f"-excerpt{self.images_per_file}"
         return f"cifar10{excerpt}{'' if self.num_channels == 3 else '-grey'}"
-
-    @property
-    def set_name(self) -> str:
-        return f"{super().set_name} ({self.splits} splits)"
 
     def plan(self, scratch: Path) -> Plan:
         release, train, test, origin = self._files(scratch)
@@ -139,24 +122,17 @@ class CIFAR10(PreparedDataModule):
                 "test": [chunk(test, self.images_per_file)],
             },
             source={"name": self.folder_name, "release": release, **origin},
+            classes=CLASSES,
         )
-
-    def assign(self, splits: dict[str, PreparedImages]) -> None:
-        if self.splits == "paper":
-            self.train, self.val, self.test = splits["train"], splits["test"], splits["test"]
-            return
-        training, validation = held_out(len(splits["train"]), len(splits["train"]) // HELD_OUT)
-        self.train, self.val = Subset(splits["train"], training), Subset(splits["train"], validation)
-        self.test = splits["test"]
 
     def _files(self, scratch: Path) -> tuple[str, list[Path], Path, dict[str, str]]:
         """Release, training files, test file and origin of what there is to read."""
-        source = self.source if self.source is not None else self._download()
+        source = Path(self.source) if self.source is not None else self._download()
         if source.is_dir():
             for release, (train, test) in BATCHES.items():
                 for folder in (source, source / "cifar-10-batches-bin", source / "cifar-10-batches-py"):
                     if (folder / test).is_file():
-                        origin = {"folder": str(folder.resolve()), "checksum": "none published for unpacked files"}
+                        origin = {"folder": str(folder.resolve())}
                         return release, [folder / name for name in train], folder / test, origin
             inside = [source / name for name in ARCHIVES.values() if (source / name).is_file()]
             if not inside:
@@ -171,12 +147,12 @@ class CIFAR10(PreparedDataModule):
             )
         release, checksum = self._identify(source)
         train, test = BATCHES[release]
-        paths = extract(source, [*train, test], scratch, MAX_UNPACKED)
+        paths = extract(source, [*train, test], scratch)
         return release, paths[:-1], paths[-1], {"archive": str(source.resolve()), "checksum": checksum}
 
     def _identify(self, archive: Path) -> tuple[str, str]:
         """Which release an archive is, told by its checksum alone."""
-        for release, checksum in self.checksums.items():
+        for release, checksum in (self.checksums or CHECKSUMS).items():
             algorithm, _, expected = checksum.partition(":")
             if algorithm not in ("md5", "sha256"):
                 raise InputError(f"data.checksums.{release} must start with md5: or sha256:, not {algorithm!r}")
@@ -196,7 +172,7 @@ class CIFAR10(PreparedDataModule):
             try:
                 path = pooch.retrieve(
                     url,
-                    self.checksums["binary"],
+                    (self.checksums or CHECKSUMS)["binary"],
                     name,
                     self.download_dir,
                     downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30),
@@ -207,7 +183,7 @@ class CIFAR10(PreparedDataModule):
             except ValueError:  # pooch's word for a checksum that differs; it has removed what came
                 reasons.append(f"{url}: what came is not the archive, but cut short or a proxy's page (wrong checksum)")
             except OSError as error:
-                raise StorageError(f"cannot store {self.download_dir / name}: {error.strerror or error}") from error
+                raise StorageError(f"cannot store {name} in {self.download_dir}: {error.strerror or error}") from error
         raise InputError(
             f"cannot download {name} ({'; '.join(reasons) or 'no mirrors are given'}): "
             "get it in another way and give its path as data.source"
@@ -221,7 +197,7 @@ class RecordFile:
     path: Path
     count: int
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.uint8], Counter[str]]]:
+    def blocks(self) -> Iterator[Block]:
         expected = self.count * (1 + PIXELS)
         try:
             content = np.fromfile(self.path, dtype=np.uint8, count=expected + 1)
@@ -233,7 +209,7 @@ class RecordFile:
             )
         records = content.reshape(self.count, 1 + PIXELS)
         _require_labels(self.path, records[:, 0])
-        yield records[:, 1:].reshape(self.count, 3, 32, 32), Counter()
+        yield Block(records[:, 1:].reshape(self.count, 3, 32, 32), Counter(), records[:, 0])
 
 
 @dataclass(frozen=True)
@@ -243,7 +219,10 @@ class PickledFile:
     path: Path
     count: int
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.uint8], Counter[str]]]:
+    def blocks(self) -> Iterator[Block]:
+        # Unpickling can run code: the whole release is known by its checksums, an excerpt is held to plain data.
+        if self.count == IMAGES_PER_FILE and file_digest(self.path, "md5") != PICKLES_MD5[self.path.name]:
+            raise InputError(f"{self.path} differs from the published file (MD5): get it again")
         content = load_plain(self.path)
         data = content.get(b"data", content.get("data")) if isinstance(content, dict) else None
         labels = content.get(b"labels", content.get("labels")) if isinstance(content, dict) else None
@@ -254,14 +233,38 @@ class PickledFile:
                 f"{self.path} holds data of shape {data.shape} and {len(labels)} labels instead of {self.count} images"
             )
         _require_labels(self.path, labels)
-        yield data.reshape(self.count, 3, 32, 32), Counter()
+        yield Block(data.reshape(self.count, 3, 32, 32), Counter(), labels)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in PICKLED_TYPES:
+            raise InputError(f"wants to use {module}.{name}"[:120])
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def load_plain(path: Path) -> Any:
+    """Unpickle a file that may hold arrays, texts, numbers, lists and dicts; texts of Python 2 come as ``bytes``.
+
+    Raises:
+        InputError: the file cannot be read, is damaged, or wants to build or call anything else.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _PlainUnpickler(file, encoding="bytes").load()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except InputError as error:
+        raise InputError(f"{path} {error}, which data never need: do not trust this file") from error
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise InputError(f"{path} is damaged or not a pickle ({type(error).__name__}): get it again") from error
 
 
 def _require_labels(path: Path, labels: Any) -> None:
     for label in labels:
-        if not (isinstance(label, (int, np.integer)) and 0 <= label < NUM_CLASSES):
+        if not (isinstance(label, (int, np.integer)) and 0 <= label < len(CLASSES)):
             shown = str(label)[:20]
-            raise InputError(f"{path} has the label {shown}, but labels are 0 to {NUM_CLASSES - 1}: get it again")
+            raise InputError(f"{path} has the label {shown}, but labels are 0 to {len(CLASSES) - 1}: get it again")
 
 
 def _require_file(path: Path) -> None:

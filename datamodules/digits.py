@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import pad
 
 from datamodules.base import ImageDataModule
-from datamodules.sets import Tensors, held_out
+from datamodules.sets import Subset, Tensors, held_out
 from flows.errors import InputError
 
 DIGIT_SIZE = 8
@@ -17,40 +17,39 @@ NUM_TEST, NUM_VALIDATION = 300, 150
 LARGEST_SIZE = 64
 
 
+@dataclass(kw_only=True, eq=False)
 class Digits(ImageDataModule):
-    """The 1,797 digits of scikit-learn, 8 x 8 pixels: uint8 ``(num_channels, image_size, image_size)``, unlabelled.
+    """The 1,797 digits of scikit-learn, 8 x 8 pixels: uint8 ``(num_channels, image_size, image_size)``.
 
-    1,347 for training, 150 for validation, 300 for testing; those held out are evenly spaced. The 17 grey levels 0 to
-    16 are stored as ``min(16 v, 255)``.
+    1,347 for training, 150 for validation, 300 for testing; those held out are evenly spaced. The label is the digit.
+    The 17 grey levels 0 to 16 are stored as ``min(16 v, 255)``.
 
     Args:
         num_channels: 1, or 3 to repeat the grey.
         image_size: a multiple of 8, at most 64; larger images are surrounded by black.
-        **options: see :class:`datamodules.base.ImageDataModule`.
 
     Raises:
         InputError: another size or number of channels.
     """
 
-    def __init__(self, num_channels: int = 1, image_size: int = 8, **options: Any) -> None:
-        super().__init__(num_channels=num_channels, image_size=image_size, **options)
-        if image_size % DIGIT_SIZE or not DIGIT_SIZE <= image_size <= LARGEST_SIZE:
-            raise InputError(f"data.image_size must be 8, 16, ... {LARGEST_SIZE} for digits, not {image_size}")
-        if num_channels not in (1, 3):
-            raise InputError(f"data.num_channels must be 1 or 3, not {num_channels}")
+    num_channels: int = 1
+    image_size: int = DIGIT_SIZE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size % DIGIT_SIZE or not DIGIT_SIZE <= self.image_size <= LARGEST_SIZE:
+            raise InputError(f"data.image_size must be 8, 16, ... {LARGEST_SIZE} for digits, not {self.image_size}")
 
     @property
     def set_name(self) -> str:
         return "digits"
 
-    def setup(self, stage: str | None = None) -> None:
-        grey = torch.from_numpy(load_digits().images).mul(16).clamp(max=255).to(torch.uint8)
+    def load_splits(self) -> tuple[Subset, Subset, Subset]:
+        digits = load_digits()
+        grey = torch.from_numpy(digits.images).mul(16).clamp(max=255).to(torch.uint8)
         margin = (self.image_size - DIGIT_SIZE) // 2
         images = pad(grey, [margin] * 4)[:, None].repeat(1, self.num_channels, 1, 1)
+        whole = Tensors(images, torch.from_numpy(digits.target).long())
         rest, test = held_out(len(images), NUM_TEST)
         training, validation = held_out(len(rest), NUM_VALIDATION)
-        self.train, self.val, self.test = (
-            Tensors(images[rest[training]]),
-            Tensors(images[rest[validation]]),
-            Tensors(images[test]),
-        )
+        return Subset(whole, rest[training]), Subset(whole, rest[validation]), Subset(whole, test)

@@ -6,14 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from datamodules.conversion import Plan
 from datamodules.decoding import fit, read_file
 from datamodules.pictures import chunks_of, list_files
 from datamodules.prepared import PreparedDataModule
-from datamodules.prepared_sets import MANIFEST, PreparedImages
+from datamodules.prepared_sets import MANIFEST
 from flows.console import progress
 from flows.errors import InputError
 
@@ -26,8 +26,9 @@ SPLIT_FOLDERS = {
 }
 
 
+@dataclass(kw_only=True, eq=False)
 class ImageFolder(PreparedDataModule):
-    """PNG, JPEG and WebP files in a folder and below it, uint8 ``(C, image_size, image_size)``, without labels.
+    """PNG, JPEG and WebP files in a folder and below it, uint8 ``(C, image_size, image_size)``.
 
     Of each picture the largest central square is scaled to ``image_size`` (bicubic, with antialiasing). Other modes are
     converted (:func:`datamodules.decoding.decode` says how), and the manifest counts what was done.
@@ -36,13 +37,12 @@ class ImageFolder(PreparedDataModule):
     images that have no folder are taken from the rest: each file's place follows from a hash of its content, so that
     copies of a picture come to lie in the same split, and added files move no others.
 
+    Labels: the names of the topmost folders (below those of the splits), sorted, where every picture lies in one.
+
     Args:
         root: the folder. Hidden files are passed over, links to folders not followed.
-        image_size: side of the images in pixels.
-        num_channels: 3, or 1 for the luminance.
         validation_fraction, test_fraction: of the images, about so many are held out where there are no such folders.
         split_seed: of the hash; another one, other splits. It has nothing to do with the run's seed.
-        **options: see :class:`datamodules.prepared.PreparedDataModule`.
 
     Raises:
         InputError: no such folder, or no picture in it; a damaged or huge picture; an empty split; a picture beside the
@@ -50,84 +50,86 @@ class ImageFolder(PreparedDataModule):
         StorageError: the converted images cannot be stored.
     """
 
-    def __init__(
-        self,
-        *,
-        root: str | None = None,
-        image_size: int = 32,
-        num_channels: int = 3,
-        validation_fraction: float = 0.05,
-        test_fraction: float = 0.05,
-        split_seed: int = 0,
-        prepared_dir: str = "data/prepared",
-        **options: Any,
-    ) -> None:
-        super().__init__(num_channels=num_channels, image_size=image_size, prepared_dir=prepared_dir, **options)
-        if root is None:
+    root: str | None = None
+    validation_fraction: float = 0.05
+    test_fraction: float = 0.05
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.root is None:
             raise InputError("data=images needs a folder of pictures: give it as data.root=FOLDER")
-        if image_size < 1:
-            raise InputError(f"data.image_size must be at least 1, not {image_size}")
-        if min(validation_fraction, test_fraction) <= 0 or validation_fraction + test_fraction >= 1:
+        if self.image_size < 1:
+            raise InputError(f"data.image_size must be at least 1, not {self.image_size}")
+        fractions = (self.validation_fraction, self.test_fraction)
+        if min(fractions) <= 0 or sum(fractions) >= 1:
             raise InputError("data.validation_fraction and data.test_fraction must be above 0 and below 1 together")
-        self.root = Path(root)
-        self.validation_fraction, self.test_fraction = validation_fraction, test_fraction
-        self.split_seed = split_seed
+        self._root = Path(self.root)
 
     @property
     def folder_name(self) -> str:
-        root = self.root.resolve()
+        root = self._root.resolve()
         settings = [str(root), self.validation_fraction, self.test_fraction, self.split_seed]
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
         grey = "" if self.num_channels == 3 else "-grey"
         return f"images-{_plain(root.name)}-{self.image_size}{grey}-{digest}"
 
     def prepare_data(self) -> None:
-        if (self.folder / MANIFEST).exists() and self.root.is_dir():
-            files, _ = list_files(self.root, SUFFIXES)
+        if (self.folder / MANIFEST).exists() and self._root.is_dir():
+            files, _ = list_files(self._root, SUFFIXES)
             if self.manifest["source"]["listing"] != self._listing(files):
                 raise InputError(
-                    f"{self.root} has changed since it was prepared: put it back as it was, or remove {self.folder} "
+                    f"{self._root} has changed since it was prepared: put it back as it was, or remove {self.folder} "
                     "to prepare it as it is now"
                 )
         super().prepare_data()
 
     def plan(self, scratch: Path) -> Plan:
-        if not self.root.is_dir():
-            raise InputError(f"data.root={self.root} is not a folder: give one that holds PNG, JPEG or WebP files")
-        files, others = list_files(self.root, SUFFIXES)
+        if not self._root.is_dir():
+            raise InputError(f"data.root={self._root} is not a folder: give one that holds PNG, JPEG or WebP files")
+        files, others = list_files(self._root, SUFFIXES)
         if not files:
-            raise InputError(f"no PNG, JPEG or WebP file in {self.root}")
+            raise InputError(f"no PNG, JPEG or WebP file in {self._root}")
         splits = self._split(files)
         for split, paths in splits.items():
             if not paths:
                 raise InputError(
-                    f"{self.root} holds {len(files)} pictures, and none of them would be for the {split} split: "
-                    f"put some into {self.root / split}, or raise data.validation_fraction and data.test_fraction"
+                    f"{self._root} holds {len(files)} pictures, and none of them would be for the {split} split: "
+                    f"put some into {self._root / split}, or raise data.validation_fraction and data.test_fraction"
                 )
+        classes = self._classes(files)
+        labels = {split: [classes.index(self._class_of(path)) for path in splits[split] if classes] for split in splits}
         return Plan(
             shape=self.image_shape,
-            splits={split: chunks_of(paths, fit, self.image_size) for split, paths in splits.items()},
+            splits={split: chunks_of(splits[split], fit, self.image_size, labels[split]) for split in splits},
+            classes=classes,
             source={
-                "name": f"images-{_plain(self.root.resolve().name)}-{self.image_size}",
-                "folder": str(self.root.resolve()),
+                "name": f"images-{_plain(self._root.resolve().name)}-{self.image_size}",
+                "folder": str(self._root.resolve()),
                 "listing": self._listing(files),
                 "files_ignored": others,
             },
         )
 
-    def assign(self, splits: dict[str, PreparedImages]) -> None:
-        self.train, self.val, self.test = splits["train"], splits["val"], splits["test"]
+    def _class_of(self, path: Path) -> str:
+        """The topmost folder that a file lies in, that of its split apart; empty if there is none."""
+        folders = path.relative_to(self._root).parts[:-1]
+        return next(iter(folders[1:] if _split_named(folders) else folders), "")
+
+    def _classes(self, files: Sequence[Path]) -> list[str]:
+        """The names of the folders, where every file lies in one; else there are no classes."""
+        names = sorted({self._class_of(path) for path in files})
+        return [] if "" in names else names
 
     def _split(self, files: Sequence[Path]) -> dict[str, list[Path]]:
         splits: dict[str, list[Path]] = {split: [] for split in SPLIT_FOLDERS}
         rest: list[Path] = []
         for path in files:
-            top = path.relative_to(self.root).parts[:-1][:1]
-            split = next((split for split, names in SPLIT_FOLDERS.items() if top and top[0].lower() in names), None)
+            split = _split_named(path.relative_to(self._root).parts[:-1])
             (rest if split is None else splits[split]).append(path)
         if splits["train"] and rest:
             raise InputError(
-                f"{rest[0]} lies outside the split folders of {self.root} (train, val, test): move or remove it"
+                f"{rest[0]} lies outside the split folders of {self._root} (train, val, test): move or remove it"
             )
         pool = splits["train"] or rest
         splits["train"] = []
@@ -154,8 +156,13 @@ class ImageFolder(PreparedDataModule):
         digest = hashlib.sha256()
         for path in files:
             state = path.stat()
-            digest.update(json.dumps([str(path.relative_to(self.root)), state.st_size, state.st_mtime_ns]).encode())
+            digest.update(json.dumps([str(path.relative_to(self._root)), state.st_size, state.st_mtime_ns]).encode())
         return digest.hexdigest()
+
+
+def _split_named(folders: Sequence[str]) -> str | None:
+    """The split whose folder comes first, if it is one."""
+    return next((split for split, names in SPLIT_FOLDERS.items() if folders and folders[0].lower() in names), None)
 
 
 def _plain(name: str) -> str:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.transform import resize
 
-from datamodules.cifar10 import SELECTED_ON_TEST, Splits
 from datamodules.conversion import Plan
 from datamodules.pictures import chunks_of, list_files
-from datamodules.prepared import PreparedDataModule
-from datamodules.prepared_sets import PreparedImages
-from datamodules.sets import Concatenation
+from datamodules.prepared import BenchmarkDataModule
+from datamodules.sets import ImageDataset, Tensors
 from flows.errors import InputError
 
 FOLDERS = {"train": "training", "val": "validation", "test": "test"}
@@ -25,23 +24,21 @@ FULL_SIZE = 64
 """Side to which every picture is resized first."""
 
 
-class Galaxies(PreparedDataModule):
+@dataclass(kw_only=True, eq=False)
+class Galaxies(BenchmarkDataModule):
     """Galaxies that do not interact, from the merger-classification set: uint8 ``(3, 32, 32)`` or ``(3, 64, 64)``.
 
     The pictures are resized to 64 x 64 (bilinear, after a Gaussian blur against aliasing, whatever their proportions)
     and for 32 x 32 averaged over blocks of 2 x 2 pixels, rounding down both times, as in the paper's code. There are
     no labels.
 
-    Splits: ``house`` takes the three folders as they are. ``paper`` does as the paper's code: the validation and test
+    Splits: ``holdout`` takes the three folders as they are. ``paper`` does as the paper's code: the validation and test
     folders together are the test images, and validation is on them; every report says so.
 
     Args:
         source: the folder ``galaxy_mergers`` (or the one that it lies in, or ``noninteracting`` within it), with
             ``noninteracting/{training,validation,test}/*.jpeg``.
-        splits: ``house`` or ``paper``.
         image_size: 32 or 64.
-        num_channels: 3, or 1 for the luminance.
-        **options: see :class:`datamodules.prepared.PreparedDataModule`.
 
     Raises:
         InputError: the folder is missing or has another layout; a picture is damaged.
@@ -54,31 +51,16 @@ class Galaxies(PreparedDataModule):
     Reference: Ackermann et al., Using transfer learning to detect galaxy mergers, 2018.
     """
 
-    def __init__(
-        self,
-        *,
-        source: str | None = None,
-        splits: Splits = "house",
-        image_size: int = 32,
-        num_channels: int = 3,
-        prepared_dir: str = "data/prepared",
-        **options: Any,
-    ) -> None:
-        super().__init__(num_channels=num_channels, image_size=image_size, prepared_dir=prepared_dir, **options)
-        if image_size not in (32, 64):
-            raise InputError(f"the galaxies have 32 or 64 pixels: data.image_size cannot be {image_size}")
-        if splits not in get_args(Splits):
-            raise InputError(f"data.splits must be one of {', '.join(get_args(Splits))}, not {splits!r}")
-        self.source, self.splits = None if source is None else Path(source), splits
-        self.selection_note = SELECTED_ON_TEST if splits == "paper" else None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size not in (32, 64):
+            raise InputError(f"the galaxies have 32 or 64 pixels: data.image_size cannot be {self.image_size}")
 
     @property
     def folder_name(self) -> str:
         return f"galaxy-{self.image_size}{'' if self.num_channels == 3 else '-grey'}"
-
-    @property
-    def set_name(self) -> str:
-        return f"{super().set_name} ({self.splits} splits)"
 
     def plan(self, scratch: Path) -> Plan:
         folder = self._folder()
@@ -92,17 +74,18 @@ class Galaxies(PreparedDataModule):
             source={"name": self.folder_name, "folder": str(folder.resolve())},
         )
 
-    def assign(self, splits: dict[str, PreparedImages]) -> None:
-        self.train = splits["train"]
-        if self.splits == "paper":
-            self.val = self.test = Concatenation(splits["val"], splits["test"])
-        else:
-            self.val, self.test = splits["val"], splits["test"]
+    def arrange(self, prepared: dict[str, ImageDataset]) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
+        train, val, test = prepared["train"], prepared["val"], prepared["test"]
+        if self.splits == "holdout":
+            return train, val, test
+        both = Tensors(torch.cat([split.gather(range(len(split))) for split in (val, test)]))  # some thousand images
+        return train, both, both
 
     def _folder(self) -> Path:
         if self.source is None:
             raise InputError(f"the galaxies are not downloaded for you: {_wanted()}")
-        for folder in (self.source, self.source / "noninteracting", self.source / "galaxy_mergers" / "noninteracting"):
+        for below in ("", "noninteracting", "galaxy_mergers/noninteracting"):
+            folder = Path(self.source, below)
             if all((folder / name).is_dir() for name in FOLDERS.values()):
                 return folder
         raise InputError(f"{self.source} has another layout: {_wanted()}")

@@ -11,18 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.archives import file_digest, index_pictures
-from datamodules.cifar10 import SELECTED_ON_TEST, Splits
-from datamodules.conversion import Chunk, Plan
+from datamodules.conversion import Block, Chunk, Plan
 from datamodules.decoding import decode_exact, read_file
-from datamodules.prepared import PreparedDataModule
-from datamodules.prepared_sets import MANIFEST, PreparedImages
-from datamodules.sets import Subset, held_out
+from datamodules.prepared import BenchmarkDataModule
+from datamodules.prepared_sets import MANIFEST
 from flows.errors import InputError
 
 Release = Literal["oord", "npz"]
@@ -48,15 +46,13 @@ PUBLISHED_MD5 = {
 """Of the 32 x 32 npz files, as several loaders quote them."""
 
 NUM_CLASSES = 1000
-HELD_OUT = 128
-"""In the ``house`` splits every so-many-th training image is for validation: about 10,000."""
 
 IMAGES_PER_CHUNK = 2048
 BYTES_PER_BLOCK = 8 << 20
-MAX_TAR_BYTES = 64 << 30
 
 
-class DownsampledImageNet(PreparedDataModule):
+@dataclass(kw_only=True, eq=False)
+class DownsampledImageNet(BenchmarkDataModule):
     """ImageNet scaled down, uint8 ``(3, 32, 32)`` or ``(3, 64, 64)``.
 
     There are two releases, and bits/dim on one say nothing about the other (flows score about 0.3 lower on the second):
@@ -70,18 +66,15 @@ class DownsampledImageNet(PreparedDataModule):
     report, and refused where both lie in one folder. Where checksums of the files are known they are compared, and the
     manifest and ``prepare.py`` say what came out.
 
-    Splits: the release's validation images are the test images. ``house`` holds out every 128th training image
+    Splits: the release's validation images are the test images. ``holdout`` holds out every 128th training image
     (about 10,000) for validation; ``paper`` validates on the test images, and every report says so.
 
     Args:
         image_size: 32 or 64.
         source: a folder with one release's files, as named above (those of the npz release also in folders below).
         release: ``oord`` or ``npz``, to insist on one; ``None`` takes the one that is there.
-        splits: ``house`` or ``paper``.
         expected_counts: how many training and validation images there must be; ``None`` means the release's own
             counts. Others are for trying things out on an excerpt, which is then called ``...-excerpt``.
-        num_channels: 3, or 1 for the luminance.
-        **options: see :class:`datamodules.prepared.PreparedDataModule`.
 
     Raises:
         InputError: no source, or not a whole one; both releases at once; wrong counts, sizes or labels; a damaged file.
@@ -91,38 +84,28 @@ class DownsampledImageNet(PreparedDataModule):
     ImageNet as an Alternative to the CIFAR datasets, 2017.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        source: str | None = None,
-        release: Release | None = None,
-        splits: Splits = "house",
-        expected_counts: Sequence[int] | None = None,
-        num_channels: int = 3,
-        prepared_dir: str = "data/prepared",
-        **options: Any,
-    ) -> None:
-        super().__init__(num_channels=num_channels, image_size=image_size, prepared_dir=prepared_dir, **options)
-        if image_size not in (32, 64):
-            raise InputError(f"ImageNet is released with 32 and 64 pixels: data.image_size cannot be {image_size}")
-        if release is not None and release not in get_args(Release):
-            raise InputError(f"data.release must be oord or npz, not {release!r}")
-        if splits not in get_args(Splits):
-            raise InputError(f"data.splits must be one of {', '.join(get_args(Splits))}, not {splits!r}")
-        if expected_counts is not None and (len(expected_counts) != 2 or min(expected_counts) < 1):
-            raise InputError(f"data.expected_counts must be two numbers of at least 1, not {list(expected_counts)}")
-        self.source = None if source is None else Path(source)
-        self.given_release, self.splits = release, splits
-        self.expected_counts = None if expected_counts is None else tuple(expected_counts)
-        self.selection_note = SELECTED_ON_TEST if splits == "paper" else None
+    source: str | None = None
+    release: Release | None = None
+    expected_counts: Sequence[int] | None = None
 
-    @property
-    def release(self) -> Release:
+    holds_out: ClassVar[int] = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size not in (32, 64):
+            raise InputError(f"ImageNet is released with 32 and 64 pixels: data.image_size cannot be {self.image_size}")
+        if self.release is not None and self.release not in get_args(Release):
+            raise InputError(f"data.release must be oord or npz, not {self.release!r}")
+        counts = self.expected_counts
+        if counts is not None and (len(counts) != 2 or min(counts) < 1):
+            raise InputError(f"data.expected_counts must be two numbers of at least 1, not {list(counts)}")
+        self._expected = None if counts is None else tuple(counts)
+
+    def chosen_release(self) -> Release:
         """The release in use: the one asked for, else the one that is prepared, else the one at the source."""
-        if self.given_release is not None:
-            return self.given_release
-        folders = {release: self.prepared_dir / self._folder_of(release) for release in get_args(Release)}
+        if self.release is not None:
+            return self.release
+        folders = {release: Path(self.prepared_dir, self._folder_of(release)) for release in get_args(Release)}
         prepared = [release for release, folder in folders.items() if (folder / MANIFEST).exists()]
         if len(prepared) == 1:
             return prepared[0]
@@ -135,14 +118,10 @@ class DownsampledImageNet(PreparedDataModule):
 
     @property
     def folder_name(self) -> str:
-        return self._folder_of(self.release)
-
-    @property
-    def set_name(self) -> str:
-        return f"{super().set_name} ({self.splits} splits)"
+        return self._folder_of(self.chosen_release())
 
     def plan(self, scratch: Path) -> Plan:
-        release = self.release
+        release = self.chosen_release()
         source = self._require_source()
         files = self._oord_files(source) if release == "oord" else self._npz_files(source)
         if not all(files.values()):
@@ -164,27 +143,18 @@ class DownsampledImageNet(PreparedDataModule):
             },
         )
 
-    def assign(self, splits: dict[str, PreparedImages]) -> None:
-        self.test = splits["test"]
-        if self.splits == "paper":
-            self.train, self.val = splits["train"], splits["test"]
-            return
-        total = len(splits["train"])
-        training, validation = held_out(total, max(total // HELD_OUT, 1))
-        self.train, self.val = Subset(splits["train"], training), Subset(splits["train"], validation)
-
     def _folder_of(self, release: str) -> str:
         excerpt = ""
-        if self.expected_counts is not None and self.expected_counts != COUNTS[release]:
-            excerpt = "-excerpt" + "+".join(map(str, self.expected_counts))
+        if self._expected is not None and self._expected != COUNTS[release]:
+            excerpt = "-excerpt" + "+".join(map(str, self._expected))
         return f"imagenet{self.image_size}-{release}{excerpt}{'' if self.num_channels == 3 else '-grey'}"
 
     def _require_source(self) -> Path:
         if self.source is None:
             raise InputError(f"ImageNet {self.image_size} cannot be downloaded without an account: {self._wanted()}")
-        if not self.source.is_dir():
+        if not Path(self.source).is_dir():
             raise InputError(f"data.source={self.source} is not a folder: {self._wanted()}")
-        return self.source
+        return Path(self.source)
 
     def _wanted(self) -> str:
         size = self.image_size
@@ -227,7 +197,7 @@ class DownsampledImageNet(PreparedDataModule):
 
     def _require_counts(self, release: str, counts: dict[str, int]) -> None:
         found = (counts["train"], counts["test"])
-        expected = self.expected_counts or COUNTS[release]
+        expected = self._expected or COUNTS[release]
         if found == expected:
             return
         other = next(counts for name, counts in COUNTS.items() if name != release)
@@ -239,7 +209,7 @@ class DownsampledImageNet(PreparedDataModule):
         )
 
     def _compare_checksums(self, release: str, paths: list[Path]) -> str:
-        if release != "npz" or self.image_size != 32 or self.expected_counts not in (None, COUNTS["npz"]):
+        if release != "npz" or self.image_size != 32 or self._expected not in (None, COUNTS["npz"]):
             return "none published"
         with ThreadPoolExecutor(2) as pool:
             digests = pool.map(lambda path: file_digest(path, "md5"), paths)
@@ -261,7 +231,7 @@ class TarPictures:
     def count(self) -> int:
         return len(self.names)
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.uint8], Counter[str]]]:
+    def blocks(self) -> Iterator[Block]:
         yield _decode_all(self._contents(), self.count, self.image_size)
 
     def _contents(self) -> Iterator[tuple[bytes, str]]:
@@ -286,18 +256,18 @@ class FolderPictures:
     def count(self) -> int:
         return len(self.names)
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.uint8], Counter[str]]]:
+    def blocks(self) -> Iterator[Block]:
         paths = (f"{self.folder}/{name.decode()}" for name in self.names)
         yield _decode_all(((read_file(path), path) for path in paths), self.count, self.image_size)
 
 
-def _decode_all(contents: Iterator[tuple[bytes, str]], count: int, size: int) -> tuple[NDArray[np.uint8], Counter[str]]:
+def _decode_all(contents: Iterator[tuple[bytes, str]], count: int, size: int) -> Block:
     images, converted = np.empty((count, size, size, 3), np.uint8), Counter[str]()
     for image, (content, where) in zip(images, contents, strict=True):
         image[:], counts = decode_exact(content, where, size)
         if counts:
             converted.update(counts)
-    return images.transpose(0, 3, 1, 2), converted
+    return Block(images.transpose(0, 3, 1, 2), converted)
 
 
 def _picture_chunks(path: Path, size: int) -> Iterator[Chunk]:
@@ -308,7 +278,7 @@ def _picture_chunks(path: Path, size: int) -> Iterator[Chunk]:
         for start in range(0, len(names), IMAGES_PER_CHUNK):
             yield FolderPictures(path, names[start : start + IMAGES_PER_CHUNK], size)
         return
-    names, offsets, sizes = index_pictures(path, ".png", MAX_TAR_BYTES)
+    names, offsets, sizes = index_pictures(path, ".png")
     for start in range(0, len(names), IMAGES_PER_CHUNK):
         part = slice(start, start + IMAGES_PER_CHUNK)
         yield TarPictures(path, names[part], offsets[part], sizes[part], size)
@@ -331,7 +301,7 @@ class NpzBatch:
     count: int
     image_size: int
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.uint8], Counter[str]]]:
+    def blocks(self) -> Iterator[Block]:
         size, pixels = self.image_size, 3 * self.image_size**2
         at_once = max(BYTES_PER_BLOCK // pixels, 1)
         with _explained(self.path), zipfile.ZipFile(self.path) as archive:
@@ -341,7 +311,7 @@ class NpzBatch:
                 for start in range(0, self.count, at_once):
                     num_images = min(at_once, self.count - start)
                     block = np.frombuffer(_read_exactly(file, num_images * pixels), np.uint8)
-                    yield block.reshape(num_images, 3, size, size), Counter()
+                    yield Block(block.reshape(num_images, 3, size, size), Counter())
                 if file.read(1):
                     raise ValueError("there is more data than its header says")
 

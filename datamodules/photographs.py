@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import skimage.data
@@ -41,7 +42,7 @@ PERIOD, TEST_PHASE, VALIDATION_PHASE = 7, 0, 4
 
 
 class Windows(ImageDataset):
-    """Square windows into some photographs.
+    """Square windows into some photographs, in groups by the block that they lie in.
 
     Args:
         photographs: uint8 ``(C, H, W)`` each.
@@ -51,6 +52,8 @@ class Windows(ImageDataset):
 
     def __init__(self, photographs: Sequence[Tensor], places: Tensor, size: int) -> None:
         self.photographs, self.places, self.size = list(photographs), places, size
+        # Neighbours share colours and texture: a group is the block in which the window begins.
+        self.groups = places[:, 0] * 10**6 + places[:, 1] // BLOCK_SIZE * 10**3 + places[:, 2] // BLOCK_SIZE
 
     def __len__(self) -> int:
         return len(self.places)
@@ -64,6 +67,7 @@ class Windows(ImageDataset):
         )
 
 
+@dataclass(eq=False)
 class PhotographCrops(ImageDataModule):
     """Crops of a few colour photographs, with whole regions held out.
 
@@ -81,37 +85,35 @@ class PhotographCrops(ImageDataModule):
 
     Args:
         collection: which photographs.
-        num_channels: 3, or 1 for the luminance.
         image_size: side of the crops, at most 96.
-        **options: see :class:`datamodules.base.ImageDataModule`.
 
     Raises:
         InputError: an unknown collection or a size above 96.
     """
 
-    def __init__(self, collection: Collection, num_channels: int = 3, image_size: int = 32, **options: Any) -> None:
-        super().__init__(num_channels=num_channels, image_size=image_size, **options)
-        if collection not in get_args(Collection):
-            raise InputError(f"collection must be one of {', '.join(get_args(Collection))}, not '{collection}'")
-        if not 1 <= image_size <= BLOCK_SIZE:
-            raise InputError(f"data.image_size must be between 1 and {BLOCK_SIZE}, not {image_size}")
-        if num_channels not in (1, 3):
-            raise InputError(f"data.num_channels must be 1 or 3, not {num_channels}")
-        self.collection = collection
+    collection: Collection
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.collection not in get_args(Collection):
+            raise InputError(f"collection must be one of {', '.join(get_args(Collection))}, not '{self.collection}'")
+        if not 1 <= self.image_size <= BLOCK_SIZE:
+            raise InputError(f"data.image_size must be between 1 and {BLOCK_SIZE}, not {self.image_size}")
 
     @property
     def set_name(self) -> str:
         return self.collection
 
-    def setup(self, stage: str | None = None) -> None:
+    def load_splits(self) -> tuple[Windows, Windows, Windows]:
         arrays = [load() for load in PHOTOGRAPHS[self.collection].values()]
         photographs = [_as_tensor(array, self.num_channels) for array in arrays]
         phases = [_phases(photograph) for photograph in photographs]
         size = self.image_size
         training = [(phase != TEST_PHASE) & (phase != VALIDATION_PHASE) for phase in phases]
-        self.train = Windows(photographs, _everywhere(training, size), size)
-        self.val = Windows(photographs, _tiles([phase == VALIDATION_PHASE for phase in phases], size), size)
-        self.test = Windows(photographs, _tiles([phase == TEST_PHASE for phase in phases], size), size)
+        places = [_everywhere(training, size)]
+        places += [_tiles([phase == held for phase in phases], size) for held in (VALIDATION_PHASE, TEST_PHASE)]
+        train, val, test = (Windows(photographs, each, size) for each in places)
+        return train, val, test
 
 
 def _as_tensor(array: NDArray[np.uint8], num_channels: int) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from datamodules.conversion import Block
 from datamodules.decoding import decode, read_file
 from flows.errors import InputError
 
@@ -23,9 +24,10 @@ PICTURES_PER_CHUNK = 128
 
 @dataclass(frozen=True)
 class ScaledPictures:
-    """Some files, each decoded and scaled to ``image_size``."""
+    """Some files, each decoded and scaled to ``image_size``, and their labels, if there are any."""
 
     paths: tuple[Path, ...]
+    labels: tuple[int, ...]
     scale: Scale
     image_size: int
 
@@ -33,20 +35,20 @@ class ScaledPictures:
     def count(self) -> int:
         return len(self.paths)
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.uint8], Counter[str]]]:
+    def blocks(self) -> Iterator[Block]:
         images, converted = [], Counter[str]()
         for path in self.paths:
             picture, counts = decode(read_file(path), str(path))
             image, more = self.scale(picture, self.image_size)
             images.append(image)
             converted.update(counts + more)
-        yield np.stack(images), converted
+        yield Block(np.stack(images), converted, self.labels)
 
 
-def chunks_of(paths: Sequence[Path], scale: Scale, image_size: int) -> list[ScaledPictures]:
+def chunks_of(paths: Sequence[Path], scale: Scale, image_size: int, labels: Sequence[int] = ()) -> list[ScaledPictures]:
     """The files in order, some at a time."""
-    starts = range(0, len(paths), PICTURES_PER_CHUNK)
-    return [ScaledPictures(tuple(paths[start : start + PICTURES_PER_CHUNK]), scale, image_size) for start in starts]
+    parts = [slice(start, start + PICTURES_PER_CHUNK) for start in range(0, len(paths), PICTURES_PER_CHUNK)]
+    return [ScaledPictures(tuple(paths[part]), tuple(labels[part]), scale, image_size) for part in parts]
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> tuple[list[Path], int]:

@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from datamodules.base import ImageDataModule
 from datamodules.conversion import Plan, prepare
-from datamodules.prepared_sets import MANIFEST, PreparedImages, open_splits, read_manifest, remedy
+from datamodules.prepared_sets import MANIFEST, open_splits, read_manifest, remedy
+from datamodules.sets import ImageDataset, Subset, held_out
 from flows.errors import InputError
 
+SELECTED_ON_TEST = (
+    "The validation images are the test images, as in the paper: the best checkpoint is selected on the test set, "
+    "which makes its test score optimistic"
+)
+"""What every report says where there is no validation split."""
 
+
+@dataclass(kw_only=True, eq=False)
 class PreparedDataModule(ImageDataModule):
     """A data set that is converted on first use into ``prepared_dir`` and read from there ever after.
 
     A subclass says what it is called (:attr:`folder_name`: two sets that differ must not share one), how it is
-    converted (:meth:`plan`), and which images make up the splits (:meth:`assign`). The source is not needed again once
+    converted (:meth:`plan`), and which images make up the splits (:meth:`arrange`). The source is not needed again once
     the set is prepared.
 
     Args:
         prepared_dir: where prepared sets are kept; each has a folder there.
         num_converters: processes that convert; ``None`` uses every processor that this one may run on.
-        **options: see :class:`datamodules.base.ImageDataModule`.
     """
 
-    def __init__(self, *, prepared_dir: str, num_converters: int | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        if self.num_channels not in (1, 3):
-            raise InputError(f"data.num_channels must be 1 (luminance) or 3 (colour), not {self.num_channels}")
-        if num_converters is not None and num_converters < 1:
-            raise InputError(f"data.num_converters must be at least 1, not {num_converters}")
-        self.prepared_dir = Path(prepared_dir)
-        self.num_converters = num_converters
+    prepared_dir: str = "data/prepared"
+    num_converters: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_converters is not None and self.num_converters < 1:
+            raise InputError(f"data.num_converters must be at least 1, not {self.num_converters}")
 
     @property
     @abstractmethod
@@ -47,14 +54,14 @@ class PreparedDataModule(ImageDataModule):
             InputError: the source is missing or not what it should be; says what to put where.
         """
 
-    @abstractmethod
-    def assign(self, splits: dict[str, PreparedImages]) -> None:
-        """Set ``train``, ``val`` and ``test`` from what was prepared."""
+    def arrange(self, prepared: dict[str, ImageDataset]) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
+        """Training, validation and test images from what :meth:`plan` has prepared: as they are."""
+        return prepared["train"], prepared["val"], prepared["test"]
 
     @property
     def folder(self) -> Path:
         """Where the prepared set is, or will be."""
-        return self.prepared_dir / self.folder_name
+        return Path(self.prepared_dir, self.folder_name)
 
     @property
     def set_name(self) -> str:
@@ -69,9 +76,45 @@ class PreparedDataModule(ImageDataModule):
         if not (self.folder / MANIFEST).exists():
             prepare(self.folder, self.plan, self.num_converters)
 
-    def setup(self, stage: str | None = None) -> None:
-        splits = open_splits(self.folder)
-        for path, shape in ((images.path, images.shape) for images in splits.values()):
-            if shape[1:] != self.image_shape:
-                raise InputError(f"{path} holds images of {shape[1:]}, not {self.image_shape}; {remedy(self.folder)}")
-        self.assign(splits)
+    def load_splits(self) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
+        prepared = open_splits(self.folder)
+        for images in prepared.values():
+            if images.shape[1:] != self.image_shape:
+                found = f"{images.path} holds images of {images.shape[1:]}, not {self.image_shape}"
+                raise InputError(f"{found}; {remedy(self.folder)}")
+        return self.arrange({**prepared})
+
+
+@dataclass(kw_only=True, eq=False)
+class BenchmarkDataModule(PreparedDataModule):
+    """A data set on which the paper reports, and its two ways to split it.
+
+    Args:
+        splits: ``holdout`` holds out validation images, or takes those of the release. ``paper`` does as the paper's
+            code: all of the training images train, and validation is on the test images, which every report says.
+    """
+
+    splits: Literal["holdout", "paper"] = "holdout"
+
+    holds_out: ClassVar[int] = 10
+    """Where the release has no validation images: the ``holdout`` splits take every so-many-th training image."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.splits not in ("holdout", "paper"):
+            raise InputError(f"data.splits must be holdout or paper, not {self.splits!r}")
+
+    @property
+    def selection_note(self) -> str | None:
+        return SELECTED_ON_TEST if self.splits == "paper" else None
+
+    @property
+    def set_name(self) -> str:
+        return f"{super().set_name} ({self.splits} splits)"
+
+    def arrange(self, prepared: dict[str, ImageDataset]) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
+        train, test = prepared["train"], prepared["test"]
+        if self.splits == "paper":
+            return train, test, test
+        training, validation = held_out(len(train), max(len(train) // self.holds_out, 1))
+        return Subset(train, training), Subset(train, validation), test

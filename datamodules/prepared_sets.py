@@ -1,98 +1,81 @@
-"""Prepared sets on the disk: one memory-mapped uint8 array a split, and a small manifest that says what it is.
+"""Prepared sets on the disk: one memory-mapped uint8 array per split, and a small manifest that says what it is.
 
 A prepared set is a folder::
 
-    cifar10/manifest.json        name, source, and for each split its file, shape and SHA-256
+    cifar10/manifest.json        name, source, classes, the shape of each split, and each file's SHA-256
     cifar10/train.npy            uint8 (N, C, H, W), in numpy's own format
-    cifar10/test.npy
+    cifar10/train-labels.npy     int64 (N,), where there are classes
+    cifar10/test.npy, ...
 
 Whatever has a manifest is whole (:mod:`datamodules.conversion`).
 """
 
 from __future__ import annotations
 
-import io
 import json
-import mmap
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.archives import file_digest
 from datamodules.sets import ImageDataset
 from flows.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout."""
 
 MANIFEST = "manifest.json"
 
-RELEASE_AFTER = 64 << 20
-"""Bytes of a memory map that may become resident before its pages are handed back to the system's cache."""
-
-FAULT_BYTES = 64 << 10
-"""What reading a single byte of a memory map makes resident (Linux maps so much around every fault)."""
+SPLITS = ("train", "val", "test")
 
 
 class PreparedImages(ImageDataset):
     """One split of a prepared set, read through a memory map.
 
-    Resident memory stays below about 64 MiB however large the file is: the pages go back to the system's cache, from
-    which they come again without touching the disk.
-
     Args:
-        path: the ``.npy`` file.
+        path: the ``.npy`` file of images.
         shape: what it must hold, ``(N, C, H, W)``.
+        labels: the ``.npy`` file of labels, if there are any.
 
     Raises:
-        InputError: the file is missing or holds something else.
+        InputError: a file is missing or holds something else.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self.path, self.shape = path, shape
-        self._map: mmap.mmap | None = None
-        self._open()
-
-    def _open(self) -> None:
-        header, mend = npy_header(self.shape), remedy(self.path.parent)
-        try:
-            with open(self.path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                whole = file.read(len(header)) == header and size == len(header) + self._bytes
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if whole else None
-        except OSError as error:
-            raise InputError(f"cannot read {self.path}: {error.strerror or error}; {mend}") from error
-        if self._map is None:
-            raise InputError(f"{self.path} is damaged: it has the wrong size or header; {mend}")
-        self._array = np.frombuffer(self._map, np.uint8, self._bytes, len(header)).reshape(self.shape)
-        self._read = 0
-
-    @property
-    def _bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+    def __init__(self, path: Path, shape: tuple[int, ...], labels: Path | None = None) -> None:
+        self.path, self.shape, self.labels_path = path, shape, labels
+        self._images = _open_array(path, shape, np.uint8)
+        if labels is not None:
+            self.labels = torch.from_numpy(_open_array(labels, shape[:1], np.int64).copy())
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def gather(self, indices: Sequence[int]) -> Tensor:
-        images = torch.from_numpy(self._array[np.asarray(indices, dtype=np.int64)])
-        self._read += max(images.numel(), len(images) * FAULT_BYTES)
-        if self._read > RELEASE_AFTER and hasattr(mmap, "MADV_DONTNEED"):
-            assert self._map is not None
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
-        return images
+        return torch.from_numpy(self._images[np.asarray(indices, dtype=np.int64)])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "shape": self.shape}
+    def __reduce__(self) -> tuple[Any, ...]:
+        # To another process go the names, not the contents.
+        return PreparedImages, (self.path, self.shape, self.labels_path)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+
+def _open_array(path: Path, shape: tuple[int, ...], dtype: type) -> NDArray:
+    """A memory map of an array of exactly this shape and type."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        is_whole = array.shape == shape and array.dtype == dtype
+        is_whole = is_whole and path.stat().st_size == array.offset + array.nbytes
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; {remedy(path.parent)}") from error
+    except (ValueError, EOFError):
+        is_whole = False
+    if not is_whole:
+        raise InputError(f"{path} is damaged: it has the wrong size or header; {remedy(path.parent)}")
+    return np.asarray(array)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -103,11 +86,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        known = manifest["format"] == FORMAT
-        for split in manifest["splits"].values():
-            known = known and Path(split["file"]).name == split["file"]  # never leads out of the folder
-            known = known and split["dtype"] == "uint8" and len(split["sha256"]) == 64
-            known = known and len(split["shape"]) == 4 and all(type(size) is int for size in split["shape"])
+        known = manifest["format"] == FORMAT and set(manifest["splits"]) <= set(SPLITS)
+        for shape in manifest["splits"].values():
+            known = known and len(shape) == 4 and all(type(size) is int for size in shape)
+        known = known and set(manifest["sha256"]) == set(_files(manifest))
     except FileNotFoundError as error:
         raise InputError(f"{folder} is not prepared: run prepare.py with the same data=... first") from error
     except OSError as error:
@@ -121,8 +103,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def open_splits(folder: Path) -> dict[str, PreparedImages]:
     """All splits of a prepared set. Raises ``InputError`` if it is missing or damaged."""
-    splits = read_manifest(folder)["splits"]
-    return {name: PreparedImages(folder / split["file"], tuple(split["shape"])) for name, split in splits.items()}
+    manifest = read_manifest(folder)
+    return {
+        split: PreparedImages(
+            folder / f"{split}.npy", tuple(shape), folder / f"{split}-labels.npy" if manifest["classes"] else None
+        )
+        for split, shape in manifest["splits"].items()
+    }
+
+
+def _files(manifest: dict[str, Any]) -> list[str]:
+    """The names of a set's arrays: they follow from the splits, so that a manifest cannot lead elsewhere."""
+    endings = (".npy", "-labels.npy") if manifest["classes"] else (".npy",)
+    return [split + ending for split in manifest["splits"] for ending in endings]
 
 
 def verify(folder: Path) -> dict[str, int]:
@@ -135,17 +128,11 @@ def verify(folder: Path) -> dict[str, int]:
         InputError: a file is missing or not what was once written.
     """
     manifest = read_manifest(folder)
-    for name, images in open_splits(folder).items():
-        if file_digest(images.path, "sha256") != manifest["splits"][name]["sha256"]:
-            raise InputError(f"{images.path} has changed since it was prepared (SHA-256 differs); {remedy(folder)}")
-    return {name: split["shape"][0] for name, split in manifest["splits"].items()}
-
-
-def npy_header(shape: tuple[int, ...]) -> bytes:
-    """What stands before the values of a split, which are uint8 in C order."""
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)})
-    return file.getvalue()
+    splits = open_splits(folder)
+    for name, expected in manifest["sha256"].items():
+        if file_digest(folder / name, "sha256") != expected:
+            raise InputError(f"{folder / name} has changed since it was prepared (SHA-256 differs); {remedy(folder)}")
+    return {split: len(images) for split, images in splits.items()}
 
 
 def remedy(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Lists of uint8 images, read in batches, and what can be made of them: parts, wholes, images in memory."""
+"""Image data sets, read in batches: what they promise, images in memory, subsets."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ class ImageDataset(Dataset[ImageBatch]):
     A subclass promises that ``gather(indices)`` returns the same uint8 ``(len(indices), C, H, W)`` tensor every time.
     Whatever is random (order, augmentation) lives outside.
     """
+
+    labels: Tensor | None = None
+    """The class of each image, int64 ``(N,)``, where the source has classes. Models may ignore it."""
+
+    groups: Tensor | None = None
+    """What each image is a part of, int64 ``(N,)``: images of one group are alike, and no independent evidence."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -51,6 +57,8 @@ class Subset(ImageDataset):
 
     def __init__(self, dataset: ImageDataset, indices: Tensor) -> None:
         self.dataset, self.indices = dataset, indices
+        self.labels = None if dataset.labels is None else dataset.labels[indices]
+        self.groups = None if dataset.groups is None else dataset.groups[indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -59,31 +67,11 @@ class Subset(ImageDataset):
         return self.dataset.gather(self.indices[torch.as_tensor(indices, dtype=torch.int64)].tolist())
 
 
-class Concatenation(ImageDataset):
-    """Several data sets, one after the other."""
-
-    def __init__(self, *datasets: ImageDataset) -> None:
-        self.datasets = datasets
-
-    def __len__(self) -> int:
-        return sum(len(dataset) for dataset in self.datasets)
-
-    def gather(self, indices: Sequence[int]) -> Tensor:
-        wanted, start = torch.as_tensor(indices, dtype=torch.int64), 0
-        images = self.datasets[0].gather([])
-        images = images.new_empty(len(wanted), *images.shape[1:])
-        for dataset in self.datasets:
-            here = (start <= wanted) & (wanted < start + len(dataset))
-            images[here] = dataset.gather((wanted[here] - start).tolist())
-            start += len(dataset)
-        return images
-
-
 class Tensors(ImageDataset):
-    """Images in memory, uint8 ``(N, C, H, W)``."""
+    """Images in memory, uint8 ``(N, C, H, W)``, and their labels if there are any."""
 
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
+    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
+        self.images, self.labels = images, labels
 
     def __len__(self) -> int:
         return len(self.images)

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from datamodules.archives import file_digest
-from datamodules.conversion import Plan
+from datamodules.conversion import Block, Plan
 from datamodules.prepared import PreparedDataModule
-from datamodules.prepared_sets import PreparedImages
+from datamodules.sets import ImageDataset
 
 CIFAR_TRAIN_FILES = [f"data_batch_{number}" for number in range(1, 6)]
 
@@ -145,11 +145,11 @@ class SlowChunk:
     note: Path
     seconds: float = 0.0
 
-    def blocks(self) -> Iterator[tuple[np.ndarray, Counter[str]]]:
+    def blocks(self) -> Iterator[Block]:
         time.sleep(self.seconds)
         with open(self.note, "a") as file:
             file.write(f"{self.value}\n")
-        yield np.full((self.count, 3, 2, 2), self.value, np.uint8), Counter(seen=self.count)
+        yield Block(np.full((self.count, 3, 2, 2), self.value, np.uint8), Counter(seen=self.count))
 
 
 class SlowSet(PreparedDataModule):
@@ -167,7 +167,7 @@ class SlowSet(PreparedDataModule):
 
     @property
     def notes(self) -> Path:
-        return self.prepared_dir / "notes.txt"
+        return Path(self.prepared_dir, "notes.txt")
 
     def plan(self, scratch: Path) -> Plan:
         def chunks(number: int) -> list[SlowChunk]:
@@ -178,5 +178,5 @@ class SlowSet(PreparedDataModule):
     def _seconds_of(self, value: int) -> float:
         return self.seconds if self.stuck_at is None or value < self.stuck_at else 1e4
 
-    def assign(self, splits: dict[str, PreparedImages]) -> None:
-        self.train, self.val, self.test = splits["train"], splits["test"], splits["test"]
+    def arrange(self, prepared: dict[str, ImageDataset]) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
+        return prepared["train"], prepared["test"], prepared["test"]

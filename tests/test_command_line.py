@@ -22,7 +22,7 @@ GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 OPTIONS = [
     (group, str(path.relative_to(CONF / group).with_suffix("")))
     for group in GROUPS
-    for path in sorted((CONF / group).rglob("*.yaml"))
+    for path in sorted((CONF / group).rglob("[!_]*.yaml"))
 ]
 
 schema.register()

@@ -54,6 +54,12 @@ def test_held_out_images_tile_whole_blocks(crops):
         assert len(split) % (BLOCK_SIZE // 32) ** 2 == 0
 
 
+def test_windows_of_one_block_are_a_group(crops):
+    sizes = torch.unique(crops.test.groups, return_counts=True)[1]
+    assert (sizes == (BLOCK_SIZE // 32) ** 2).all()
+    assert not set(crops.test.groups.tolist()) & set(crops.val.groups.tolist())
+
+
 def test_batches_are_uint8_images_with_their_indices(crops):
     batch = next(iter(crops.test_dataloader()))
     assert isinstance(batch, ImageBatch)

@@ -85,7 +85,7 @@ def test_the_true_counts_and_names_are_the_default(tmp_path):
     assert len(PUBLISHED_MD5) == 11 and all(len(md5) == 32 for md5 in PUBLISHED_MD5.values())
 
 
-def test_house_splits_are_disjoint(tmp_path):
+def test_holdout_splits_are_disjoint(tmp_path):
     train = random_images(300, 32, 3)
     npz_files(tmp_path / "source", train, VALID)
     data = ready(imagenet(tmp_path, counts=(300, 5)))
@@ -155,7 +155,7 @@ def test_the_other_releases_count_is_recognised(tmp_path, monkeypatch):
     [
         ({"image_size": 16}, "32 and 64"),
         ({"release": "other"}, "oord or npz"),
-        ({"splits": "other"}, "house"),
+        ({"splits": "other"}, "holdout"),
         ({"counts": (5,)}, "expected_counts"),
         ({"counts": (0, 5)}, "expected_counts"),
     ],

@@ -12,7 +12,7 @@ from torch.utils.data._utils import signal_handling
 from datamodules import Augmentation, Digits, PhotographCrops
 from datamodules.base import ImageDataModule
 from datamodules.order import EpochSampler, ShardSampler
-from datamodules.sets import Concatenation, Subset, Tensors, held_out
+from datamodules.sets import Subset, Tensors, held_out
 from flows.errors import InputError
 
 AUGMENTATION = Augmentation(horizontal_flip=True, shift=0.2)
@@ -25,10 +25,10 @@ class Numbered(ImageDataModule):
         super().__init__(num_channels=1, image_size=8, **options)
         self.num_images = num_images
 
-    def setup(self, stage=None):
+    def load_splits(self):
         numbers = torch.arange(self.num_images, dtype=torch.uint8).view(-1, 1, 1, 1)
         images = numbers + torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
-        self.train = self.val = self.test = Tensors(images)
+        return 3 * (Tensors(images),)
 
 
 class Place:
@@ -175,14 +175,14 @@ def test_held_out_images_are_disjoint_from_the_rest_and_spread(total, number):
         assert chosen.diff().max() - chosen.diff().min() <= 1
 
 
-def test_subsets_and_concatenations_gather_what_they_promise():
-    whole = Tensors(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1))
-    subset = Subset(whole, torch.tensor([7, 3, 5]))
-    both = Concatenation(subset, whole)
-    assert len(both) == 13
-    assert both.gather([12, 0, 3, 2, 0]).flatten().tolist() == [9, 7, 0, 5, 7]
-    assert both.gather([]).shape == (0, 1, 1, 1)
-    assert pickle.loads(pickle.dumps(both)).gather([1]).item() == 3
+def test_a_subset_gathers_what_it_promises():
+    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
+    subset = Subset(Tensors(images, labels=10 * torch.arange(10)), torch.tensor([7, 3, 5]))
+    assert subset.labels.tolist() == [70, 30, 50] and subset.groups is None
+    assert len(subset) == 3
+    assert subset.gather([2, 0, 2]).flatten().tolist() == [5, 7, 5]
+    assert subset.gather([]).shape == (0, 1, 1, 1)
+    assert pickle.loads(pickle.dumps(subset)).gather([1]).item() == 3
 
 
 @pytest.mark.parametrize(("options", "shape"), [({}, (1, 8, 8)), ({"num_channels": 3, "image_size": 24}, (3, 24, 24))])
@@ -192,6 +192,7 @@ def test_digits_have_three_disjoint_splits(options, shape):
     assert [len(split) for split in (data.train, data.val, data.test)] == [1347, 150, 300]
     first = data.train.gather([0, 1])
     assert first.dtype == torch.uint8 and first.shape == (2, *shape) and first.max() > 200
+    assert [sorted(set(split.labels.tolist())) for split in (data.train, data.val, data.test)] == 3 * [list(range(10))]
     assert "digits: 1,347 training, 150 validation, 300 test images" in data.description
 
 

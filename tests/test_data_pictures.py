@@ -4,6 +4,7 @@ import io
 import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,6 +173,18 @@ def test_split_folders_are_used_as_they_are(tmp_path):
     assert data.set_name == "images-root-16"
 
 
+def test_folders_names_are_labels_where_every_picture_lies_in_one(tmp_path):
+    files = {**pictures("train/dog/", 2), **pictures("train/cat/deep/", 1, seed=1)}
+    files |= {**pictures("val/cat/", 1, seed=2), **pictures("test/dog/", 1, seed=3)}
+    write_files(tmp_path / "root", files)
+    data = ready(folder(tmp_path))
+    assert data.manifest["classes"] == ["cat", "dog"]
+    assert [split.labels.tolist() for split in (data.train, data.val, data.test)] == [[0, 1, 1], [0], [1]]
+    shutil.move(tmp_path / "root/train/dog/000.png", tmp_path / "root/train")
+    shutil.rmtree(data.folder)
+    assert ready(folder(tmp_path)).train.labels is None
+
+
 def test_batches_come_from_a_prepared_folder(tmp_path):
     write_files(
         tmp_path / "root", {**pictures("train/", 9), **pictures("val/", 3, seed=1), **pictures("test/", 2, seed=2)}
@@ -204,7 +217,8 @@ def refused(data, message):
     with pytest.raises(InputError, match=message) as caught:
         ready(data)
     assert "\n" not in str(caught.value)
-    assert not data.prepared_dir.exists() or all(path.suffix == ".lock" for path in data.prepared_dir.iterdir())
+    folder = Path(data.prepared_dir)
+    assert not folder.exists() or all(path.suffix == ".lock" for path in folder.iterdir())
 
 
 def test_unusable_folders_are_named(tmp_path):
@@ -260,7 +274,7 @@ def test_galaxies_are_found_resized_and_pooled(tmp_path, source, size):
     assert [len(split) for split in (data.train, data.val, data.test)] == [6, 2, 3]
     first = data.train.gather([0])
     assert first.shape == (1, 3, size, size) and first.dtype == torch.uint8
-    assert data.set_name == f"galaxy-{size} (house splits)"
+    assert data.set_name == f"galaxy-{size} (holdout splits)"
     path = tmp_path / "source/galaxy_mergers/noninteracting/training/galaxy_0.jpeg"
     assert np.array_equal(first[0].numpy(), scale_galaxy(Image.open(path), size)[0])
 

@@ -15,9 +15,10 @@ from datamodules import Augmentation, ImageDataModule
 from flows.cli import schema
 from flows.config.building import build, build_trusted
 from flows.config.checking import check
+from flows.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA_SETS = sorted(path.stem for path in (ROOT / "conf" / "data").glob("*.yaml"))
+DATA_SETS = sorted(path.stem for path in (ROOT / "conf" / "data").glob("[!_]*.yaml"))
 AUGMENTATIONS = sorted(path.stem for path in (ROOT / "conf" / "augment").glob("*.yaml"))
 
 
@@ -41,6 +42,21 @@ def test_every_data_set_is_built_with_its_own_augmentation_and_with_none(root, n
     for augment in AUGMENTATIONS:
         data = build(composed(root, f"data={name}", f"augment={augment}", *given)["data"])
         assert data.augmentation.is_identity == (augment == "none")
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.batch_size=many", "data.batch_size must be an integer, not 'many'"),
+        ("data.seed=x", "data.seed must be an integer"),
+        ("+data.bath_size=3", r"data.bath_size: datamodules\.\w+ takes no 'bath_size'; did you mean 'batch_size'"),
+    ],
+)
+def test_every_data_set_refuses_a_wrong_loader_setting_in_one_line(name, override, message):
+    with pytest.raises(InputError, match=message) as caught:
+        check(composed("train", f"data={name}", override))
+    assert "\n" not in str(caught.value)
 
 
 def test_the_papers_augmentations():

@@ -87,13 +87,13 @@ def test_a_glob_stays_in_its_folder_and_must_match():
 
 def test_the_recipe_chooses_how_a_score_is_selected():
     paper = compose("experiment=table4/cifar10_conv1x1_d8")
-    house = compose("experiment=table4/cifar10_conv1x1_d8", "recipe=house")
+    holdout = compose("experiment=table4/cifar10_conv1x1_d8", "recipe=holdout")
     assert paper["data"]["splits"] == "paper"
-    assert house["data"]["splits"] == "house"
+    assert holdout["data"]["splits"] == "holdout"
     assert paper["callbacks"]["averaging"] is None
-    assert house["callbacks"]["averaging"]["decay"] == 0.999
-    assert paper["model"] == house["model"]
-    assert paper["trainer"]["max_epochs"] == house["trainer"]["max_epochs"] == 3500
+    assert holdout["callbacks"]["averaging"]["decay"] == 0.999
+    assert paper["model"] == holdout["model"]
+    assert paper["trainer"]["max_epochs"] == holdout["trainer"]["max_epochs"] == 3500
 
 
 def test_the_laptop_editions_differ_within_a_table_in_what_is_compared_only():

@@ -277,13 +277,13 @@ def test_evaluations_stand_in_columns_of_their_own(runs):
 
 
 def test_the_papers_figure_stands_beside_its_own_configuration_only(tmp_path):
-    paper = {"num_levels": 3, "num_steps": 8, "data": "cifar10 (house splits)"}
+    paper = {"num_levels": 3, "num_steps": 8, "data": "cifar10 (holdout splits)"}
     write_run(tmp_path / "a", "1x1", **paper, hidden_channels=512)
     write_run(tmp_path / "b", "emerging", **paper, hidden_channels=507)
     write_run(tmp_path / "c", "emerging", **paper, hidden_channels=64)
     write_run(tmp_path / "d", "emerging", **paper, hidden_channels=507, dequantizer=BITS[5])
     report = report_on(tmp_path)
-    table = section(report, "Results on cifar10 (house splits)").tables[0]
+    table = section(report, "Results on cifar10 (holdout splits)").tables[0]
     assert table.header[-1].startswith("the paper")
     beside = {(row[0], row[1]): row[-1] for row in cells(table)}
     assert beside[("1x1", "512")] == "3.46 ± 0.005 (table 4); 3.46 (table 6)"

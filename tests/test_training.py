@@ -51,8 +51,8 @@ class StripesModule(ImageDataModule):
     def __init__(self, **options):
         super().__init__(num_channels=1, image_size=4, **({"batch_size": 8, "eval_batch_size": 4} | options))
 
-    def setup(self, stage=None):
-        self.train, self.val, self.test = Stripes(32, 0), Stripes(10, 1000), Stripes(7, 2000)
+    def load_splits(self):
+        return Stripes(32, 0), Stripes(10, 1000), Stripes(7, 2000)
 
 
 class ShuffledEmerging(Sequential):

@@ -5,6 +5,7 @@ Unknown arguments and values of the wrong type are the user's mistake and get on
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import json
@@ -87,9 +88,10 @@ def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _type_hints(called: Callable[..., Any]) -> dict[str, Any]:
-    function = called.__init__ if inspect.isclass(called) else called
+    # A data class states its arguments as fields, each in the module that declares it.
+    states_itself = dataclasses.is_dataclass(called) or not inspect.isclass(called)
     try:
-        return typing.get_type_hints(function)
+        return typing.get_type_hints(called if states_itself else called.__init__)
     except (NameError, TypeError):  # hints of other people's code that cannot be evaluated are not checked
         return {}
 

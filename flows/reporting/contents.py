@@ -383,7 +383,7 @@ def _paper(comparisons: Sequence[Comparison]) -> Section:
     header = ["table", "data", "mixing layer", "architecture", "the paper, raw, K = 1", "here, raw, K = 1"]
     text = (
         "Tables 2, 3, 4 and 6, bits/dim, and the runs of the same data and architecture among these. The paper reports "
-        "the checkpoint with the best test score; runs with the house splits select on validation images instead."
+        "the checkpoint with the best test score; runs with the holdout splits select on validation images instead."
     )
     sampling = [
         [line.mixing, f"{line.mean:.2f}", f"{line.naive:g}", f"{line.accelerated:g}"] for line in paper_sampling()
