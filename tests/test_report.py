@@ -11,20 +11,17 @@ import time
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 from programs import run
 
 from flows import InputError
-from flows.layers import AutoregressiveConv2d, EmergingConv2d, PeriodicConv2d
 from flows.reporting import collect, compare, make_report, write_report
 from flows.reporting.collect import SECONDS_OF_SILENCE, Status
 from flows.reporting.contents import MISSING
 from flows.reporting.figures import SamplingTimes, training_curves
 from flows.reporting.page import as_markdown
 from flows.reporting.paper import orders_of, paper_scores
-from flows.reporting.receptive import equivalent_matrix, receptive_field, visible
 from flows.reporting.statistics import Estimate, best
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -129,7 +126,6 @@ def cells(table):
 def _without_charts(monkeypatch):
     """Drawing takes a second a chart; those who look at charts use the module's ``page``, which has them."""
     monkeypatch.setattr("flows.reporting.contents.training_curves", lambda *_: None)
-    monkeypatch.setattr("flows.reporting.contents.paper_figures", lambda: ())
 
 
 @pytest.fixture
@@ -470,41 +466,6 @@ def test_a_configuration_inside_of_a_run_is_no_other_run(runs):
     assert (len(collection.runs), collection.problems) == (6, [])
 
 
-# -- pictures drawn from the layers ------------------------------------------------------------------------------------
-
-
-def test_receptive_fields_are_the_papers():
-    emerging = visible(lambda: EmergingConv2d(2))
-    ones = torch.zeros(7, 7)
-    ones[2:5, 2:5] = 1
-    assert torch.equal((receptive_field(emerging, 2, 7) > 0).float(), ones)
-    lower = torch.zeros(7, 7)
-    lower[3:5, 3:5] = 1
-    assert torch.equal((receptive_field(emerging.lower, 2, 7) > 0).float(), lower)
-    wide = receptive_field(visible(lambda: EmergingConv2d(1, mask="raster")), 1, 7)
-    assert (wide[2:5] > 0).sum() == (wide > 0).sum() == 13
-    corner = receptive_field(visible(lambda: PeriodicConv2d(1)), 1, 5, pixel=(0, 0))
-    assert corner[4, 4] > 0
-    assert corner[2, 2] == 0
-
-
-def test_the_matrix_drawn_is_the_layers_own_map():
-    layer = visible(lambda: AutoregressiveConv2d(2))
-    matrix = equivalent_matrix(layer, 2, 3)
-    x = torch.randn(1, 2, 3, 3)
-    flat = x.permute(0, 2, 3, 1).flatten()
-    z, log_det = layer(x)
-    expected = z - layer(torch.zeros_like(x))[0]
-    assert torch.allclose(matrix @ flat, expected.permute(0, 2, 3, 1).flatten(), atol=1e-5)
-    assert torch.linalg.slogdet(matrix).logabsdet == pytest.approx(log_det.item(), abs=1e-4)
-
-
-def test_drawing_leaves_the_random_numbers_alone():
-    before = torch.get_rng_state()
-    visible(lambda: EmergingConv2d(2))
-    assert torch.equal(before, torch.get_rng_state())
-
-
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 HOSTILE = '<script>document.title="taken"</script><img src=http://example.com/x.png> $\\frac{ | `x` [a](http://b)'
@@ -538,7 +499,7 @@ def test_the_page_has_everything_inside_and_refers_to_nothing(page):
     for figure in (figure for part in report.sections for figure in [*part.figures, *part.sheets]):
         assert figure.data_uri in text
     names = {figure.name for part in report.sections for figure in [*part.figures, *part.sheets]}
-    assert {"1-curves.svg", "1-time.svg", "1-samples-1.png", "figure1.svg", "figure4.svg", "figure5.svg"} <= names
+    assert {"1-curves.svg", "1-time.svg", "1-samples-1.png"} <= names
 
 
 def test_contents_lead_to_every_section(page):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from flows.console import duration
 from flows.reporting.collect import NOT_FINITE, Collection, Run, Status
 from flows.reporting.comparison import BASELINE, Block, Comparison, Row, differing_keys
-from flows.reporting.figures import SamplingTimes, accuracy_against_time, paper_figures, training_curves
+from flows.reporting.figures import SamplingTimes, accuracy_against_time, training_curves
 from flows.reporting.page import Cell, Figure, Group, Report, Section, Table
 from flows.reporting.paper import orders_of, paper_sampling, paper_scores, scores_beside
 from flows.reporting.statistics import DIGITS, Estimate, agreement, best, order
@@ -43,11 +43,6 @@ def make_report(
         _missing(collection, comparisons),
         _configurations(comparisons, names),
         _every_run(collection, comparisons, names),
-        Section(
-            "Receptive fields and masks",
-            ["Drawn from this project's layers as they are, with weights of similar size; white is an exact zero."],
-            figures=[*paper_figures()],
-        ),
         _paper(comparisons),
     ]
     return Report("Invertible convolutions: report", _counted(comparisons), sections)

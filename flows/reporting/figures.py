@@ -5,23 +5,18 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullFormatter
-from torch import Tensor
 
-from flows.layers import AutoregressiveConv2d, EmergingConv2d, Layer, PeriodicConv2d
 from flows.reporting.collect import Curve
 from flows.reporting.comparison import Comparison, Row
 from flows.reporting.page import Figure
 from flows.reporting.paper import paper_sampling
-from flows.reporting.receptive import equivalent_matrix, receptive_field, tap_mask, visible
 from flows.runs.checkpoint import Weights
 
 STYLE: dict[Any, Any] = {
@@ -203,108 +198,6 @@ def _take_logarithm(axes: Axes) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-@cache
-def paper_figures() -> tuple[Figure, ...]:
-    """Figures 1, 4 and 5 of the paper, drawn from this project's layers as they are: every time the same."""
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        return _filters_and_matrices(), _masks(), _chained_receptive_fields()
-
-
-def _filters_and_matrices() -> Figure:
-    emerging = visible(partial(EmergingConv2d, 1))
-    periodic = visible(partial(PeriodicConv2d, 1))
-    assert isinstance(emerging, EmergingConv2d)
-    layers: dict[str, Layer] = {
-        "autoregressive, first": emerging.lower,
-        "autoregressive, second": emerging.upper,
-        "emerging: both chained": emerging,
-        "periodic": periodic,
-    }
-    canvas = Canvas(figsize=(10, 5.2), layout="constrained")
-    for number, (title, layer) in enumerate(layers.items()):
-        axes = canvas.add_subplot(2, len(layers), number + 1)
-        _draw(axes, receptive_field(layer, 1, 5), title, centre=True)
-        axes = canvas.add_subplot(2, len(layers), len(layers) + number + 1)
-        _draw(axes, equivalent_matrix(layer, 1, 5).abs(), "as a 25 x 25 matrix")
-    return Figure(
-        "figure1.svg",
-        _svg(canvas),
-        alt="Filters of two autoregressive, an emerging and a periodic convolution above their matrices",
-        caption="The paper's figure 1. Above: what the output at the centre of a 5 x 5 image sees of the input (by "
-        "autograd). Below: the layer as a matrix (by impulses). Two triangular matrices give a full band, which is "
-        "what an ordinary 3 x 3 convolution sees; the periodic one also wraps around.",
-    )
-
-
-def _masks() -> Figure:
-    num_channels = 3
-    canvas = Canvas(figsize=(10, 5.4), layout="constrained")
-    for row, shape in enumerate(("square", "raster")):
-        for column, direction in enumerate(("lower", "upper")):
-            layer = visible(
-                partial(AutoregressiveConv2d, num_channels, direction=direction, mask=shape, bias=False)  # type: ignore[arg-type]
-            )
-            assert isinstance(layer, AutoregressiveConv2d)
-            axes = canvas.add_subplot(2, 4, 4 * row + 2 * column + 1)
-            _draw(axes, tap_mask(layer.weight_mask), f"{shape}, {direction}: the mask", blocks=num_channels)
-            axes = canvas.add_subplot(2, 4, 4 * row + 2 * column + 2)
-            _draw(axes, equivalent_matrix(layer, num_channels, 3).abs(), "its matrix on 3 x 3 pixels")
-    return Figure(
-        "figure4.svg",
-        _svg(canvas),
-        alt="Masks of autoregressive convolutions of three channels beside their triangular matrices",
-        caption="The paper's figure 4. The masks of the autoregressive convolutions, 3 x 3 taps of 3 x 3 channels "
-        "(output by input) each; at the centre tap the channels are triangular. Beside each, the layer as a matrix: "
-        "triangular, so that its determinant is the product of its diagonal and its inverse a substitution.",
-    )
-
-
-def _chained_receptive_fields() -> Figure:
-    kinds: dict[str, dict] = {
-        "raster": {"mask": "raster"},
-        "square": {"mask": "square"},
-        "square, dilation 2": {"mask": "square", "dilation": 2},
-    }
-    canvas = Canvas(figsize=(10, 6.4), layout="constrained")
-    for row, (title, options) in enumerate(kinds.items()):
-        emerging = visible(partial(EmergingConv2d, 1, **options))
-        assert isinstance(emerging, EmergingConv2d)
-        chain = {"the first": emerging.lower, "the second": emerging.upper, "chained": emerging}
-        for column, (part, layer) in enumerate(chain.items()):
-            axes = canvas.add_subplot(len(kinds), 3, 3 * row + column + 1)
-            _draw(axes, receptive_field(layer, 1, 7), f"{title}: {part}", centre=True)
-    return Figure(
-        "figure5.svg",
-        _svg(canvas),
-        alt="Receptive fields of two autoregressive convolutions and of their chain, for three kinds of masks",
-        caption="The paper's figure 5. Receptive fields of two chained 3 x 3 autoregressive convolutions on a 7 x 7 "
-        "image, by autograd; the dot is the output pixel. Square masks emerge as exactly an ordinary 3 x 3 "
-        "convolution; raster masks reach further. Darker: more paths lead there.",
-    )
-
-
-def _draw(axes: Axes, values: Tensor, title: str, *, centre: bool = False, blocks: int | None = None) -> None:
-    """Show non-negative numbers as shades on white; exact zeros, and only they, are white."""
-    nothing = torch.full((), torch.nan)  # is not drawn
-    shades = torch.where(values > 0, 0.25 + 0.75 * values / values.max().clamp(min=1e-12), nothing)
-    height, width = values.shape
-    axes.imshow(shades.numpy(), cmap="Blues", vmin=0.0, vmax=1.15, interpolation="nearest")
-    axes.set_title(title)
-    axes.spines[:].set_visible(True)
-    axes.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
-    axes.set_xticks(np.arange(0.5, width - 1), minor=True)
-    axes.set_yticks(np.arange(0.5, height - 1), minor=True)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(which="minor", color="#c9d0d8", linewidth=0.4, visible=True)
-    if blocks:
-        for place in range(blocks, width, blocks):
-            axes.axhline(place - 0.5, color="#4a5360", linewidth=1.2)
-            axes.axvline(place - 0.5, color="#4a5360", linewidth=1.2)
-    if centre:
-        axes.plot(width // 2, height // 2, "o", color="#d55e00", markersize=4)
 
 
 def _svg(canvas: Canvas) -> bytes:
