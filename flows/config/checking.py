@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from hydra.utils import get_object
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
 
 from flows.errors import InputError, first_line
 
@@ -94,11 +93,15 @@ def _type_hints(called: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
+def _is_tensor(hint: Any) -> bool:
+    return getattr(hint, "__name__", "") == "Tensor"  # without the import of torch, which takes seconds
+
+
 def _plain(hint: Any) -> Any:
     """A type hint without the tensors that a value may also be: YAML has none."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, UnionType):
-        return typing.Union[tuple(_plain(argument) for argument in arguments if argument is not Tensor)]  # noqa: UP007
+        return typing.Union[tuple(_plain(argument) for argument in arguments if not _is_tensor(argument))]  # noqa: UP007
     return origin[tuple(map(_plain, arguments))] if origin in (list, tuple) else hint
 
 
