@@ -68,8 +68,7 @@ def require_targets(config: Any, known: Collection[str]) -> None:
 
 def did_you_mean(word: str, candidates: Iterable[str], *, num: int = 3) -> str:
     """``; did you mean 'a' or 'b'?`` with the nearest candidates, or nothing if none is near."""
-    candidates = list(candidates)
-    near = difflib.get_close_matches(word, candidates, n=num, cutoff=0.6)
+    near = difflib.get_close_matches(word, list(dict.fromkeys(candidates)), n=num, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
