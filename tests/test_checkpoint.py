@@ -192,7 +192,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
         "os.system",
         "subprocess.Popen",
         "torch.hub.load",
-        "flows.runs.checkpoint.torch.load",
+        "flows.numerics.torch.load",
         "flows.files.os.system",
         "flows.runs.checkpoint.load_flow",
         "flows.training.callbacks.SamplePictures",

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -157,3 +158,8 @@ def test_every_command_of_the_readme_is_right(program, arguments, monkeypatch):
     monkeypatch.setattr(sys, "argv", [f"{program}.py"])
     words = [word for word in shlex.split(arguments) if not word.startswith("resume=")]
     check_command_line(CONF, program, words)
+
+
+def test_a_wrong_command_line_waits_for_no_import_of_torch():
+    program = "import sys; from flows.cli import entry; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=600)

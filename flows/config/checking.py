@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from hydra.utils import get_object
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
 
 from flows.errors import InputError, first_line
 
@@ -70,8 +69,7 @@ def require_targets(config: Any, known: Collection[str]) -> None:
 
 def did_you_mean(word: str, candidates: Iterable[str], *, num: int = 3) -> str:
     """``; did you mean 'a' or 'b'?`` with the nearest candidates, or nothing if none is near."""
-    candidates = list(candidates)
-    near = difflib.get_close_matches(word, candidates, n=num, cutoff=0.6)
+    near = difflib.get_close_matches(word, list(dict.fromkeys(candidates)), n=num, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
@@ -96,11 +94,15 @@ def _type_hints(called: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
+def _is_tensor(hint: Any) -> bool:
+    return getattr(hint, "__name__", "") == "Tensor"  # without the import of torch, which takes seconds
+
+
 def _plain(hint: Any) -> Any:
     """A type hint without the tensors that a value may also be: YAML has none."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, UnionType):
-        return typing.Union[tuple(_plain(argument) for argument in arguments if argument is not Tensor)]  # noqa: UP007
+        return typing.Union[tuple(_plain(argument) for argument in arguments if not _is_tensor(argument))]  # noqa: UP007
     return origin[tuple(map(_plain, arguments))] if origin in (list, tuple) else hint
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from flows.config.building import build
 from flows.config.checking import did_you_mean
 from flows.errors import InputError
-from flows.measures.budget import ParameterCount
-from flows.models.base import DensityModel
+
+if TYPE_CHECKING:  # torch takes seconds, which matches() need not
+    from flows.measures.budget import ParameterCount
 
 MATCH = "match"
 
@@ -54,7 +55,7 @@ def resolve_width(config: Config, config_name: str = "train") -> str | None:
         return None
     model = config["model"]
     budget, source = _budget(config["budget"], model, config_name)
-    count = ParameterCount.of(lambda width: _flow(model, hidden_channels=width))
+    count = _count(model)
     width = count.width_for(budget)
     model["hidden_channels"] = width
     difference = 100 * (count(width) - budget) / budget
@@ -73,10 +74,11 @@ def _budget(text: str | int, model: Config, config_name: str) -> tuple[int, str]
     if name not in options:
         raise InputError(f"budget={text}: there is no mixing={name}{did_you_mean(name, options)}")
     mixing = OmegaConf.to_container(compose(config_name, [f"mixing={name}"]).mixing, resolve=True)
-    count = ParameterCount.of(lambda width: _flow(model, mixing=mixing, hidden_channels=width))
-    return count(int(reference[2])), f" ({text})"
+    return _count({**model, "mixing": mixing})(int(reference[2])), f" ({text})"
 
 
-def _flow(model: Config, **changes: Any) -> DensityModel:
-    flow: DensityModel = build({**model, **changes})
-    return flow
+def _count(model: Config) -> ParameterCount:
+    """How many parameters a model has at each width."""
+    from flows.measures.budget import ParameterCount
+
+    return ParameterCount.of(lambda width: build({**model, "hidden_channels": width}))

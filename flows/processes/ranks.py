@@ -22,9 +22,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import torch.distributed
-from torch.distributed import is_torchelastic_launched
-
 from flows.errors import InputError, NonFiniteError, ProcessError, StorageError, first_line
 from flows.processes import signals
 
@@ -41,6 +38,11 @@ LAUNCHED_BY = "EMERGING_FLOWS_LAUNCHED_BY"
 """Environment variable with the number of the process that started this one, which may be gone before this one asks."""
 
 
+def is_torchelastic_launched() -> bool:
+    """Whether ``torchrun`` started this process; torch's own function of that name takes the seconds of its import."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def num_launched() -> int:
     """How many processes ``torchrun`` or ``srun`` started, this one among them; 1 if neither did."""
     if is_torchelastic_launched():
@@ -52,8 +54,10 @@ def broadcast_from_rank_zero(word: str) -> str:
     """What the first of the processes that ``torchrun`` started says, for all of them; elsewhere ``word`` itself."""
     if not is_torchelastic_launched():
         return word
+    from torch.distributed import TCPStore
+
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = torch.distributed.TCPStore(address, port, is_master=False, timeout=timedelta(minutes=5))
+    store = TCPStore(address, port, is_master=False, timeout=timedelta(minutes=5))
     if os.environ["RANK"] == "0":
         store.set("emerging-flows", word)
     return store.get("emerging-flows").decode()
@@ -184,6 +188,8 @@ def explain_lost_connection(trainer: pl.Trainer) -> Iterator[None]:
         InputError: the processes never met.
         Interrupted: they are being ended.
     """
+    import torch.distributed
+
     try:
         yield
     except RuntimeError as error:

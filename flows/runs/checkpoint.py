@@ -15,18 +15,16 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from flows.config.building import build_trusted
 from flows.errors import InputError, first_line
-from flows.layers import Layer
-from flows.layers.networks import Network
-from flows.models.base import DensityModel
-from flows.models.dequantizers import Dequantizer
-from flows.models.priors import Prior
 from flows.runs.layout import BEST, CHECKPOINTS, LAST, RUNS
+
+if TYPE_CHECKING:  # torch takes seconds, which finding a checkpoint need not
+    import torch
+
+    from flows.models.base import DensityModel
 
 FORMAT = 2
 """Version of the project's entries in a checkpoint."""
@@ -96,6 +94,7 @@ def newest_good(folder: Path, failed_step: int) -> Path | None:
         folder: where the checkpoints lie.
         failed_step: the step of the optimiser that could not be made.
     """
+    import torch
 
     def is_good(content: dict[str, Any]) -> bool:
         states = [content["state_dict"], content.get("current_model_state", {})]
@@ -133,6 +132,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: a file that is missing, truncated, damaged, or no checkpoint of this project.
     """
+    import torch
+
     require_whole(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -185,6 +186,12 @@ def load_flow(
 
 def build_flow(config: dict[str, Any], packages: Sequence[str] = ("flows",)) -> DensityModel:
     """The untrained flow that a stored configuration describes; see :func:`load_flow`."""
+    from flows.layers import Layer
+    from flows.layers.networks import Network
+    from flows.models.base import DensityModel
+    from flows.models.dequantizers import Dequantizer
+    from flows.models.priors import Prior
+
     if not isinstance(config.get("model"), dict):
         raise InputError("the stored configuration has no model")
     flow = build_trusted(config["model"], allowed=(DensityModel, Layer, Network, Prior, Dequantizer), packages=packages)
