@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.augmentation import Augmentation, draw_bits
-from datamodules.order import EpochSampler, ShardSampler, TrainingBatches, TrainingImages, TrainingLoader
-from datamodules.sets import ImageDataset
-from datamodules.workers import SteadyLoader
+from datamodules.loading.augmentation import Augmentation, draw_bits
+from datamodules.loading.datasets import ImageDataset
+from datamodules.loading.loader import SignalProofDataLoader, TrainingImages, TrainingLoader
+from datamodules.loading.samplers import EpochSampler, ShardSampler, TrainingBatchSampler
 from flows.errors import InputError
 from flows.randomness import Stream, generator_for
 
@@ -150,7 +150,7 @@ class ImageDataModule(pl.LightningDataModule):
         rank, num_ranks = self._place()
         num_accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
         sampler = EpochSampler(len(self.train), self.images_per_epoch, self.seed, rank, num_ranks)
-        batches = TrainingBatches(sampler, self.micro_batch_size(num_ranks, num_accumulated), num_accumulated)
+        batches = TrainingBatchSampler(sampler, self.micro_batch_size(num_ranks, num_accumulated), num_accumulated)
         return TrainingLoader(TrainingImages(self.train, self.augmentation), batches, **self._loading())
 
     def val_dataloader(self) -> DataLoader:
@@ -161,13 +161,13 @@ class ImageDataModule(pl.LightningDataModule):
 
     def evaluation_batches(self, dataset: ImageDataset) -> DataLoader:
         """A whole split in order, every image once, for a process that evaluates alone, whatever trains beside it."""
-        return SteadyLoader(
+        return SignalProofDataLoader(
             dataset, sampler=ShardSampler(len(dataset)), batch_size=self.eval_batch_size, **self._loading()
         )
 
     def _evaluation_loader(self, dataset: ImageDataset) -> DataLoader:
         sampler = ShardSampler(len(dataset), *self._place())
-        return SteadyLoader(dataset, sampler=sampler, batch_size=self.eval_batch_size, **self._loading())
+        return SignalProofDataLoader(dataset, sampler=sampler, batch_size=self.eval_batch_size, **self._loading())
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from datamodules import ImageBatch, PhotographCrops
-from datamodules.order import EpochSampler, ShardSampler
-from datamodules.photographs import BLOCK_SIZE
+from datamodules.datasets.photographs import BLOCK_SIZE
+from datamodules.loading.samplers import EpochSampler, ShardSampler
 from flows import InputError
 from flows.cli.images import batches
 from flows.evaluation import Score, codec_bits_per_dim

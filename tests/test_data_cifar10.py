@@ -13,7 +13,7 @@ from PIL import Image
 from small_sources import cifar_archive, cifar_files, md5_of, python2_pickle, random_images, write_files
 
 from datamodules import CIFAR10
-from datamodules.cifar10 import CHECKSUMS
+from datamodules.datasets.cifar10 import CHECKSUMS
 from datamodules.prepared import SELECTED_ON_TEST
 from flows.errors import InputError, StorageError
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from small_sources import python2_pickle, random_images, write_tar
 
-from datamodules.archives import extract, index_pictures
-from datamodules.cifar10 import load_plain
+from datamodules.datasets.cifar10 import load_plain
+from datamodules.preparing.archives import extract, index_pictures
 from flows.errors import InputError
 
 
@@ -121,7 +121,7 @@ def loaded(tmp_path, content):
 
 GLOBALS = ["posix\nsystem", "os\nsystem", "builtins\neval", "__builtin__\neval", "subprocess\nPopen", "numpy\nload",
            "numpy.core.multiarray\nfromstring", "numpy\nfromfile", "builtins\ngetattr", "copyreg\n_reconstructor",
-           "datamodules.cifar10\nload_plain", "torch\nload"]  # fmt: skip
+           "datamodules.datasets.cifar10\nload_plain", "torch\nload"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GLOBALS)

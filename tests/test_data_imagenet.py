@@ -10,7 +10,8 @@ from PIL import Image
 from small_sources import npz_files, oord_archives, oord_files, picture, random_images, write_files, write_tar
 
 from datamodules import DownsampledImageNet
-from datamodules.imagenet import COUNTS, PUBLISHED_MD5
+from datamodules.datasets.imagenet import COUNTS
+from datamodules.datasets.imagenet_npz import PUBLISHED_MD5
 from flows.errors import InputError
 
 TRAIN, VALID = random_images(23, 32, 1), random_images(5, 32, 2)

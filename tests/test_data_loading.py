@@ -11,8 +11,8 @@ from torch.utils.data._utils import signal_handling
 
 from datamodules import Augmentation, Digits, PhotographCrops
 from datamodules.base import ImageDataModule
-from datamodules.order import EpochSampler, ShardSampler
-from datamodules.sets import Subset, Tensors, held_out
+from datamodules.loading.datasets import Subset, Tensors, held_out
+from datamodules.loading.samplers import EpochSampler, ShardSampler
 from flows.errors import InputError
 
 AUGMENTATION = Augmentation(horizontal_flip=True, shift=0.2)

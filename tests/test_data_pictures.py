@@ -13,8 +13,8 @@ from PIL import Image
 from small_sources import galaxy_tree, picture, random_images, write_files
 
 from datamodules import Galaxies, ImageFolder
-from datamodules.decoding import decode, fit
-from datamodules.galaxy import scale_galaxy
+from datamodules.datasets.galaxy import scale_galaxy
+from datamodules.preparing.decoding import decode, fit
 from flows.errors import InputError
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pooch
 import requests
 
-from datamodules.archives import extract, file_digest
-from datamodules.conversion import Block, Plan
 from datamodules.prepared import BenchmarkDataModule
+from datamodules.preparing.archives import extract, file_digest
+from datamodules.preparing.conversion import Block, Plan
 from flows.errors import InputError, StorageError
 
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
