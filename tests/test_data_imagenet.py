@@ -271,5 +271,5 @@ def test_images_that_are_not_plain_colour_are_converted_and_counted(tmp_path):
     Image.open(io.BytesIO(grey)).convert("L").save(file, "png")
     replace_png(tmp_path, lambda old: file.getvalue(), tar=False)
     data = ready(imagenet(tmp_path, splits="paper"))
-    assert data.manifest["converted"] == {"greyscale": 1}
+    assert data.manifest["converted"] == {"mode L": 1}
     assert np.array_equal(data.train.gather([6])[0].numpy(), np.repeat(TRAIN[0, :1], 3, axis=0))

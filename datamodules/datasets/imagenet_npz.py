@@ -48,24 +48,22 @@ class NpzBatch:
     def blocks(self) -> Iterator[Block]:
         size, pixels = self.image_size, 3 * self.image_size**2
         at_once = max(BYTES_PER_BLOCK // pixels, 1)
-        with _explained(self.path), zipfile.ZipFile(self.path) as archive:
-            self._check_labels(archive)
-            with archive.open("data.npy") as file:
-                _array_header(file)
-                for start in range(0, self.count, at_once):
-                    num_images = min(at_once, self.count - start)
-                    block = np.frombuffer(_read_exactly(file, num_images * pixels), np.uint8)
-                    yield Block(block.reshape(num_images, 3, size, size), Counter())
-                if file.read(1):
-                    raise ValueError("there is more data than its header says")
+        self._check_labels()
+        with _explained(self.path), zipfile.ZipFile(self.path) as archive, archive.open("data.npy") as file:
+            _array_header(file)
+            for start in range(0, self.count, at_once):
+                num_images = min(at_once, self.count - start)
+                block = np.frombuffer(file.read(num_images * pixels), np.uint8)
+                yield Block(block.reshape(num_images, 3, size, size), Counter())
+            if file.read(1):
+                raise ValueError("there is more data than its header says")
 
-    def _check_labels(self, archive: zipfile.ZipFile) -> None:
-        with archive.open("labels.npy") as file:
-            shape, dtype = _array_header(file)
-            if shape != (self.count,) or dtype.kind not in "iu":
-                raise InputError(f"{self.path} holds {self.count:,} images, but labels of shape {shape}: get it again")
-            labels = np.frombuffer(_read_exactly(file, self.count * dtype.itemsize), dtype)
-            file.read(1)  # at the end the checksum is compared
+    def _check_labels(self) -> None:
+        with _explained(self.path), np.load(self.path, allow_pickle=False) as archive:
+            labels = archive["labels"]
+        if labels.shape != (self.count,) or labels.dtype.kind not in "iu":
+            found = f"{labels.dtype} labels of shape {labels.shape}"
+            raise InputError(f"{self.path} holds {self.count:,} images, but {found}: get it again")
         if self.count and not (labels.min() >= 1 and labels.max() <= NUM_CLASSES):
             found = f"{labels.min()} to {labels.max()}"
             raise InputError(f"{self.path} has labels from {found} instead of 1 to {NUM_CLASSES}: get it again")
@@ -119,13 +117,6 @@ def _array_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     if is_fortran or dtype.hasobject:
         raise ValueError("it holds objects or is stored column by column")
     return shape, dtype
-
-
-def _read_exactly(file: IO[bytes], num_bytes: int) -> bytes:
-    content = file.read(num_bytes)
-    if len(content) != num_bytes:
-        raise EOFError("cut short")
-    return content
 
 
 @contextmanager

@@ -12,64 +12,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.preparing.archives import index_pictures
-from datamodules.preparing.conversion import Block, Chunk
-from datamodules.preparing.decoding import decode_exact, read_file
+from datamodules.preparing.conversion import Block
+from datamodules.preparing.decoding import decode, read_file
 from flows.errors import InputError
 
 IMAGES_PER_CHUNK = 2048
 
 
 @dataclass(frozen=True)
-class TarPictures:
-    """PNG files inside an uncompressed tar: names (bytes), offsets and sizes in bytes, ``(N,)`` each."""
+class PngFiles:
+    """PNG files of a folder or of an uncompressed tar: names (bytes); in a tar, offsets and sizes; ``(N,)`` each."""
 
-    archive: Path
-    names: NDArray
-    offsets: NDArray
-    sizes: NDArray
+    place: Path
     image_size: int
+    names: NDArray
+    offsets: NDArray | None = None
+    sizes: NDArray | None = None
 
     @property
     def count(self) -> int:
         return len(self.names)
 
     def blocks(self) -> Iterator[Block]:
-        yield _decode_all(self._contents(), self.count, self.image_size)
+        size = self.image_size
+        images, converted = np.empty((self.count, size, size, 3), np.uint8), Counter[str]()
+        for image, (content, where) in zip(images, self._contents(), strict=True):
+            picture, counts = decode(content, where, ("PNG",))
+            if picture.size != (size, size):
+                raise InputError(
+                    f"{where} has {picture.width} x {picture.height} pixels instead of {size} x {size}: it belongs to "
+                    "another data set"
+                )
+            image[:] = np.asarray(picture)
+            converted.update(counts)
+        yield Block(images.transpose(0, 3, 1, 2), converted)
 
     def _contents(self) -> Iterator[tuple[bytes, str]]:
+        if self.offsets is None or self.sizes is None:
+            for name in self.names:
+                path = f"{self.place}/{name.decode()}"
+                yield read_file(path), path
+            return
         try:
-            with open(self.archive, "rb") as file:
+            with open(self.place, "rb") as file:
                 for name, offset, size in zip(self.names, self.offsets, self.sizes, strict=True):
                     file.seek(offset)
-                    yield file.read(size), f"{name.decode(errors='replace')} in {self.archive}"
+                    yield file.read(size), f"{name.decode(errors='replace')} in {self.place}"
         except OSError as error:
-            raise InputError(f"cannot read {self.archive}: {error.strerror or error}") from error
-
-
-@dataclass(frozen=True)
-class FolderPictures:
-    """PNG files in one folder: their names (bytes), ``(N,)``."""
-
-    folder: Path
-    names: NDArray
-    image_size: int
-
-    @property
-    def count(self) -> int:
-        return len(self.names)
-
-    def blocks(self) -> Iterator[Block]:
-        paths = (f"{self.folder}/{name.decode()}" for name in self.names)
-        yield _decode_all(((read_file(path), path) for path in paths), self.count, self.image_size)
-
-
-def _decode_all(contents: Iterator[tuple[bytes, str]], count: int, size: int) -> Block:
-    images, converted = np.empty((count, size, size, 3), np.uint8), Counter[str]()
-    for image, (content, where) in zip(images, contents, strict=True):
-        image[:], counts = decode_exact(content, where, size)
-        if counts:
-            converted.update(counts)
-    return Block(images.transpose(0, 3, 1, 2), converted)
+            raise InputError(f"cannot read {self.place}: {error.strerror or error}") from error
 
 
 def find_files(source: Path, size: int) -> dict[str, list[Path]]:
@@ -82,24 +72,17 @@ def find_files(source: Path, size: int) -> dict[str, list[Path]]:
     return found
 
 
-def chunks_of(path: Path, size: int) -> Iterator[Chunk]:
+def chunks_of(path: Path, size: int) -> Iterator[PngFiles]:
     """The PNG files of a tar or a folder, sorted by name, some thousands at a time."""
-    if path.is_dir():
-        names = np.array([entry.encode() for entry in _listing(path)], dtype=bytes)
-        names.sort()
-        for start in range(0, len(names), IMAGES_PER_CHUNK):
-            yield FolderPictures(path, names[start : start + IMAGES_PER_CHUNK], size)
-        return
-    names, offsets, sizes = index_pictures(path, ".png")
-    for start in range(0, len(names), IMAGES_PER_CHUNK):
-        part = slice(start, start + IMAGES_PER_CHUNK)
-        yield TarPictures(path, names[part], offsets[part], sizes[part], size)
+    arrays = (_listing(path),) if path.is_dir() else index_pictures(path, ".png")
+    for start in range(0, len(arrays[0]), IMAGES_PER_CHUNK):
+        yield PngFiles(path, size, *(array[start : start + IMAGES_PER_CHUNK] for array in arrays))
 
 
-def _listing(folder: Path) -> Iterator[str]:
+def _listing(folder: Path) -> NDArray:
     try:
         with os.scandir(folder) as entries:
-            names = (entry.name for entry in entries)
-            yield from (name for name in names if name.endswith(".png") and not name.startswith("."))
+            names = [entry.name for entry in entries if entry.name.endswith(".png") and not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror or error}") from error
+    return np.sort(np.array([name.encode() for name in names], dtype=bytes))
