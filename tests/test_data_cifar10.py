@@ -165,11 +165,11 @@ def with_file(tmp_path, release, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data_batch_3.bin", None, "data_batch_3.bin is missing"),
+        ("data_batch_3.bin", None, "cannot read .*data_batch_3.bin"),
         ("data_batch_3.bin", lambda old: old[:-1], "12,291 bytes instead of 12,292"),
         ("data_batch_3.bin", lambda old: old + b"x", "12,293 bytes instead of 12,292"),
         ("data_batch_3.bin", lambda old: b"", "0 bytes instead"),
-        ("test_batch.bin", lambda old: b"\x0a" + old[1:], r"test_batch.bin has the label 10"),
+        ("test_batch.bin", lambda old: b"\x0a" + old[1:], r"test_batch.bin has labels other than 0 to 9"),
     ],
 )
 def test_broken_binary_files_are_named(tmp_path, name, content, message):
@@ -188,7 +188,7 @@ FLAT = random_images(4).reshape(4, -1)
         (lambda old: python2_pickle(FLAT[:3], [0] * 3), r"shape \(3, 3072\) and 3 labels instead of 4"),
         (lambda old: python2_pickle(FLAT[:, :9], [0] * 4), r"shape \(4, 9\)"),
         (lambda old: python2_pickle(FLAT, [0] * 5), "5 labels"),
-        (lambda old: python2_pickle(FLAT, [0, 1, 2, -1]), "the label -1"),
+        (lambda old: python2_pickle(FLAT, [0, 1, 2, -1]), "labels other than 0 to 9"),
         (lambda old: python2_pickle(FLAT, [0, 1, 2, 3]).replace(b"U\x04data", b"U\x04date"), "lacks data"),
         (lambda old: python2_pickle(FLAT, [0] * 4, descr=b"O8"), "damaged or not a pickle"),
         (lambda old: b"\x80\x02]q\x00.", "lacks data"),

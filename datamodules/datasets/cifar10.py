@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pooch
 import requests
+from numpy.typing import ArrayLike
 
 from datamodules.prepared import BenchmarkDataModule
 from datamodules.preparing.archives import extract, file_digest
@@ -113,8 +114,6 @@ class CIFAR10(BenchmarkDataModule):
     def plan(self, scratch: Path) -> Plan:
         release, train, test, origin = self._files(scratch)
         chunk: type[RecordFile | PickledFile] = RecordFile if release == "binary" else PickledFile
-        for path in (*train, test):
-            _require_file(path)
         return Plan(
             shape=self.image_shape,
             splits={
@@ -224,14 +223,13 @@ class PickledFile:
         if self.count == IMAGES_PER_FILE and file_digest(self.path, "md5") != PICKLES_MD5[self.path.name]:
             raise InputError(f"{self.path} differs from the published file (MD5): get it again")
         content = load_plain(self.path)
-        data = content.get(b"data", content.get("data")) if isinstance(content, dict) else None
-        labels = content.get(b"labels", content.get("labels")) if isinstance(content, dict) else None
-        if not (isinstance(data, np.ndarray) and isinstance(labels, list)):
-            raise InputError(f"{self.path} is no batch of CIFAR10: it lacks data or labels")
-        if data.shape != (self.count, PIXELS) or len(labels) != self.count:
-            raise InputError(
-                f"{self.path} holds data of shape {data.shape} and {len(labels)} labels instead of {self.count} images"
-            )
+        try:
+            data, labels = np.asarray(content[b"data"]), content[b"labels"]
+        except (KeyError, TypeError, IndexError) as error:
+            raise InputError(f"{self.path} is not a batch of CIFAR10: it lacks data or labels") from error
+        if data.dtype != np.uint8 or data.shape != (self.count, PIXELS) or len(labels) != self.count:
+            found = f"{data.dtype} data of shape {data.shape} and {len(labels)} labels"
+            raise InputError(f"{self.path} holds {found} instead of {self.count} images")
         _require_labels(self.path, labels)
         yield Block(data.reshape(self.count, 3, 32, 32), Counter(), labels)
 
@@ -260,16 +258,10 @@ def load_plain(path: Path) -> Any:
         raise InputError(f"{path} is damaged or not a pickle ({type(error).__name__}): get it again") from error
 
 
-def _require_labels(path: Path, labels: Any) -> None:
-    for label in labels:
-        if not (isinstance(label, (int, np.integer)) and 0 <= label < len(CLASSES)):
-            shown = str(label)[:20]
-            raise InputError(f"{path} has the label {shown}, but labels are 0 to {len(CLASSES) - 1}: get it again")
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"{path} is missing: CIFAR10 has five training files and one test file; unpack it again")
+def _require_labels(path: Path, labels: ArrayLike) -> None:
+    values = np.asarray(labels)
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= len(CLASSES):
+        raise InputError(f"{path} has labels other than 0 to {len(CLASSES) - 1}: get it again")
 
 
 def _reason(error: requests.exceptions.RequestException) -> str:
