@@ -68,7 +68,6 @@ def test_every_form_gives_the_same_images(tmp_path, release, kind):
     assert data.train.gather([0]).dtype == torch.uint8
     assert data.train.labels.tolist() == [number % 10 for number in range(20)]
     assert data.test.labels.tolist() == [0, 1, 2, 3] and data.manifest["classes"][3] == "cat"
-    assert data.manifest["source"]["release"] == release
 
 
 def test_the_true_counts_and_checksums_are_the_default(tmp_path):
@@ -134,9 +133,9 @@ def refused(tmp_path, message, **options):
 
 
 def test_a_missing_source_is_named(tmp_path):
-    refused(tmp_path, "gone: give data.source", source=str(tmp_path / "gone"))
+    refused(tmp_path, "no CIFAR10 at .*gone: give data.source", source=str(tmp_path / "gone"))
     (tmp_path / "empty").mkdir()
-    refused(tmp_path, "empty holds no CIFAR10: put", source=str(tmp_path / "empty"))
+    refused(tmp_path, "no CIFAR10 at .*empty: give data.source", source=str(tmp_path / "empty"))
 
 
 def test_an_archive_with_another_checksum_is_refused_and_kept(tmp_path):
@@ -269,5 +268,5 @@ def test_the_manifest_tells_where_the_images_come_from(tmp_path):
     archive, _, _ = cifar_archive(tmp_path, "binary")
     data = ready(cifar(tmp_path, source=str(archive), checksums={"binary": md5_of(archive)}))
     source = json.loads((data.folder / "manifest.json").read_text())["source"]
-    expected = {"name": "cifar10-excerpt4", "release": "binary", "checksum": md5_of(archive)}
+    expected = {"name": "cifar10-excerpt4", "checksum": md5_of(archive)}
     assert source == expected | {"archive": str(archive.resolve())}

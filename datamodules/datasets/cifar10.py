@@ -17,7 +17,7 @@ import requests
 from numpy.typing import ArrayLike
 
 from datamodules.prepared import BenchmarkDataModule
-from datamodules.preparing.archives import extract, file_digest
+from datamodules.preparing.archives import file_digest, unpack
 from datamodules.preparing.conversion import Block, Plan
 from flows.errors import InputError, StorageError
 
@@ -30,12 +30,6 @@ CHECKSUMS = {
     "python": "md5:c58f30108f718f92721af3b95e74349a",
 }
 """As published beside the archives."""
-
-BATCHES = {
-    "binary": ([f"data_batch_{number}.bin" for number in range(1, 6)], "test_batch.bin"),
-    "python": ([f"data_batch_{number}" for number in range(1, 6)], "test_batch"),
-}
-"""Files of the training and the test images in each release."""
 
 PICKLES_MD5 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -112,51 +106,39 @@ class CIFAR10(BenchmarkDataModule):
         return f"cifar10{excerpt}{'' if self.num_channels == 3 else '-grey'}"
 
     def plan(self, scratch: Path) -> Plan:
-        release, train, test, origin = self._files(scratch)
-        chunk: type[RecordFile | PickledFile] = RecordFile if release == "binary" else PickledFile
+        source = Path(self.source) if self.source is not None else self._download()
+        found, origin = _find_files(source), {"folder": str(source.resolve())}
+        if found is None:
+            archive = next((source / name for name in ARCHIVES.values() if (source / name).is_file()), source)
+            if not archive.is_file():
+                raise InputError(
+                    f"there is no CIFAR10 at {source}: give data.source a folder with cifar-10-binary.tar.gz, "
+                    "cifar-10-python.tar.gz or their unpacked files, or an archive, or leave it out to download"
+                )
+            origin = {"archive": str(archive.resolve()), "checksum": self._identify(archive)}
+            unpack(archive, scratch)
+            found = _find_files(scratch)
+        if found is None:
+            raise InputError(f"{source} lacks the files of CIFAR10: it is not the release that was expected")
+        chunk, train, test = found
         return Plan(
             shape=self.image_shape,
             splits={
                 "train": [chunk(path, self.images_per_file) for path in train],
                 "test": [chunk(test, self.images_per_file)],
             },
-            source={"name": self.folder_name, "release": release, **origin},
+            source={"name": self.folder_name, **origin},
             classes=CLASSES,
         )
 
-    def _files(self, scratch: Path) -> tuple[str, list[Path], Path, dict[str, str]]:
-        """Release, training files, test file and origin of what there is to read."""
-        source = Path(self.source) if self.source is not None else self._download()
-        if source.is_dir():
-            for release, (train, test) in BATCHES.items():
-                for folder in (source, source / "cifar-10-batches-bin", source / "cifar-10-batches-py"):
-                    if (folder / test).is_file():
-                        origin = {"folder": str(folder.resolve())}
-                        return release, [folder / name for name in train], folder / test, origin
-            inside = [source / name for name in ARCHIVES.values() if (source / name).is_file()]
-            if not inside:
-                raise InputError(
-                    f"{source} holds no CIFAR10: put cifar-10-binary.tar.gz or cifar-10-python.tar.gz there, "
-                    "or their unpacked files"
-                )
-            source = inside[0]
-        if not source.is_file():
-            raise InputError(
-                f"there is no {source}: give data.source an archive or a folder, or leave it out to download"
-            )
-        release, checksum = self._identify(source)
-        train, test = BATCHES[release]
-        paths = extract(source, [*train, test], scratch)
-        return release, paths[:-1], paths[-1], {"archive": str(source.resolve()), "checksum": checksum}
-
-    def _identify(self, archive: Path) -> tuple[str, str]:
-        """Which release an archive is, told by its checksum alone."""
+    def _identify(self, archive: Path) -> str:
+        """The checksum by which an archive is one of the releases."""
         for release, checksum in (self.checksums or CHECKSUMS).items():
             algorithm, _, expected = checksum.partition(":")
             if algorithm not in ("md5", "sha256"):
                 raise InputError(f"data.checksums.{release} must start with md5: or sha256:, not {algorithm!r}")
             if file_digest(archive, algorithm) == expected:
-                return release, checksum
+                return checksum
         raise InputError(
             f"{archive} has none of the checksums of CIFAR10's archives: it is damaged, cut short or something else; "
             "download it again, or unpack it and give the folder"
@@ -256,6 +238,16 @@ def load_plain(path: Path) -> Any:
         raise InputError(f"{path} {error}, which data never need: do not trust this file") from error
     except Exception as error:  # a damaged pickle raises nearly anything
         raise InputError(f"{path} is damaged or not a pickle ({type(error).__name__}): get it again") from error
+
+
+def _find_files(source: Path) -> tuple[type[RecordFile | PickledFile], list[Path], Path] | None:
+    """The kind of files that lie in a folder or in that of a release below it, those for training, and that to test."""
+    for kind, below, ending in ((RecordFile, "cifar-10-batches-bin", ".bin"), (PickledFile, "cifar-10-batches-py", "")):
+        for folder in (source, source / below):
+            if (folder / f"test_batch{ending}").is_file():
+                train = [folder / f"data_batch_{number}{ending}" for number in range(1, 6)]
+                return kind, train, folder / f"test_batch{ending}"
+    return None
 
 
 def _require_labels(path: Path, labels: ArrayLike) -> None:

@@ -1,4 +1,4 @@
-"""Tar archives from outside. Nothing is unpacked under a name that the archive chose, and links are not followed."""
+"""Tar archives from outside: nothing that leads out of a folder is unpacked, and links are not followed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import tarfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -16,40 +16,15 @@ from numpy.typing import NDArray
 from flows.errors import InputError, first_line
 
 
-def extract(archive: Path, names: Collection[str], folder: Path) -> list[Path]:
-    """Copy some files out of an archive into ``folder``, flat, under exactly these names.
-
-    Args:
-        archive: a ``.tar`` or ``.tar.gz`` that a checksum has identified: what it unpacks to has no limit.
-        names: the wanted files' last path components; each must occur once.
-        folder: made if missing.
-
-    Returns:
-        The files in the order of ``names``.
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a whole ``.tar`` or ``.tar.gz`` that a checksum has identified: what it unpacks to has no limit.
 
     Raises:
-        InputError: the archive is damaged; a wanted file is missing or occurs twice.
+        InputError: the archive is damaged, or holds a device or anything that leads out of the folder.
         OSError: the folder cannot be written to.
     """
-    contents: dict[str, bytes] = {}
     with _opened(archive, "r:*") as tar:
-        for member in _files(tar):
-            name = PurePosixPath(member.name).name
-            if name in contents:
-                raise InputError(f"{archive} holds {name} twice: it is damaged or made up; get it from its source")
-            if name in names:
-                content = tar.extractfile(member)
-                assert content is not None  # it is a regular file
-                contents[name] = content.read()
-                if len(contents[name]) != member.size:
-                    raise EOFError(f"cut short inside {name}")
-    missing = [name for name in names if name not in contents]
-    if missing:
-        raise InputError(f"{archive} lacks {', '.join(missing)}: it is not the release that was expected")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        (folder / name).write_bytes(contents[name])
-    return [folder / name for name in names]
+        tar.extractall(folder, filter="data")
 
 
 def index_pictures(archive: Path, suffix: str) -> tuple[NDArray, NDArray, NDArray]:
@@ -62,9 +37,10 @@ def index_pictures(archive: Path, suffix: str) -> tuple[NDArray, NDArray, NDArra
     """
     names, offsets, sizes = [], [], []
     with _opened(archive, "r:") as tar:
-        for member in _files(tar):
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header: a gigabyte for a million
             name = PurePosixPath(member.name).name
-            if name.endswith(suffix) and not name.startswith("."):
+            if member.isfile() and name.endswith(suffix) and not name.startswith("."):
                 names.append(name.encode())
                 offsets.append(member.offset_data)
                 sizes.append(member.size)
@@ -88,24 +64,17 @@ def file_digest(path: Path, algorithm: str) -> str:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The regular files of an archive, in their order; memory does not grow with their number."""
-    while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
-        if member.isfile():
-            yield member
-
-
 @contextmanager
 def _opened(archive: Path, mode: str) -> Iterator[tarfile.TarFile]:
     """The open archive; everything that reading a damaged one raises becomes one line."""
     try:
-        with tarfile.open(archive, mode) as tar:  # type: ignore[call-overload]
-            yield tar
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError) as error:
-        wanted = "an uncompressed tar archive" if mode == "r:" else "a tar archive"
-        raise InputError(
-            f"{archive} is damaged or not {wanted} ({first_line(error)}): get it again from its source"
-        ) from error
+        file = open(archive, "rb")  # noqa: SIM115 - closed by the next line
     except OSError as error:
         raise InputError(f"cannot read {archive}: {error.strerror or error}") from error
+    try:
+        with file, tarfile.open(fileobj=file, mode=mode) as tar:  # type: ignore[call-overload]
+            yield tar
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, KeyError, OverflowError) as error:
+        wanted = "an uncompressed tar archive" if mode == "r:" else "a tar archive"
+        reason = first_line(error)
+        raise InputError(f"{archive} is damaged or not {wanted} ({reason}): get it again from its source") from error
