@@ -13,7 +13,9 @@ from datamodules.loading.augmentation import Augmentation
 from datamodules.loading.datasets import ImageBatch, ImageDataset
 from datamodules.loading.samplers import BatchIndices, TrainingBatchSampler
 from flows.errors import InputError
-from flows.signals import SIGNALS
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What SLURM and terminals send to end a program."""
 
 GRACE_SECONDS = 60
 """How long a worker that was told to end goes on loading."""
@@ -54,12 +56,12 @@ class TrainingImages(Dataset[ImageBatch]):
 
 
 class TrainingLoader(SignalProofDataLoader):
-    """Loads :class:`TrainingBatchSampler`, and can be taken up in the middle of an epoch.
+    """Loads the batches of a :class:`TrainingBatchSampler`, and resumes in the middle of an epoch.
 
     Lightning keeps :meth:`state_dict` in its checkpoints. Batches that workers have loaded in advance do not count.
 
     Raises:
-        InputError: it is taken up within an epoch, but with another number of batches in a step.
+        InputError: it resumes within an epoch, but with another number of batches in a step.
     """
 
     def __init__(self, dataset: TrainingImages, batches: TrainingBatchSampler, **options: Any) -> None:
@@ -75,7 +77,7 @@ class TrainingLoader(SignalProofDataLoader):
         resumes = epoch == self._resumed_place["epoch"]
         self.batches.first = self._resumed_place["num_batches"] if resumes else 0
         self._require_same_steps()
-        self._resumed_place = self._place | {"epoch": epoch, "num_batches": 0}  # whoever iterates again starts anew
+        self._resumed_place = self._place | {"epoch": epoch, "num_batches": 0}  # another iteration starts anew
         self._place = self._resumed_place | {"num_batches": self.batches.first}
         for batch in super().__iter__():
             self._place["num_batches"] += 1
