@@ -125,7 +125,10 @@ def convert(make: Callable[..., PreparedDataModule], source: Path, count: int, p
 
 
 def imagenet(source: Path, count: int, **options: Any) -> PreparedDataModule:
-    return DownsampledImageNet(image_size=32, source=str(source), expected_counts=[count, 100], **options)
+    release: Any = "npz" if source.name.startswith("npz") else "oord"
+    return DownsampledImageNet(
+        image_size=32, source=str(source), release=release, expected_counts=[count, 100], **options
+    )
 
 
 def image_folder(source: Path, count: int, **options: Any) -> PreparedDataModule:
@@ -141,7 +144,7 @@ def read(folder: Path, count: int, augmented: bool) -> float:
         batch_size=256,
         prepared_dir=str(folder / "prepared"),
         num_converters=1,
-        augmentation=Augmentation(**AUGMENTATION) if augmented else None,  # type: ignore[arg-type]
+        augmentation=Augmentation(**(AUGMENTATION if augmented else {})),  # type: ignore[arg-type]
     )
     data.prepare_data()
     data.setup()

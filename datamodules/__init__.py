@@ -1,15 +1,15 @@
 """Data sets: uint8 images in three splits."""
 
-from datamodules.augmentation import Augmentation
 from datamodules.base import ImageDataModule
-from datamodules.cifar10 import CIFAR10
-from datamodules.digits import Digits
-from datamodules.folder import ImageFolder
-from datamodules.galaxy import Galaxies
-from datamodules.imagenet import DownsampledImageNet
-from datamodules.photographs import PhotographCrops
+from datamodules.datasets.cifar10 import CIFAR10
+from datamodules.datasets.digits import Digits
+from datamodules.datasets.folder import ImageFolder
+from datamodules.datasets.galaxy import Galaxies
+from datamodules.datasets.imagenet import DownsampledImageNet
+from datamodules.datasets.photographs import PhotographCrops
+from datamodules.loading.augmentation import Augmentation
+from datamodules.loading.datasets import ImageBatch, ImageDataset
 from datamodules.prepared import BenchmarkDataModule, PreparedDataModule
-from datamodules.sets import ImageBatch, ImageDataset
 
 __all__ = [
     "CIFAR10",

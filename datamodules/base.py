@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.augmentation import Augmentation, draw_bits
-from datamodules.order import EpochSampler, ShardSampler, TrainingBatches, TrainingImages, TrainingLoader
-from datamodules.sets import ImageDataset
-from datamodules.workers import SteadyLoader
+from datamodules.loading.augmentation import Augmentation, draw_bits
+from datamodules.loading.datasets import ImageDataset
+from datamodules.loading.loader import SignalProofDataLoader, TrainingImages, TrainingLoader
+from datamodules.loading.samplers import EpochSampler, ShardSampler, TrainingBatchSampler
 from flows.errors import InputError
 from flows.randomness import Stream, generator_for
 
@@ -63,11 +63,9 @@ class ImageDataModule(pl.LightningDataModule):
         super().__init__()
         if self.num_channels not in (1, 3):
             raise InputError(f"data.num_channels must be 1 (luminance) or 3 (colour), not {self.num_channels}")
-        for name in ("batch_size", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"data.{name} must be at least 1, not {getattr(self, name)}")
-        if self.num_workers < 0:
-            raise InputError(f"data.num_workers must be at least 0, not {self.num_workers}")
+        for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"data.{name} must be at least {least}, not {getattr(self, name)}")
         if self.images_per_epoch is not None and self.images_per_epoch < self.batch_size:
             raise InputError(f"images_per_epoch ({self.images_per_epoch}) must be at least a batch ({self.batch_size})")
         if not isinstance(self.augmentation, Augmentation):
@@ -150,24 +148,19 @@ class ImageDataModule(pl.LightningDataModule):
         rank, num_ranks = self._place()
         num_accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
         sampler = EpochSampler(len(self.train), self.images_per_epoch, self.seed, rank, num_ranks)
-        batches = TrainingBatches(sampler, self.micro_batch_size(num_ranks, num_accumulated), num_accumulated)
+        batches = TrainingBatchSampler(sampler, self.micro_batch_size(num_ranks, num_accumulated), num_accumulated)
         return TrainingLoader(TrainingImages(self.train, self.augmentation), batches, **self._loading())
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.val)
+        return self.evaluation_batches(self.val, *self._place())
 
     def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.test)
+        return self.evaluation_batches(self.test, *self._place())
 
-    def evaluation_batches(self, dataset: ImageDataset) -> DataLoader:
-        """A whole split in order, every image once, for a process that evaluates alone, whatever trains beside it."""
-        return SteadyLoader(
-            dataset, sampler=ShardSampler(len(dataset)), batch_size=self.eval_batch_size, **self._loading()
-        )
-
-    def _evaluation_loader(self, dataset: ImageDataset) -> DataLoader:
-        sampler = ShardSampler(len(dataset), *self._place())
-        return SteadyLoader(dataset, sampler=sampler, batch_size=self.eval_batch_size, **self._loading())
+    def evaluation_batches(self, dataset: ImageDataset, rank: int = 0, num_ranks: int = 1) -> DataLoader:
+        """A split in order, every image once; the whole of it, or the part of one of the processes that share it."""
+        sampler = ShardSampler(len(dataset), rank, num_ranks)
+        return SignalProofDataLoader(dataset, sampler=sampler, batch_size=self.eval_batch_size, **self._loading())
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from datamodules.base import ImageDataModule
-from datamodules.conversion import Plan, prepare
-from datamodules.prepared_sets import MANIFEST, open_splits, read_manifest, remedy
-from datamodules.sets import ImageDataset, Subset, held_out
+from datamodules.loading.datasets import ImageDataset, Subset, held_out
+from datamodules.preparing.conversion import Plan, prepare
+from datamodules.preparing.storage import MANIFEST, open_splits, read_manifest, remedy
 from flows.errors import InputError
 
 SELECTED_ON_TEST = (

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datamodules.archives import file_digest
-from datamodules.conversion import Block, Plan
+from datamodules.loading.datasets import ImageDataset
 from datamodules.prepared import PreparedDataModule
-from datamodules.sets import ImageDataset
+from datamodules.preparing.archives import file_digest
+from datamodules.preparing.conversion import Block, Plan
 
 CIFAR_TRAIN_FILES = [f"data_batch_{number}" for number in range(1, 6)]
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from datamodules import ImageBatch, PhotographCrops
-from datamodules.order import EpochSampler, ShardSampler
-from datamodules.photographs import BLOCK_SIZE
+from datamodules.datasets.photographs import BLOCK_SIZE
+from datamodules.loading.samplers import EpochSampler, ShardSampler
 from flows import InputError
 from flows.measures.bits_per_dim import Score
 from flows.measures.codecs import codec_bits_per_dim

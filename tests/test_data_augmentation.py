@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.augmentation import Augmentation, draw_bits
+from datamodules.loading.augmentation import Augmentation, draw_bits
 from flows.errors import InputError
 from flows.randomness import Stream
 

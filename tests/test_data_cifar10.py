@@ -13,7 +13,7 @@ from PIL import Image
 from small_sources import cifar_archive, cifar_files, md5_of, python2_pickle, random_images, write_files
 
 from datamodules import CIFAR10
-from datamodules.cifar10 import CHECKSUMS
+from datamodules.datasets.cifar10 import CHECKSUMS
 from datamodules.prepared import SELECTED_ON_TEST
 from flows.errors import InputError, StorageError
 
@@ -68,7 +68,6 @@ def test_every_form_gives_the_same_images(tmp_path, release, kind):
     assert data.train.gather([0]).dtype == torch.uint8
     assert data.train.labels.tolist() == [number % 10 for number in range(20)]
     assert data.test.labels.tolist() == [0, 1, 2, 3] and data.manifest["classes"][3] == "cat"
-    assert data.manifest["source"]["release"] == release
 
 
 def test_the_true_counts_and_checksums_are_the_default(tmp_path):
@@ -134,9 +133,9 @@ def refused(tmp_path, message, **options):
 
 
 def test_a_missing_source_is_named(tmp_path):
-    refused(tmp_path, "gone: give data.source", source=str(tmp_path / "gone"))
+    refused(tmp_path, "no CIFAR10 at .*gone: give data.source", source=str(tmp_path / "gone"))
     (tmp_path / "empty").mkdir()
-    refused(tmp_path, "empty holds no CIFAR10: put", source=str(tmp_path / "empty"))
+    refused(tmp_path, "no CIFAR10 at .*empty: give data.source", source=str(tmp_path / "empty"))
 
 
 def test_an_archive_with_another_checksum_is_refused_and_kept(tmp_path):
@@ -165,11 +164,11 @@ def with_file(tmp_path, release, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data_batch_3.bin", None, "data_batch_3.bin is missing"),
+        ("data_batch_3.bin", None, "cannot read .*data_batch_3.bin"),
         ("data_batch_3.bin", lambda old: old[:-1], "12,291 bytes instead of 12,292"),
         ("data_batch_3.bin", lambda old: old + b"x", "12,293 bytes instead of 12,292"),
         ("data_batch_3.bin", lambda old: b"", "0 bytes instead"),
-        ("test_batch.bin", lambda old: b"\x0a" + old[1:], r"test_batch.bin has the label 10"),
+        ("test_batch.bin", lambda old: b"\x0a" + old[1:], r"test_batch.bin has labels other than 0 to 9"),
     ],
 )
 def test_broken_binary_files_are_named(tmp_path, name, content, message):
@@ -188,7 +187,7 @@ FLAT = random_images(4).reshape(4, -1)
         (lambda old: python2_pickle(FLAT[:3], [0] * 3), r"shape \(3, 3072\) and 3 labels instead of 4"),
         (lambda old: python2_pickle(FLAT[:, :9], [0] * 4), r"shape \(4, 9\)"),
         (lambda old: python2_pickle(FLAT, [0] * 5), "5 labels"),
-        (lambda old: python2_pickle(FLAT, [0, 1, 2, -1]), "the label -1"),
+        (lambda old: python2_pickle(FLAT, [0, 1, 2, -1]), "labels other than 0 to 9"),
         (lambda old: python2_pickle(FLAT, [0, 1, 2, 3]).replace(b"U\x04data", b"U\x04date"), "lacks data"),
         (lambda old: python2_pickle(FLAT, [0] * 4, descr=b"O8"), "damaged or not a pickle"),
         (lambda old: b"\x80\x02]q\x00.", "lacks data"),
@@ -269,5 +268,5 @@ def test_the_manifest_tells_where_the_images_come_from(tmp_path):
     archive, _, _ = cifar_archive(tmp_path, "binary")
     data = ready(cifar(tmp_path, source=str(archive), checksums={"binary": md5_of(archive)}))
     source = json.loads((data.folder / "manifest.json").read_text())["source"]
-    expected = {"name": "cifar10-excerpt4", "release": "binary", "checksum": md5_of(archive)}
+    expected = {"name": "cifar10-excerpt4", "checksum": md5_of(archive)}
     assert source == expected | {"archive": str(archive.resolve())}

@@ -10,7 +10,8 @@ from PIL import Image
 from small_sources import npz_files, oord_archives, oord_files, picture, random_images, write_files, write_tar
 
 from datamodules import DownsampledImageNet
-from datamodules.imagenet import COUNTS, PUBLISHED_MD5
+from datamodules.datasets.imagenet import COUNTS
+from datamodules.datasets.imagenet_npz import PUBLISHED_MD5
 from flows.errors import InputError
 
 TRAIN, VALID = random_images(23, 32, 1), random_images(5, 32, 2)
@@ -56,9 +57,9 @@ SOURCES = {"oord": [oord_tars, oord_folders, oord_both_ways], "npz": [npz, npz_c
 
 
 @pytest.mark.parametrize(("release", "make"), [(name, make) for name, makes in SOURCES.items() for make in makes])
-def test_each_release_is_recognised_and_read_whole(tmp_path, release, make):
+def test_each_release_is_read_whole(tmp_path, release, make):
     make(tmp_path / "source")
-    data = ready(imagenet(tmp_path, splits="paper"))
+    data = ready(imagenet(tmp_path, release=release, splits="paper"))
     assert np.array_equal(data.train.gather(range(23)).numpy(), TRAIN)
     assert np.array_equal(data.test.gather(range(5)).numpy(), VALID)
     assert data.train.gather([0]).dtype == torch.uint8
@@ -69,9 +70,9 @@ def test_each_release_is_recognised_and_read_whole(tmp_path, release, make):
 def test_64_pixels_and_one_channel(tmp_path):
     train, valid = random_images(12, 64, 1), random_images(2, 64, 2)
     npz_files(tmp_path / "source", train, valid)
-    data = ready(imagenet(tmp_path, counts=(12, 2), image_size=64))
+    data = ready(imagenet(tmp_path, release="npz", counts=(12, 2), image_size=64))
     assert np.array_equal(data.test.gather([0, 1]).numpy(), valid)
-    grey = ready(imagenet(tmp_path, counts=(12, 2), image_size=64, num_channels=1))
+    grey = ready(imagenet(tmp_path, release="npz", counts=(12, 2), image_size=64, num_channels=1))
     assert grey.test.gather([0]).shape == (1, 1, 64, 64) and grey.folder != data.folder
 
 
@@ -88,36 +89,27 @@ def test_the_true_counts_and_names_are_the_default(tmp_path):
 def test_holdout_splits_are_disjoint(tmp_path):
     train = random_images(300, 32, 3)
     npz_files(tmp_path / "source", train, VALID)
-    data = ready(imagenet(tmp_path, counts=(300, 5)))
+    data = ready(imagenet(tmp_path, release="npz", counts=(300, 5)))
     assert [len(split) for split in (data.train, data.val, data.test)] == [298, 2, 5]
     seen = np.concatenate([data.train.gather(range(298)).numpy(), data.val.gather(range(2)).numpy()])
     assert len(np.unique(seen.reshape(300, -1), axis=0)) == 300
 
 
-def test_both_releases_in_one_folder_are_refused_unless_one_is_chosen(tmp_path):
+def test_releases_in_one_folder_are_not_mixed(tmp_path):
     oord_tars(tmp_path / "source")
     npz(tmp_path / "source")
-    with pytest.raises(InputError, match="both releases"):
-        ready(imagenet(tmp_path))
     for release in ("oord", "npz"):
         assert ready(imagenet(tmp_path, release=release)).set_name.startswith(f"imagenet32-{release}")
-    with pytest.raises(InputError, match="both releases of ImageNet 32 are prepared"):
-        imagenet(tmp_path).setup()
-
-
-def test_half_of_each_release_is_refused(tmp_path):
-    write_files(tmp_path / "source", oord_files(TRAIN, VALID[:0]))
-    npz(tmp_path / "source")
     for number in range(1, 11):
         (tmp_path / "source" / f"train_data_batch_{number}.npz").unlink()
-    with pytest.raises(InputError, match="both releases"):
-        ready(imagenet(tmp_path))
+    with pytest.raises(InputError, match="lacks the train images of the npz release"):
+        imagenet(tmp_path, release="npz", counts=(24, 5)).prepare_data()
 
 
 def test_what_is_prepared_needs_no_source(tmp_path):
     npz(tmp_path / "source")
-    ready(imagenet(tmp_path))
-    assert len(ready(imagenet(tmp_path, source=None)).test) == 5
+    ready(imagenet(tmp_path, release="npz"))
+    assert len(ready(imagenet(tmp_path, release="npz", source=None)).test) == 5
 
 
 def refused(tmp_path, message, **options):
@@ -129,25 +121,19 @@ def refused(tmp_path, message, **options):
 
 
 def test_a_missing_source_says_what_to_put_where(tmp_path):
-    refused(tmp_path, r"account: put train_32x32\.tar.*train_data_batch_1\.npz.*data\.source=FOLDER", source=None)
+    refused(tmp_path, r"account: put train_32x32\.tar.*data\.source=FOLDER.*train_data_batch_1\.npz", source=None)
     refused(tmp_path, "is not a folder", source=str(tmp_path / "gone"))
     (tmp_path / "source").mkdir()
-    refused(tmp_path, "holds neither release")
+    refused(tmp_path, "lacks the train, test images of the oord release")
     (tmp_path / "source" / "train_32x32").mkdir()
-    refused(tmp_path, "lacks the test images of ImageNet's oord release")
+    refused(tmp_path, "lacks the test images of the oord release")
 
 
 def test_wrong_counts_are_named_with_those_of_the_release(tmp_path):
     npz(tmp_path / "source")
     (tmp_path / "source" / "train_data_batch_10.npz").unlink()
-    refused(tmp_path, "holds 21 training and 5 validation images, but Chrabaszcz's .npz. release has 23 and 5")
-    refused(tmp_path, r"release has 1,281,167 and 50,000: get the missing files", counts=None)
-
-
-def test_the_other_releases_count_is_recognised(tmp_path, monkeypatch):
-    monkeypatch.setitem(COUNTS, "oord", (23, 4))
-    npz(tmp_path / "source")
-    refused(tmp_path, "one of these is a count of the other release", counts=None)
+    refused(tmp_path, "holds 21 training and 5 validation images, but the npz release has 23 and 5", release="npz")
+    refused(tmp_path, r"release has 1,281,167 and 50,000: get the missing files", counts=None, release="npz")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +176,7 @@ FLAT = np.zeros((3, 3072), np.uint8)
 )
 def test_wrong_npz_files_are_named(tmp_path, arrays, message):
     replace_npz(tmp_path, **arrays)
-    refused(tmp_path, rf"train_data_batch_3\.npz.*{message}")
+    refused(tmp_path, rf"train_data_batch_3\.npz.*{message}", release="npz")
 
 
 def test_damaged_npz_files_are_named(tmp_path):
@@ -200,10 +186,10 @@ def test_damaged_npz_files_are_named(tmp_path):
     flipped = bytearray(content)
     flipped[1000] ^= 1
     path.write_bytes(flipped)
-    refused(tmp_path, r"val_data\.npz is damaged .*(CRC|magic)")
+    refused(tmp_path, r"val_data\.npz is damaged .*(CRC|magic)", release="npz")
     for broken in (content[: len(content) // 2], b"<html>", b""):
         path.write_bytes(broken)
-        refused(tmp_path, r"val_data\.npz is damaged or no npz file.*get it again")
+        refused(tmp_path, r"val_data\.npz is damaged or no npz file.*get it again", release="npz")
 
 
 def test_a_bomb_among_npz_files_is_never_unpacked(tmp_path):
@@ -214,13 +200,13 @@ def test_a_bomb_among_npz_files_is_never_unpacked(tmp_path):
         np.lib.format.write_array_header_1_0(file, header)
         file.write(bytes(50 << 20))
     assert path.stat().st_size < 100_000
-    refused(tmp_path, "sizes contradict each other")
+    refused(tmp_path, "sizes contradict each other", release="npz")
 
 
 def test_the_same_batch_twice_is_refused(tmp_path):
     npz(tmp_path / "source")
     npz(tmp_path / "source" / "copy")
-    refused(tmp_path, "is there twice")
+    refused(tmp_path, "is there twice", release="npz")
 
 
 def replace_png(tmp_path, content, tar):
@@ -270,5 +256,5 @@ def test_images_that_are_not_plain_colour_are_converted_and_counted(tmp_path):
     Image.open(io.BytesIO(grey)).convert("L").save(file, "png")
     replace_png(tmp_path, lambda old: file.getvalue(), tar=False)
     data = ready(imagenet(tmp_path, splits="paper"))
-    assert data.manifest["converted"] == {"greyscale": 1}
+    assert data.manifest["converted"] == {"mode L": 1}
     assert np.array_equal(data.train.gather([6])[0].numpy(), np.repeat(TRAIN[0, :1], 3, axis=0))

@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import re
 import signal
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -11,9 +13,11 @@ from torch.utils.data._utils import signal_handling
 
 from datamodules import Augmentation, Digits, PhotographCrops
 from datamodules.base import ImageDataModule
-from datamodules.order import EpochSampler, ShardSampler
-from datamodules.sets import Subset, Tensors, held_out
+from datamodules.loading.datasets import Subset, Tensors, held_out
+from datamodules.loading.samplers import EpochSampler, ShardSampler
 from flows.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 AUGMENTATION = Augmentation(horizontal_flip=True, shift=0.2)
 
@@ -215,3 +219,9 @@ def test_workers_go_on_when_they_are_signalled_even_before_they_have_begun(numbe
     data.setup()
     assert [len(batch.images) for batch in data.evaluation_batches(data.train)] == 10 * [5]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+def test_data_know_little_of_the_rest():
+    text = "".join(path.read_text() for path in (ROOT / "datamodules").rglob("*.py"))
+    imported = set(re.findall(r"^ *(?:from|import) (flows[\w.]*)", text, re.MULTILINE))
+    assert imported == {"flows.errors", "flows.files", "flows.randomness", "flows.cli.report"}

@@ -13,8 +13,8 @@ from PIL import Image
 from small_sources import galaxy_tree, picture, random_images, write_files
 
 from datamodules import Galaxies, ImageFolder
-from datamodules.decoding import decode, fit
-from datamodules.galaxy import scale_galaxy
+from datamodules.datasets.galaxy import scale_galaxy
+from datamodules.preparing.decoding import decode, fit
 from flows.errors import InputError
 
 
@@ -45,17 +45,17 @@ def turned():
     [
         (encoded(COLOUR), COLOUR, {}),
         (encoded(COLOUR, "webp", lossless=True), COLOUR, {}),
-        (encoded(GREY), GREY.convert("RGB"), {"greyscale": 1}),
-        (encoded(GREY.convert("1")), GREY.convert("1").convert("RGB"), {"greyscale": 1}),
-        (encoded(COLOUR.quantize(16)), COLOUR.quantize(16).convert("RGB"), {"palette": 1}),
-        (encoded(with_alpha(255)), COLOUR, {"alpha": 1}),
-        (encoded(with_alpha(0)), Image.new("RGB", (16, 16), "white"), {"alpha": 1}),
-        (encoded(GREY.convert("LA")), GREY.convert("RGB"), {"greyscale": 1, "alpha": 1}),
-        (encoded(GREY, transparency=255), GREY.convert("RGB"), {"greyscale": 1, "alpha": 1}),  # white over white
+        (encoded(GREY), GREY.convert("RGB"), {"mode L": 1}),
+        (encoded(GREY.convert("1")), GREY.convert("1").convert("RGB"), {"mode 1": 1}),
+        (encoded(COLOUR.quantize(16)), COLOUR.quantize(16).convert("RGB"), {"mode P": 1}),
+        (encoded(with_alpha(255)), COLOUR, {"alpha": 1, "mode RGBA": 1}),
+        (encoded(with_alpha(0)), Image.new("RGB", (16, 16), "white"), {"alpha": 1, "mode RGBA": 1}),
+        (encoded(GREY.convert("LA")), GREY.convert("RGB"), {"mode LA": 1, "alpha": 1}),
+        (encoded(GREY, transparency=255), GREY.convert("RGB"), {"mode L": 1, "alpha": 1}),  # white over white
         (
             encoded(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)),
             GREY.convert("RGB"),
-            {"16-bit": 1, "greyscale": 1},
+            {"mode I;16": 1},
         ),
         (turned(), COLOUR.transpose(Image.Transpose.ROTATE_270), {"turned": 1}),
     ],
@@ -68,7 +68,7 @@ def test_every_mode_becomes_colour_and_is_counted(content, expected, counts):
 
 def test_cmyk_is_converted_and_of_an_animation_the_first_frame_is_taken():
     found, counts = decode(encoded(COLOUR.convert("CMYK"), "jpeg", quality=100), "here")
-    assert found.mode == "RGB" and counts == {"cmyk": 1}
+    assert found.mode == "RGB" and counts == {"mode CMYK": 1}
     frames = encoded(COLOUR, "png", save_all=True, append_images=[COLOUR.rotate(90)])
     found, counts = decode(frames, "here")
     assert counts == {"animated": 1} and np.array_equal(np.asarray(found), np.asarray(COLOUR))
@@ -207,7 +207,7 @@ def test_conversions_are_counted_and_one_channel_works(tmp_path):
     write_files(tmp_path / "root/val", {"alpha.png": encoded(with_alpha(255))})
     write_files(tmp_path / "root/test", {"small.webp": encoded(COLOUR.resize((8, 8)), "webp")})
     data = ready(folder(tmp_path))
-    assert data.manifest["converted"] == {"alpha": 1, "cropped": 1, "enlarged": 1, "greyscale": 1}
+    assert data.manifest["converted"] == {"alpha": 1, "cropped": 1, "enlarged": 1, "mode L": 1, "mode RGBA": 1}
     grey = ready(folder(tmp_path, num_channels=1))
     assert torch.equal(grey.train.gather([0])[0, 0], torch.from_numpy(np.asarray(GREY).copy()))
     assert torch.equal(grey.val.gather([0])[0, 0], torch.from_numpy(np.array(COLOUR.convert("L"))))

@@ -14,8 +14,8 @@ import torch
 from cluster import wait_until
 from small_sources import SlowSet
 
-from datamodules import conversion
-from datamodules.prepared_sets import PreparedImages, open_splits, verify
+from datamodules.preparing import conversion
+from datamodules.preparing.storage import PreparedImages, open_splits, verify
 from flows.errors import InputError, StorageError
 
 EXPECTED = np.repeat(np.arange(100, dtype=np.uint8), 3)

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from datamodules import ImageDataModule, PreparedDataModule
-from datamodules.augmentation import draw_bits
-from datamodules.prepared_sets import verify
+from datamodules.loading.augmentation import draw_bits
+from datamodules.preparing.storage import verify
 from flows import console
 from flows.config.building import build
 from flows.pictures import grid, save_png

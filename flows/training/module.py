@@ -73,7 +73,7 @@ class FlowModule(pl.LightningModule):
         """The dequantisation noise of a training batch: the same whenever it is asked for.
 
         It is drawn for the step's whole batch, dealt out over the ranks as its images are
-        (:class:`datamodules.order.EpochSampler`).
+        (:class:`datamodules.loading.samplers.EpochSampler`).
         """
         part, num_parts = self._part_of_step(batch_idx)
         rank, num_ranks = self.trainer.global_rank, self.trainer.world_size

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch.nn.functional import pad
 
 from datamodules.base import ImageDataModule
-from datamodules.sets import Subset, Tensors, held_out
+from datamodules.loading.datasets import Subset, Tensors, held_out
 from flows.errors import InputError
 
 DIGIT_SIZE = 8

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from datamodules.base import ImageDataModule
-from datamodules.sets import ImageDataset
+from datamodules.loading.datasets import ImageDataset
 from flows.errors import InputError
 
 Collection = Literal["photos", "hubble"]

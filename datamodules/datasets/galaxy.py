@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.transform import resize
 
-from datamodules.conversion import Plan
-from datamodules.pictures import chunks_of, list_files
+from datamodules.loading.datasets import ImageDataset, Tensors
 from datamodules.prepared import BenchmarkDataModule
-from datamodules.sets import ImageDataset, Tensors
+from datamodules.preparing.conversion import Plan
+from datamodules.preparing.pictures import chunks_of, list_files
 from flows.errors import InputError
 
 FOLDERS = {"train": "training", "val": "validation", "test": "test"}

@@ -1,4 +1,4 @@
-"""How a data set is converted, once, to a prepared set (:mod:`datamodules.prepared_sets`).
+"""How a data set is converted, once, to a prepared set (:mod:`datamodules.preparing.storage`).
 
 The set is written as ``cifar10.preparing/`` and renamed when complete, so that a folder with the final name is whole. A
 lock lets one process convert while the others wait. A conversion that fails removes its folder; one that was killed is
@@ -27,8 +27,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike, NDArray
 
-from datamodules.archives import file_digest
-from datamodules.prepared_sets import FORMAT, MANIFEST
+from datamodules.preparing.archives import file_digest
+from datamodules.preparing.storage import FORMAT, MANIFEST
 from flows.console import progress
 from flows.errors import InputError, StorageError
 from flows.files import atomic_write

@@ -7,7 +7,7 @@ A prepared set is a folder::
     cifar10/train-labels.npy     int64 (N,), where there are classes
     cifar10/test.npy, ...
 
-Whatever has a manifest is whole (:mod:`datamodules.conversion`).
+Whatever has a manifest is whole (:mod:`datamodules.preparing.conversion`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.archives import file_digest
-from datamodules.sets import ImageDataset
+from datamodules.loading.datasets import ImageDataset
+from datamodules.preparing.archives import file_digest
 from flows.errors import InputError
 
 FORMAT = 2

@@ -28,9 +28,6 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 ORIENTATION = 0x0112
 """The EXIF tag that says how a camera was held."""
 
-EIGHT_BIT_MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA")
-SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I")
-
 
 def read_file(path: Path | str) -> bytes:
     """The bytes of a picture's file. Raises ``InputError`` if it cannot be read or is absurdly large."""
@@ -43,49 +40,37 @@ def read_file(path: Path | str) -> bytes:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def decode_exact(content: bytes, where: str, size: int) -> tuple[NDArray[np.uint8], Counter[str]]:
-    """A PNG of exactly ``size`` x ``size`` pixels as uint8 ``(size, size, 3)``, and what had to be converted.
+def decode(content: bytes, where: str, formats: tuple[str, ...] = FORMATS) -> tuple[Image.Image, Counter[str]]:
+    """A picture of any mode and size as a Pillow image in mode RGB, and a count of what was done to it.
+
+    Every ``mode`` becomes 8-bit colour; ``alpha`` is laid over white; pictures that a camera marked as ``turned`` are
+    turned upright; of an ``animated`` one the first frame is taken.
 
     Raises:
-        InputError: another format or size, a wrong checksum, or anything that cannot be decoded; with ``where``.
+        InputError: another format, a damaged file, or more than 64 megapixels; with ``where``.
     """
-    with _explained(where), Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
-        if picture.size != (size, size):
-            found = " x ".join(map(str, picture.size))
-            raise InputError(f"{where} has {found} pixels instead of {size} x {size}: it belongs to another data set")
-        _require_png_checksums(content)
-        colour, counts = _to_colour(picture, where)
-        return np.asarray(colour), counts
-
-
-def decode(content: bytes, where: str) -> tuple[Image.Image, Counter[str]]:
-    """A PNG, JPEG or WebP of any mode and size as a Pillow image in mode RGB, and a count of what was done to it.
-
-    ``greyscale``, ``palette``, ``cmyk`` and ``16-bit`` pictures become 8-bit colour; ``alpha`` is laid over white;
-    those that a camera marked as ``turned`` are turned upright; of an ``animated`` one the first frame is taken.
-
-    Raises:
-        InputError: anything else, or more than 64 megapixels; with ``where``.
-    """
-    with _explained(where), Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-        width, height = picture.size
-        if width * height > MAX_PIXELS:
+    with _explained(where), Image.open(io.BytesIO(content), formats=formats) as opened:
+        picture: Image.Image = opened
+        if picture.width * picture.height > MAX_PIXELS:
             raise InputError(
-                f"{where} claims {width:,} x {height:,} pixels, more than {MAX_PIXELS / 2**20:.0f} Mi: "
+                f"{where} claims {picture.width:,} x {picture.height:,} pixels, more than {MAX_PIXELS / 2**20:.0f} Mi: "
                 "remove it, or scale it down"
             )
         if picture.format == "PNG":
             _require_png_checksums(content)
-        counts: Counter[str] = Counter()
-        if getattr(picture, "n_frames", 1) > 1:
-            counts["animated"] += 1
-        orientation = picture.getexif().get(ORIENTATION, 1)
-        colour, conversions = _to_colour(picture, where)
-        if orientation in range(2, 9):
-            counts["turned"] += 1
-            colour.getexif()[ORIENTATION] = orientation
-            colour = ImageOps.exif_transpose(colour)
-        return colour, counts + conversions
+        counts = Counter[str](animated=int(getattr(picture, "n_frames", 1) > 1))
+        if picture.getexif().get(ORIENTATION, 1) in range(2, 9):
+            counts["turned"] = 1
+            picture = ImageOps.exif_transpose(picture)
+        if picture.mode != "RGB":
+            counts[f"mode {picture.mode}"] = 1
+        if picture.mode.startswith("I"):  # 16 bits, of which the upper eight are kept
+            picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+        if picture.has_transparency_data:
+            counts["alpha"] = 1
+            white = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(white, picture.convert("RGBA"))
+        return picture.convert("RGB"), +counts
 
 
 def fit(picture: Image.Image, size: int) -> tuple[NDArray[np.uint8], Counter[str]]:
@@ -97,28 +82,6 @@ def fit(picture: Image.Image, size: int) -> tuple[NDArray[np.uint8], Counter[str
     counts = Counter(cropped=int(width != height), enlarged=int(min(width, height) < size))
     fitted = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(fitted).transpose(2, 0, 1), +counts
-
-
-def _to_colour(picture: Image.Image, where: str) -> tuple[Image.Image, Counter[str]]:
-    mode, counts = picture.mode, Counter[str]()
-    if mode in SIXTEEN_BIT_MODES:
-        values = np.asarray(picture).astype(np.int64)
-        grey = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
-        return grey.convert("RGB"), Counter({"16-bit": 1, "greyscale": 1})
-    if mode == "CMYK":
-        return picture.convert("RGB"), Counter(cmyk=1)
-    if mode not in EIGHT_BIT_MODES:
-        raise InputError(f"{where} has the mode {mode}, which is not converted: save it as 8-bit RGB")
-    if mode in ("1", "L", "LA"):
-        counts["greyscale"] += 1
-    if mode in ("P", "PA"):
-        counts["palette"] += 1
-    if mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
-        counts["alpha"] += 1
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB"), counts
 
 
 def _require_png_checksums(content: bytes) -> None:

@@ -1,22 +1,19 @@
-"""Which images each process sees, when, and with which random bits; and how a training takes that up again."""
+"""Which images each process sees, when, and with which random bits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
-from datamodules.augmentation import Augmentation, draw_bits
-from datamodules.sets import ImageBatch, ImageDataset
-from datamodules.workers import SteadyLoader
-from flows.errors import InputError
+from datamodules.loading.augmentation import draw_bits
 from flows.randomness import Stream, generator_for
 
 
-class Draw(NamedTuple):
+class BatchIndices(NamedTuple):
     """What to read for one training batch: the images' indices, and 63 random bits for the augmentation of each."""
 
     indices: list[int]
@@ -73,13 +70,13 @@ class EpochSampler(Sampler[int]):
         return whole[self.rank :: self.num_ranks][: len(self)]
 
 
-class TrainingBatches(Sampler[Draw]):
+class TrainingBatchSampler(Sampler[BatchIndices]):
     """Full batches of an epoch's order, from :attr:`first` on, with the random bits that go with each place in it.
 
     Args:
         sampler: the rank's order.
         batch_size: images in each batch.
-        num_accumulated: so many batches make a step of the optimiser; a step that would be short of some is left out.
+        num_accumulated: batches that make a step of the optimiser; an incomplete last step is left out.
     """
 
     def __init__(self, sampler: EpochSampler, batch_size: int, num_accumulated: int = 1) -> None:
@@ -89,71 +86,11 @@ class TrainingBatches(Sampler[Draw]):
     def __len__(self) -> int:
         return len(self.sampler) // (self.batch_size * self.num_accumulated) * self.num_accumulated
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[BatchIndices]:
         order, bits = self.sampler.order(), self.sampler.bits()
         for number in range(self.first, len(self)):
             batch = slice(number * self.batch_size, (number + 1) * self.batch_size)
-            yield Draw(order[batch].tolist(), bits[batch])
-
-
-class TrainingImages(Dataset[ImageBatch]):
-    """A data set read by :class:`Draw`, augmented on the way."""
-
-    def __init__(self, dataset: ImageDataset, augmentation: Augmentation) -> None:
-        self.dataset, self.augmentation = dataset, augmentation
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, draw: Draw) -> ImageBatch:
-        images = self.augmentation(self.dataset.gather(draw.indices), draw.bits)
-        return ImageBatch(images, torch.as_tensor(draw.indices))
-
-
-class TrainingLoader(SteadyLoader):
-    """Loads :class:`TrainingBatches`, and can be taken up in the middle of an epoch.
-
-    Lightning keeps :meth:`state_dict` in its checkpoints. Batches that workers have loaded in advance do not count.
-
-    Raises:
-        InputError: it is taken up within an epoch, but with another number of batches in a step.
-    """
-
-    def __init__(self, dataset: TrainingImages, batches: TrainingBatches, **options: Any) -> None:
-        super().__init__(dataset, batch_sampler=cast(Any, batches), **options)
-        self.batches = batches
-        self._place = {"epoch": 0, "num_batches": 0, "num_accumulated": batches.num_accumulated}
-        self._resumed_place = self._place
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator: nothing is loaded before the first batch is asked for. Lightning makes the iterator before it
-        # says, in set_epoch, which epoch it is for.
-        epoch = self.batches.sampler.epoch
-        resumes = epoch == self._resumed_place["epoch"]
-        self.batches.first = self._resumed_place["num_batches"] if resumes else 0
-        self._require_same_steps()
-        self._resumed_place = self._place | {"epoch": epoch, "num_batches": 0}  # whoever iterates again starts anew
-        self._place = self._resumed_place | {"num_batches": self.batches.first}
-        for batch in super().__iter__():
-            self._place["num_batches"] += 1
-            yield batch
-
-    def _require_same_steps(self) -> None:
-        given = self.batches.num_accumulated
-        stored = self._resumed_place.get("num_accumulated", given)
-        if self.batches.first and stored != given:
-            raise InputError(
-                f"the checkpoint lies within an epoch of steps of {stored} batches, not {given}: resume it with "
-                f"trainer.accumulate_grad_batches={stored}, or one that was written at the end of an epoch"
-            )
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, how many of its batches have been handed out, and how many make a step."""
-        return dict(self._place)
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue, in the epoch of ``state``, behind the batches that were handed out."""
-        self._resumed_place = state
+            yield BatchIndices(order[batch].tolist(), bits[batch])
 
 
 class ShardSampler(Sampler[int]):

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.conversion import Block
-from datamodules.decoding import decode, read_file
+from datamodules.preparing.conversion import Block
+from datamodules.preparing.decoding import decode, read_file
 from flows.errors import InputError
 
 Scale = Callable[[Image.Image, int], tuple[NDArray[np.uint8], Counter[str]]]

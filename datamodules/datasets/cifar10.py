@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pooch
 import requests
+from numpy.typing import ArrayLike
 
-from datamodules.archives import extract, file_digest
-from datamodules.conversion import Block, Plan
 from datamodules.prepared import BenchmarkDataModule
+from datamodules.preparing.archives import file_digest, unpack
+from datamodules.preparing.conversion import Block, Plan
 from flows.errors import InputError, StorageError
 
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
@@ -29,12 +30,6 @@ CHECKSUMS = {
     "python": "md5:c58f30108f718f92721af3b95e74349a",
 }
 """As published beside the archives."""
-
-BATCHES = {
-    "binary": ([f"data_batch_{number}.bin" for number in range(1, 6)], "test_batch.bin"),
-    "python": ([f"data_batch_{number}" for number in range(1, 6)], "test_batch"),
-}
-"""Files of the training and the test images in each release."""
 
 PICKLES_MD5 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -111,53 +106,39 @@ class CIFAR10(BenchmarkDataModule):
         return f"cifar10{excerpt}{'' if self.num_channels == 3 else '-grey'}"
 
     def plan(self, scratch: Path) -> Plan:
-        release, train, test, origin = self._files(scratch)
-        chunk: type[RecordFile | PickledFile] = RecordFile if release == "binary" else PickledFile
-        for path in (*train, test):
-            _require_file(path)
+        source = Path(self.source) if self.source is not None else self._download()
+        found, origin = _find_files(source), {"folder": str(source.resolve())}
+        if found is None:
+            archive = next((source / name for name in ARCHIVES.values() if (source / name).is_file()), source)
+            if not archive.is_file():
+                raise InputError(
+                    f"there is no CIFAR10 at {source}: give data.source a folder with cifar-10-binary.tar.gz, "
+                    "cifar-10-python.tar.gz or their unpacked files, or an archive, or leave it out to download"
+                )
+            origin = {"archive": str(archive.resolve()), "checksum": self._identify(archive)}
+            unpack(archive, scratch)
+            found = _find_files(scratch)
+        if found is None:
+            raise InputError(f"{source} lacks the files of CIFAR10: it is not the release that was expected")
+        chunk, train, test = found
         return Plan(
             shape=self.image_shape,
             splits={
                 "train": [chunk(path, self.images_per_file) for path in train],
                 "test": [chunk(test, self.images_per_file)],
             },
-            source={"name": self.folder_name, "release": release, **origin},
+            source={"name": self.folder_name, **origin},
             classes=CLASSES,
         )
 
-    def _files(self, scratch: Path) -> tuple[str, list[Path], Path, dict[str, str]]:
-        """Release, training files, test file and origin of what there is to read."""
-        source = Path(self.source) if self.source is not None else self._download()
-        if source.is_dir():
-            for release, (train, test) in BATCHES.items():
-                for folder in (source, source / "cifar-10-batches-bin", source / "cifar-10-batches-py"):
-                    if (folder / test).is_file():
-                        origin = {"folder": str(folder.resolve())}
-                        return release, [folder / name for name in train], folder / test, origin
-            inside = [source / name for name in ARCHIVES.values() if (source / name).is_file()]
-            if not inside:
-                raise InputError(
-                    f"{source} holds no CIFAR10: put cifar-10-binary.tar.gz or cifar-10-python.tar.gz there, "
-                    "or their unpacked files"
-                )
-            source = inside[0]
-        if not source.is_file():
-            raise InputError(
-                f"there is no {source}: give data.source an archive or a folder, or leave it out to download"
-            )
-        release, checksum = self._identify(source)
-        train, test = BATCHES[release]
-        paths = extract(source, [*train, test], scratch)
-        return release, paths[:-1], paths[-1], {"archive": str(source.resolve()), "checksum": checksum}
-
-    def _identify(self, archive: Path) -> tuple[str, str]:
-        """Which release an archive is, told by its checksum alone."""
+    def _identify(self, archive: Path) -> str:
+        """The checksum by which an archive is one of the releases."""
         for release, checksum in (self.checksums or CHECKSUMS).items():
             algorithm, _, expected = checksum.partition(":")
             if algorithm not in ("md5", "sha256"):
                 raise InputError(f"data.checksums.{release} must start with md5: or sha256:, not {algorithm!r}")
             if file_digest(archive, algorithm) == expected:
-                return release, checksum
+                return checksum
         raise InputError(
             f"{archive} has none of the checksums of CIFAR10's archives: it is damaged, cut short or something else; "
             "download it again, or unpack it and give the folder"
@@ -224,14 +205,13 @@ class PickledFile:
         if self.count == IMAGES_PER_FILE and file_digest(self.path, "md5") != PICKLES_MD5[self.path.name]:
             raise InputError(f"{self.path} differs from the published file (MD5): get it again")
         content = load_plain(self.path)
-        data = content.get(b"data", content.get("data")) if isinstance(content, dict) else None
-        labels = content.get(b"labels", content.get("labels")) if isinstance(content, dict) else None
-        if not (isinstance(data, np.ndarray) and isinstance(labels, list)):
-            raise InputError(f"{self.path} is no batch of CIFAR10: it lacks data or labels")
-        if data.shape != (self.count, PIXELS) or len(labels) != self.count:
-            raise InputError(
-                f"{self.path} holds data of shape {data.shape} and {len(labels)} labels instead of {self.count} images"
-            )
+        try:
+            data, labels = np.asarray(content[b"data"]), content[b"labels"]
+        except (KeyError, TypeError, IndexError) as error:
+            raise InputError(f"{self.path} is not a batch of CIFAR10: it lacks data or labels") from error
+        if data.dtype != np.uint8 or data.shape != (self.count, PIXELS) or len(labels) != self.count:
+            found = f"{data.dtype} data of shape {data.shape} and {len(labels)} labels"
+            raise InputError(f"{self.path} holds {found} instead of {self.count} images")
         _require_labels(self.path, labels)
         yield Block(data.reshape(self.count, 3, 32, 32), Counter(), labels)
 
@@ -260,16 +240,20 @@ def load_plain(path: Path) -> Any:
         raise InputError(f"{path} is damaged or not a pickle ({type(error).__name__}): get it again") from error
 
 
-def _require_labels(path: Path, labels: Any) -> None:
-    for label in labels:
-        if not (isinstance(label, (int, np.integer)) and 0 <= label < len(CLASSES)):
-            shown = str(label)[:20]
-            raise InputError(f"{path} has the label {shown}, but labels are 0 to {len(CLASSES) - 1}: get it again")
+def _find_files(source: Path) -> tuple[type[RecordFile | PickledFile], list[Path], Path] | None:
+    """The kind of files that lie in a folder or in that of a release below it, those for training, and that to test."""
+    for kind, below, ending in ((RecordFile, "cifar-10-batches-bin", ".bin"), (PickledFile, "cifar-10-batches-py", "")):
+        for folder in (source, source / below):
+            if (folder / f"test_batch{ending}").is_file():
+                train = [folder / f"data_batch_{number}{ending}" for number in range(1, 6)]
+                return kind, train, folder / f"test_batch{ending}"
+    return None
 
 
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"{path} is missing: CIFAR10 has five training files and one test file; unpack it again")
+def _require_labels(path: Path, labels: ArrayLike) -> None:
+    values = np.asarray(labels)
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= len(CLASSES):
+        raise InputError(f"{path} has labels other than 0 to {len(CLASSES) - 1}: get it again")
 
 
 def _reason(error: requests.exceptions.RequestException) -> str:

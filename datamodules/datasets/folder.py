@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodules.conversion import Plan
-from datamodules.decoding import fit, read_file
-from datamodules.pictures import chunks_of, list_files
 from datamodules.prepared import PreparedDataModule
-from datamodules.prepared_sets import MANIFEST
+from datamodules.preparing.conversion import Plan
+from datamodules.preparing.decoding import fit, read_file
+from datamodules.preparing.pictures import chunks_of, list_files
+from datamodules.preparing.storage import MANIFEST
 from flows.console import progress
 from flows.errors import InputError
 
@@ -31,7 +31,7 @@ class ImageFolder(PreparedDataModule):
     """PNG, JPEG and WebP files in a folder and below it, uint8 ``(C, image_size, image_size)``.
 
     Of each picture the largest central square is scaled to ``image_size`` (bicubic, with antialiasing). Other modes are
-    converted (:func:`datamodules.decoding.decode` says how), and the manifest counts what was done.
+    converted (:func:`datamodules.preparing.decoding.decode` says how), and the manifest counts what was done.
 
     Splits: the folders ``train``, ``val`` (or ``validation``) and ``test`` at the top, where there are such. Held-out
     images that have no folder are taken from the rest: each file's place follows from a hash of its content, so that

@@ -1,0 +1,1 @@
+"""From images to batches: data sets, samplers, loaders, augmentation."""

@@ -1,0 +1,1 @@
+"""From a source to a prepared set on the disk, once."""
