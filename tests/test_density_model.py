@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 from contract import check_log_det_against_autodiff, check_round_trips, images, make
-from flows.checkpoint import FORMAT
 from torch import nn
 
 from flows import Flow, InputError, NonFiniteError, load_flow
@@ -17,6 +16,7 @@ from flows.measures.diagnostics import inverse_gain, mixing_gains, round_trip_er
 from flows.models.base import DensityModel
 from flows.models.dequantizers import Dequantizer, UniformDequantizer
 from flows.numerics import per_image_sum
+from flows.runs.checkpoint import FORMAT
 
 
 class PixelModel(DensityModel):
