@@ -1,1 +1,1 @@
-"""What the entry points share: the command line, run folders, and reports."""
+"""The command line: checked before any work, then handed to what a program does."""

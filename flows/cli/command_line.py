@@ -242,8 +242,8 @@ def _groups(parent: str = "") -> Iterator[str]:
 
 
 def _options(group: str) -> list[str]:
-    """Options of a group, also those in folders below it (``laptop/table2``)."""
+    """Options of a group, also those in folders below it (``laptop/table2``); a leading ``_`` marks parts of others."""
     loader = GlobalHydra.instance().config_loader()
     options = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
     nested = [f"{child}/{name}" for child in loader.list_groups(group) for name in _options(f"{group}/{child}")]
-    return [*options, *nested]
+    return [*(name for name in options if not name.startswith("_")), *nested]
