@@ -1,14 +1,12 @@
 """What the loggers are told, and that none of them stops or stalls a training."""
 
 import csv
-import json
 import os
 import re
 import resource
 import shlex
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import threading
@@ -26,7 +24,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_interruption import at_step, send
 from test_survival import SHORT
 from test_training import StripesModule, flow
-from wandb.proto import wandb_internal_pb2
 from wandb_server import WandbServer
 
 from flows.callbacks import InversionMonitor, LatentMonitor, PeakMemory, SamplePictures, Throughput
@@ -72,42 +69,6 @@ def _client(tmp_path, monkeypatch):
     wandb.teardown()
 
 
-def records(folder):
-    """The records of a W&B run that was kept in a folder, in order; they are framed as LevelDB frames its logs."""
-    wandb.teardown()  # of a run that has finished, this process's client may still be writing the end
-    (path,) = folder.glob("*.wandb")
-    data, position, parts = path.read_bytes(), 7, []
-    while position < len(data):
-        if 32768 - position % 32768 < 7:  # no room for a frame's head: the rest of the block is empty
-            position += 32768 - position % 32768
-            continue
-        if position + 7 > len(data):
-            return
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        if position + 7 + length > len(data):
-            return
-        parts.append(data[position + 7 : position + 7 + length])
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            yield wandb_internal_pb2.Record.FromString(b"".join(parts))
-            parts = []
-
-
-def history(folder):
-    """The rows that were logged to a W&B run, as its folder has them."""
-    rows = []
-    for record in records(folder):
-        if record.WhichOneof("record_type") == "history":
-            rows.append({})
-            for item in record.history.item:
-                *path, name = item.nested_key or [item.key]
-                part = rows[-1]
-                for step in path:
-                    part = part.setdefault(step, {})
-                part[name] = json.loads(item.value_json)
-    return rows
-
-
 def warnings_in(text):
     """What was warned of, a line each."""
     return re.findall("[Ww]arning: (.*)", text)
@@ -126,12 +87,17 @@ def wandb_program(*arguments, environment, cwd):
     )
 
 
+def synced(cwd, *arguments):
+    """A server that was sent what ``wandb sync`` finds."""
+    wandb.teardown()  # of a run that has finished, this process's client may still be writing the end
+    with WandbServer() as server:
+        wandb_program("sync", *arguments, environment=server.environment, cwd=cwd)
+    return server
+
+
 def test_every_logger_gets_the_same_figures(tmp_path):
-    loggers = [
-        CSVLogger(tmp_path, "metrics"),
-        TensorBoardLogger(tmp_path, "tensorboard", version=0),
-        WandbLogger(str(tmp_path / "run"), id="first", name="a", group="b", tags=["c"], job_type="d"),
-    ]
+    wandb_run = partial(WandbLogger, str(tmp_path / "run"), id="first", name="a", group="b", tags=["c"], job_type="d")
+    loggers = [CSVLogger(tmp_path, "metrics"), TensorBoardLogger(tmp_path, "tensorboard", version=0), wandb_run()]
     callbacks = [
         Throughput(),
         PeakMemory(),
@@ -167,31 +133,24 @@ def test_every_logger_gets_the_same_figures(tmp_path):
     assert set(tags["images"]) == {"samples/temperature 0.5", "samples/temperature 1"}
     assert [event.step for event in events.Histograms("latents/level_1")] == [4, 8]
 
-    (folder,) = (tmp_path / "run/wandb").glob("offline-run-*-first")
-    logged = history(folder)
+    resumed = wandb_run()
+    resumed.log_metrics({"train/bits_per_dim": 1.0}, 3)
+    resumed.finalize("finished")
+    server = synced(tmp_path, *sorted((tmp_path / "run/wandb").glob("offline-run-*")))
+    (run,) = server.runs.values()
+    *logged, last = run["history"].values()
     names = {name for row in logged for name in row if not name.startswith("_")}
     assert names - {"epoch", "trainer/global_step"} == figures | {"samples", "latents/level_1"}
     samples = next(row["samples"] for row in logged if "samples" in row)
     assert samples["captions"] == ["temperature 0.5", "temperature 1"]
-    assert all((folder / "files" / name).is_file() for name in samples["filenames"])
+    assert all(server.files[f"first/{name}"].startswith(b"\x89PNG") for name in samples["filenames"])
     counts = next(row["latents/level_1"]["values"] for row in logged if "latents/level_1" in row)
     assert sum(counts) == 4 * 16  # every latent of the first batch's images, also those far out
-    said = {record.WhichOneof("record_type"): record for record in records(folder)}
-    start = next(record.run for record in records(folder) if record.WhichOneof("record_type") == "run")
-    assert (start.display_name, start.run_group, list(start.tags), start.job_type) == ("a", "b", ["c"], "d")
-    assert any("kernel_size" in item.value_json for item in said["config"].config.update)
-    (file,) = said["artifact"].artifact.manifest.contents
-    assert (file.path, sorted(said["artifact"].artifact.aliases)) == ("best.ckpt", ["best", "latest"])
-
-    resumed = WandbLogger(str(tmp_path / "run"), id="first")
-    resumed.log_metrics({"train/bits_per_dim": 1.0}, 3)
-    resumed.finalize("finished")
-    with WandbServer() as server:
-        folders = sorted((tmp_path / "run/wandb").glob("offline-run-*"))
-        wandb_program("sync", *folders, environment=server.environment, cwd=tmp_path)
-        assert list(server.runs) == ["first"]
-        assert [row["_step"] for row in server.runs["first"]["history"].values()] == list(range(len(logged) + 1))
-        assert server.files["checkpoint-first/best.ckpt"] == b"weights"
+    assert (run["displayName"], run["groupName"], run["tags"], run["jobType"]) == ("a", "b", ["c"], "d")
+    assert run["config"]["mixing"]["value"] == {"kernel_size": 3}
+    assert sorted(alias["alias"] for alias in server.artifacts["checkpoint-first"]["aliases"]) == ["best", "latest"]
+    assert server.files["checkpoint-first/best.ckpt"] == b"weights"
+    assert (last["_step"], last["trainer/global_step"]) == (len(logged), 3)
 
 
 class Overflow(pl.Callback):
@@ -229,7 +188,7 @@ def test_a_start_that_fails_leaves_an_offline_run_and_one_warning(trouble, tmp_p
         logger.log_metrics({"train/bits_per_dim": 1.0}, 0)
         logger.finalize("finished")
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert [row["train/bits_per_dim"] for row in history(folder)] == [1.0]
+    assert next(folder.glob("*.wandb")).stat().st_size > 0
     (warning,) = warnings_in(capsys.readouterr().err)
     assert warning.startswith("Weights & Biases failed (")
     assert warning.endswith(f"with: wandb sync {folder}")
@@ -323,14 +282,11 @@ def test_a_server_that_dies_costs_one_warning_and_no_row(tmp_path):
     done = run("train.py", *TINY, *online, cwd=tmp_path, env=server.environment | {"WANDB_HTTP_TIMEOUT": "3"})
     warned = warnings_in(done.stderr)
     assert len(warned) == 1, done.stderr
-    sync = warned[0].rpartition(" with: ")[2]
-    (folder,) = (tmp_path / "run/wandb").glob("run-*")
-    with WandbServer() as again:
-        wandb_program(*shlex.split(sync)[1:], environment=again.environment, cwd=tmp_path)
-        assert list(next(iter(again.runs.values()))["history"].values()) == history(folder)
+    arguments = shlex.split(warned[0].rpartition("with: wandb sync ")[2])
     rows = list(csv.DictReader((tmp_path / "run/metrics/version_0/metrics.csv").open()))
+    (sent,) = synced(tmp_path, *arguments).runs.values()
     for name in ("train/bits_per_dim", "val/bits_per_dim", "test/bits_per_dim"):
-        assert sum(name in row for row in history(folder)) == sum(bool(row[name]) for row in rows) > 0
+        assert sum(name in row for row in sent["history"].values()) == sum(bool(row[name]) for row in rows) > 0
 
 
 def test_an_agent_trains_what_it_is_told_to(tmp_path):
