@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,9 +107,7 @@ class WandbLogger(Logger):
             except Exception as error:
                 if self._mode == "offline":
                     raise
-                import wandb
-
-                wandb.teardown()  # or the client would hold on to the id of the run
+                self._drop_client()  # it holds on to the id of the run
                 self._mode = "offline"
                 self._run = self._start()
                 self._warn(error)
@@ -136,6 +136,18 @@ class WandbLogger(Logger):
         run.define_metric("*", step_metric=STEP, step_sync=True)
         run.define_metric("val/bits_per_dim", step_metric=STEP, step_sync=True, summary="min")
         return run
+
+    def _drop_client(self) -> None:
+        """End the client's process; do not wait for one that hangs."""
+        import wandb
+
+        def teardown() -> None:
+            with suppress(Exception):  # the failure that led here has been told
+                wandb.teardown()
+
+        thread = threading.Thread(target=teardown, daemon=True)
+        thread.start()
+        thread.join(self._init_timeout)
 
     def _attempt(self, action: Callable[[], object]) -> None:
         try:
@@ -193,9 +205,7 @@ class WandbLogger(Logger):
             self._is_over = True
             self._attempt(lambda: self._finish(status))
             if self._has_failed:
-                import wandb
-
-                self._attempt(wandb.teardown)  # or the program would end with the client's traceback
+                self._drop_client()  # it would end the program with a traceback
 
     def _finish(self, status: str) -> None:
         exit_code = 0 if status == "finished" else 1
