@@ -97,7 +97,7 @@ class BenchmarkDataModule(PreparedDataModule):
     splits: Literal["holdout", "paper"] = "holdout"
 
     holds_out: ClassVar[int] = 10
-    """Where the release has no validation images: the ``holdout`` splits take every so-many-th training image."""
+    """Where the release has no validation images: the ``holdout`` splits take one of this number of training images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

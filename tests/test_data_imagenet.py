@@ -162,14 +162,14 @@ FLAT = np.zeros((3, 3072), np.uint8)
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"data": FLAT}, "no batch of ImageNet: .*labels"),
-        ({"labels": [1, 1, 1]}, "no batch of ImageNet: .*data"),
+        ({"data": FLAT}, "not a batch of ImageNet: .*labels"),
+        ({"labels": [1, 1, 1]}, "not a batch of ImageNet: .*data"),
         ({"data": FLAT, "labels": [0, 1, 1]}, "labels from 0 to 1 instead of 1 to 1000"),
         ({"data": FLAT, "labels": [1, 1, 1001]}, "labels from 1 to 1001"),
         ({"data": FLAT, "labels": [1, 1]}, r"labels of shape \(2,\)"),
         ({"data": FLAT, "labels": [1.0, 1.0, 1.0]}, "labels of shape"),
         ({"data": FLAT.astype(np.float32), "labels": [1, 1, 1]}, "float32 data"),
-        ({"data": np.zeros((3, 12288), np.uint8), "labels": [1, 1, 1]}, "images of 64 x 64"),
+        ({"data": np.zeros((3, 12288), np.uint8), "labels": [1, 1, 1]}, r"shape \(3, 12288\) instead"),
         ({"data": np.asfortranarray(FLAT), "labels": [1, 1, 1]}, "column by column"),
         ({"data": np.array([{}] * 3), "labels": [1, 1, 1]}, "objects"),
     ],
@@ -189,7 +189,7 @@ def test_damaged_npz_files_are_named(tmp_path):
     refused(tmp_path, r"val_data\.npz is damaged .*(CRC|magic)", release="npz")
     for broken in (content[: len(content) // 2], b"<html>", b""):
         path.write_bytes(broken)
-        refused(tmp_path, r"val_data\.npz is damaged or no npz file.*get it again", release="npz")
+        refused(tmp_path, r"val_data\.npz is damaged or not an npz file.*get it again", release="npz")
 
 
 def test_a_bomb_among_npz_files_is_never_unpacked(tmp_path):

@@ -41,7 +41,7 @@ class ImageFolder(PreparedDataModule):
 
     Args:
         root: the folder. Hidden files are passed over, links to folders not followed.
-        validation_fraction, test_fraction: of the images, about so many are held out where there are no such folders.
+        validation_fraction, test_fraction: parts of the images that are held out where there are no such folders.
         split_seed: of the hash; another one, other splits. It has nothing to do with the run's seed.
 
     Raises:

@@ -6,7 +6,6 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,9 +85,7 @@ def find_files(source: Path, size: int) -> dict[str, list[Path]]:
 
 def compare_checksums(paths: Sequence[Path]) -> str:
     """What the checksums of 32 x 32 files say."""
-    with ThreadPoolExecutor(2) as pool:
-        digests = pool.map(lambda path: file_digest(path, "md5"), paths)
-        different = [path.name for path, md5 in zip(paths, digests, strict=True) if md5 != PUBLISHED_MD5[path.name]]
+    different = [path.name for path in paths if file_digest(path, "md5") != PUBLISHED_MD5[path.name]]
     return f"differ from the published ones: {', '.join(different)}" if different else "as published"
 
 
@@ -99,8 +96,7 @@ def chunks_of(path: Path, size: int) -> Iterator[NpzBatch]:
             shape, dtype = _array_header(file)
             place = file.tell()
         if dtype != np.uint8 or len(shape) != 2 or shape[1] != 3 * size**2:
-            side = next((side for side in (8, 16, 32, 64) if side != size and shape[1:] == (3 * side**2,)), None)
-            found = f"images of {side} x {side}" if side else f"{dtype} data of shape {shape}"
+            found = f"{dtype} data of shape {shape}"
             raise InputError(f"{path} holds {found} instead of uint8 images of {size} x {size}: give that size's files")
         if archive.getinfo("data.npy").file_size != place + shape[0] * shape[1]:
             raise ValueError("its sizes contradict each other")
@@ -109,11 +105,9 @@ def chunks_of(path: Path, size: int) -> Iterator[NpzBatch]:
 
 def _array_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of an ``.npy`` stream, which is left at its first value; no object is ever built from it."""
-    version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-    if read is None:
-        raise ValueError(f"array format {version} is not known")
-    shape, is_fortran, dtype = read(file)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("it has another format of arrays")
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
     if is_fortran or dtype.hasobject:
         raise ValueError("it holds objects or is stored column by column")
     return shape, dtype
@@ -127,8 +121,8 @@ def _explained(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except KeyError as error:
-        raise InputError(f"{path} is no batch of ImageNet: {str(error.args[0])[:80]}") from error
+        raise InputError(f"{path} is not a batch of ImageNet: {str(error.args[0])[:80]}") from error
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{path} is damaged or no npz file ({error}): get it again from its source") from error
+        raise InputError(f"{path} is damaged or not an npz file ({error}): get it again from its source") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error

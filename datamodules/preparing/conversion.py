@@ -14,11 +14,12 @@ import shutil
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from multiprocessing import connection, get_all_start_methods, get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -94,7 +95,9 @@ def prepare(folder: Path, plan: Callable[[Path], Plan], num_processes: int | Non
         if (folder / MANIFEST).exists():
             return
         if folder.exists():
-            raise InputError(f"{folder} is in the way: it holds no {MANIFEST}, so it is no prepared set; move it away")
+            raise InputError(
+                f"{folder} is in the way: it holds no {MANIFEST}, so it is not a prepared set; move it away"
+            )
         work = folder.with_name(f"{folder.name}.preparing")
         shutil.rmtree(work, ignore_errors=True)  # what a killed conversion has left
         try:
@@ -140,15 +143,17 @@ def _convert(name: str, plan: Plan, work: Path, num_processes: int | None) -> No
     for split, size in plan.sizes.items():
         np.lib.format.open_memmap(work / f"{split}.npy", "w+", np.uint8, (size, *plan.shape))
     labels = {split: np.zeros(size, np.int64) for split, size in plan.sizes.items()}
-    tasks = [
-        (work / f"{split}.npy", start, chunk, plan.shape)
-        for split, chunks in plan.splits.items()
-        for start, chunk in _starts(chunks)
-    ]
+    tasks: list[Task] = []
+    for split, chunks in plan.splits.items():
+        starts = accumulate((chunk.count for chunk in chunks), initial=0)
+        tasks += [
+            (work / f"{split}.npy", start, chunk, plan.shape) for start, chunk in zip(starts, chunks, strict=False)
+        ]
     converted = Counter[str]()
     processes = min(num_processes or _usable_processors(), len(tasks))
-    with progress(f"preparing {name}", total) as advance:
-        for path, start, found, counts, count in _run(tasks) if processes <= 1 else _run_in_processes(tasks, processes):
+    results = (_write_chunk(*task) for task in tasks) if processes <= 1 else _run_in_processes(tasks, processes)
+    with contextlib.closing(results), progress(f"preparing {name}", total) as advance:
+        for path, start, found, counts, count in results:
             labels[path.stem][start : start + len(found)] = found
             converted.update(counts)
             advance(count)
@@ -179,11 +184,7 @@ Done = tuple[Path, int, list[int], Counter[str], int]
 """Array file, number of the first image, labels, what was converted, number of images."""
 
 
-def _run(tasks: Iterable[Task]) -> Iterator[Done]:
-    return (_write_chunk(*task) for task in tasks)
-
-
-def _run_in_processes(tasks: Iterable[Task], processes: int) -> Iterator[Done]:
+def _run_in_processes(tasks: Iterable[Task], processes: int) -> Generator[Done]:
     """Convert in several processes; they write into the arrays themselves, only counts and labels come back.
 
     They are forked where that is possible, since starting afresh would import torch in each; they run numpy and Pillow
@@ -244,13 +245,6 @@ def _with_channels(images: NDArray[np.uint8], num_channels: int) -> NDArray[np.u
         return np.repeat(images, 3, axis=1)
     red, green, blue = (images[:, channel].astype(np.uint32) for channel in range(3))
     return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).astype(np.uint8)[:, None]
-
-
-def _starts(chunks: Sequence[Chunk]) -> Iterator[tuple[int, Chunk]]:
-    start = 0
-    for chunk in chunks:
-        yield start, chunk
-        start += chunk.count
 
 
 def _require_room(folder: Path, needed: int) -> None:
