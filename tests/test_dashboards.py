@@ -16,6 +16,10 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import wandb
+from flows.callbacks import InversionMonitor, LatentMonitor, PeakMemory, SamplePictures, Throughput
+from flows.lightning_module import FlowModule
+from flows.optimizers import adamax
+from flows.schedules import constant
 from forks import fork, output, wait
 from programs import ROOT, TINY, run
 from pytorch_lightning.callbacks import LearningRateMonitor
@@ -26,10 +30,6 @@ from test_survival import SHORT
 from test_training import StripesModule, flow
 from wandb_server import WandbServer
 
-from flows.callbacks import InversionMonitor, LatentMonitor, PeakMemory, SamplePictures, Throughput
-from flows.lightning_module import FlowModule
-from flows.optimizers import adamax
-from flows.schedules import constant
 from flows.training.loggers import ResumableCSVLogger, WandbLogger, log_checkpoint
 
 FIGURES = {
