@@ -16,10 +16,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import wandb
-from flows.callbacks import InversionMonitor, LatentMonitor, PeakMemory, SamplePictures, Throughput
-from flows.lightning_module import FlowModule
-from flows.optimizers import adamax
-from flows.schedules import constant
 from forks import fork, output, wait
 from programs import ROOT, TINY, run
 from pytorch_lightning.callbacks import LearningRateMonitor
@@ -28,9 +24,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_interruption import at_step, send
 from test_survival import SHORT
 from test_training import StripesModule, flow
+from torch.optim import Adamax
 from wandb_server import WandbServer
 
+from flows.training.callbacks import InversionMonitor, LatentMonitor, PeakMemory, SamplePictures, Throughput
 from flows.training.loggers import ResumableCSVLogger, WandbLogger, log_checkpoint
+from flows.training.module import FlowModule
+from flows.training.schedules import WarmUp
 
 FIGURES = {
     "train/bits_per_dim",
@@ -117,7 +117,7 @@ def test_every_logger_gets_the_same_figures(tmp_path):
         log_every_n_steps=1,
     )
     loggers[2].log_hyperparams({"mixing": {"kernel_size": 3}})
-    trainer.fit(FlowModule(flow(), adamax, partial(constant, total_steps=0)), StripesModule())
+    trainer.fit(FlowModule(flow(), Adamax, WarmUp), StripesModule())
     (tmp_path / "best.ckpt").write_bytes(b"weights")
     for logger in loggers:
         log_checkpoint(logger, tmp_path / "best.ckpt", {"test/bits_per_dim": 3.5})
@@ -172,7 +172,7 @@ def test_latents_that_overflow_when_a_model_is_validated_do_not_end_the_training
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(FlowModule(flow(), adamax, partial(constant, total_steps=0)), StripesModule())
+    trainer.fit(FlowModule(flow(), Adamax, WarmUp), StripesModule())
     trainer.loggers[1].finalize("finished")
     assert np.isnan(float(trainer.callback_metrics["val/bits_per_dim"]))
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,8 +19,10 @@ from omegaconf import OmegaConf
 from programs import ROOT, run
 from test_data_parallel import is_alive
 
-from flows import InputError, StorageError, signals
-from flows.cli import entry, runs
+from flows import InputError, StorageError
+from flows.cli import entry
+from flows.processes import signals
+from flows.runs import claim, layout
 from flows.sweeps import summary
 from flows.sweeps.folders import RunScore, finished, read_score
 from flows.sweeps.job_process import explain_end, open_output
@@ -89,8 +92,8 @@ def folder(tmp_path):
     """The run folder of a finished job, moved since."""
     path = tmp_path / "job"
     (path / "checkpoints").mkdir(parents=True)
-    (path / runs.CONFIG).write_text(yaml.safe_dump(config_in("/where/it/was")))
-    (path / runs.RESULTS).write_text(json.dumps(RESULTS))
+    (path / layout.CONFIG).write_text(yaml.safe_dump(config_in("/where/it/was")))
+    (path / layout.RESULTS).write_text(json.dumps(RESULTS))
     (path / "checkpoints" / "last.ckpt").touch()
     return path
 
@@ -109,26 +112,26 @@ def test_a_finished_job_is_not_run_again_wherever_it_was_moved(folder):
 def test_the_folder_of_another_run_is_neither_taken_nor_touched(folder):
     with pytest.raises(InputError, match=r"other settings \(seed\): choose another run_dir"):
         finished(folder, partial(config_in, seed=2))
-    (folder / runs.RESULTS).unlink()
+    (folder / layout.RESULTS).unlink()
     with pytest.raises(InputError, match="other settings"):
         finished(folder, partial(config_in, seed=2))
 
 
 @pytest.mark.parametrize("results", ["", "{", "[]", '{"test/bits_per_dim": 1}'])
 def test_half_written_results_are_none(folder, results):
-    (folder / runs.RESULTS).write_text(results)
+    (folder / layout.RESULTS).write_text(results)
     assert read_score(folder) is None
     assert finished(folder, config_in) is None
 
 
 def test_a_folder_without_a_checkpoint_has_nothing_to_lose(folder):
-    (folder / runs.RESULTS).unlink()
+    (folder / layout.RESULTS).unlink()
     (folder / "checkpoints" / "last.ckpt").unlink()
     assert finished(folder, partial(config_in, seed=2)) is None
 
 
 def test_old_results_of_a_continued_run_do_not_pass_for_its_own(folder):
-    runs.describe(folder, config_in("x"), [])
+    claim.write_config(folder, config_in("x"), [])
     assert read_score(folder) is None
 
 
@@ -218,17 +221,18 @@ def sweep(tmp_path, monkeypatch):
             raise ZeroDivisionError("a bug")
         if cfg.seed == 4:
             sys.exit(9)
-        folder = runs.Path(HydraConfig.get().runtime.output_dir)
+        folder = Path(HydraConfig.get().runtime.output_dir)
         cfg.run_dir = str(folder)
-        runs.describe(folder, OmegaConf.to_container(cfg, resolve=True), [])
-        (folder / runs.RESULTS).write_text(json.dumps(RESULTS))
+        claim.write_config(folder, OmegaConf.to_container(cfg, resolve=True), [])
+        (folder / layout.RESULTS).write_text(json.dumps(RESULTS))
 
     def start(*arguments):
         done.clear()
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), "-m", "experiment=smoke", "run_dir=grid", *arguments])
         try:
-            entry.run(task, "train", CONF)
+            monkeypatch.setattr("flows.training.run.train", task)
+            entry.run("flows.training.run.train", "train")
             code = 0
         except SystemExit as end:
             code = end.code
@@ -301,7 +305,7 @@ def test_a_search_survives_its_failures_and_names_the_run_that_did_best(sweep, c
 
 def test_a_sweep_waits_for_what_a_killed_one_left_in_its_folders(sweep, tmp_path):
     def save_and_end():
-        with runs.held(tmp_path / "grid" / "seed=1"):
+        with claim.run_folder_lock(tmp_path / "grid" / "seed=1"):
             (tmp_path / "held").touch()
             time.sleep(3)
             (tmp_path / "saved").touch()
@@ -310,7 +314,7 @@ def test_a_sweep_waits_for_what_a_killed_one_left_in_its_folders(sweep, tmp_path
     left.start()
     wait_until((tmp_path / "held").exists, 600)
     assert sweep("seed=1,5")[0] == 0
-    saved, results = tmp_path / "saved", tmp_path / "grid" / "seed=1" / runs.RESULTS
+    saved, results = tmp_path / "saved", tmp_path / "grid" / "seed=1" / layout.RESULTS
     assert saved.stat().st_mtime_ns < results.stat().st_mtime_ns
     left.join()
 
@@ -382,20 +386,23 @@ STUB = f"""
 import json, os, time
 from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
-from flows import signals
-from flows.cli import entry, processes, runs
-signals.install()
+from flows.processes import signals
+from flows.cli import entry
+from flows.processes import ranks
+from flows.runs import claim
+from flows.runs import layout
+signals.install(is_resumable=True)
 def task(cfg):
     "Does not end in its first attempt, and at once in its second."
-    processes.end_with_whoever_started_them()
+    ranks.end_with_launcher()
     print("cores", len(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"], flush=True)
     folder = Path(HydraConfig.get().runtime.output_dir)
     if (folder / "begun").exists():
-        (folder / runs.RESULTS).write_text({json.dumps(RESULTS)!r})
+        (folder / layout.RESULTS).write_text({json.dumps(RESULTS)!r})
     else:
         (folder / "begun").touch()
         time.sleep(1000)
-entry.run(task, "train", Path({str(CONF)!r}))
+entry.run("__main__.task", "train")
 """
 
 
@@ -434,7 +441,7 @@ def test_a_pool_of_trainings(tmp_path):
     sweep = ["-m", *own, "optimizer.lr=0.001,-1", "hydra/launcher=local_pool", "run_dir=grid"]
     run("train.py", *sweep, "hydra.launcher.n_jobs=2", cwd=tmp_path, code=6)
     good, bad = (tmp_path / "grid" / f"optimizer.lr={rate}" for rate in ("0.001", "-1"))
-    assert json.loads((good / runs.RESULTS).read_text())["steps"] == 2
+    assert json.loads((good / layout.RESULTS).read_text())["steps"] == 2
     before = {path: path.stat().st_mtime_ns for path in good.rglob("*")}
     done = run("train.py", *sweep, cwd=tmp_path, code=6)
     assert {path: path.stat().st_mtime_ns for path in good.rglob("*")} == before
@@ -451,15 +458,15 @@ def test_a_grid_on_slurm_with_ddp_inside(tmp_path):
     together = ["trainer=ddp_cpu", "trainer.max_epochs=1"]
     where = ["hydra/launcher=slurm", "hydra.launcher.job_name=c-grid", "hydra.launcher.array_parallelism=2"]
     spoiled = tmp_path / "grid" / "mixing=reverse,seed=1"
-    (spoiled / runs.CONFIG).mkdir(parents=True)
+    (spoiled / layout.CONFIG).mkdir(parents=True)
     sweep = ["-m", "experiment=smoke", *together, *where, "mixing=conv1x1,reverse", "seed=0,1", "run_dir=grid"]
     run("train.py", *sweep, cwd=tmp_path, code=6)
     rows = list(csv.DictReader((tmp_path / "grid" / "summary.csv").open()))
     assert [row["status"] for row in rows] == ["done", "done", "done", "failed"]
     assert f"cannot write {spoiled}" in rows[3]["error"]
     for row in rows[:3]:
-        assert json.loads((runs.Path(row["folder"]) / runs.RESULTS).read_text())["steps"] == 2
-        assert (runs.Path(row["folder"]) / "output.1.log").is_file()
+        assert json.loads((Path(row["folder"]) / layout.RESULTS).read_text())["steps"] == 2
+        assert (Path(row["folder"]) / "output.1.log").is_file()
 
 
 @pytest.fixture
