@@ -359,16 +359,21 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
     ("given", "expected"), [({}, startup.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
 )
 def test_waiting_threads_sleep_soon_unless_the_user_has_decided(program, given, expected):
-    """The library that they belong to reads its settings when PyTorch is imported."""
+    """The library that they belong to reads its settings when PyTorch is imported, which some do after a check."""
     code = (
         "import os, runpy, sys\n"
+        "def show():\n"
+        "    print(os.environ.get('GOMP_SPINCOUNT'), flush=True)\n"
+        "    os._exit(0)\n"
         "class Finder:\n"
         "    def find_spec(self, name, *arguments):\n"
         "        if name == 'torch':\n"
-        "            print(os.environ.get('GOMP_SPINCOUNT'), flush=True)\n"
-        "            os._exit(0)\n"
+        "            show()\n"
         "sys.meta_path.insert(0, Finder())\n"
-        f"runpy.run_path({str(ROOT / program)!r}, run_name='__main__')\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / program)!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    show()\n"
     )
     inherited = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     environment = inherited | {"PYTHONPATH": str(ROOT)} | given

@@ -445,11 +445,11 @@ def test_a_pool_of_trainings(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in good.rglob("*")}
     done = run("train.py", *sweep, cwd=tmp_path, code=6)
     assert {path: path.stat().st_mtime_ns for path in good.rglob("*")} == before
-    assert (bad / "output.log").read_text().count("the learning rate must be positive") == 2
+    assert (bad / "output.log").read_text().count("Invalid learning rate: -1") == 2
     assert "1 of 2 jobs failed" in done.stderr.strip().splitlines()[-1]
     rows = list(csv.DictReader((tmp_path / "grid" / "summary.csv").open()))
     assert [row["status"] for row in rows] == ["done before", "failed"]
-    assert rows[1]["error"] == "the learning rate must be positive, not -1"
+    assert rows[1]["error"] == "optimizer: Invalid learning rate: -1"
 
 
 @pytest.mark.usefixtures("slurm")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -127,7 +128,7 @@ class Search(JobSweeper):
         console.show_paths([("study", storage)])
         if best is not None:
             console.show_paths([("best run", Path(self.config.hydra.sweep.dir, str(best.number)))])
-            command = ["python", f"{self.config.hydra.job.name}.py", *fixed, *_assignments(best), SINGLE]
+            command = ["python", Path(sys.argv[0]).name, *fixed, *_assignments(best), SINGLE]
             console.say(f"to train it again: {shlex.join(command)}")
 
 
