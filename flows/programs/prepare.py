@@ -60,5 +60,5 @@ def _describe(data: PreparedDataModule) -> None:
     source = {key: value for key, value in manifest["source"].items() if key not in ("name", "files", "listing")}
     rows = [(key.replace("_", " "), value) for key, value in source.items()]
     rows += [(f"converted: {what}", f"{count:,}") for what, count in manifest["converted"].items()]
-    rows += [(split, " x ".join(map(str, each["shape"]))) for split, each in manifest["splits"].items()]
+    rows += [(split, " x ".join(map(str, shape))) for split, shape in manifest["splits"].items()]
     console.show_table(f"{data.folder}", rows)
