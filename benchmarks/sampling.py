@@ -35,6 +35,7 @@ from flows.layers import (
     MaskedAutoregressiveTransform,
 )
 from flows.measures.timing import fastest_of_many
+from flows.numerics import bounded
 from flows.solvers import find_backend
 from flows.solvers.compiled import CompiledSolver
 from flows.solvers.masked import shift_and_log_scale
@@ -71,7 +72,8 @@ def naive_masked(z: Tensor, layer: MaskedAutoregressiveTransform) -> Tensor:
     numbers = [(i, j, c) for i in range(height) for j in range(width) for c in range(num_channels)]
     for i, j, c in reversed(numbers) if layer.reverse else numbers:
         top = max(0, i - 2)
-        outputs = layer.last(layer.second(layer.first(x[:, :, top : i + 3]).relu()).relu())[:, :, i - top, j]
+        seen = bounded(x[:, :, top : i + 3], layer.max_input)
+        outputs = layer.last(layer.second(layer.first(seen).relu()).relu())[:, :, i - top, j]
         mu, h = outputs[:, 2 * c], outputs[:, 2 * c + 1]
         shift, log_scale = shift_and_log_scale(mu, h, layer.max_log_scale, layer.max_shift)
         x[:, c, i, j] = (z[:, c, i, j] - shift) * torch.exp(-log_scale)

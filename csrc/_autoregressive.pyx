@@ -33,7 +33,7 @@ cdef extern from "masked_autoregressive.h" nogil:
         MAR_NO_MEMORY
     mar_plan *mar_plan_create(int instruction_set, size_t real_size, int is_reversed, int num_channels, int num_hidden,
                               int height, int width, const int *first_units, double max_log_scale, double max_shift,
-                              double offset, const void *first, const void *second, const void *last)
+                              double max_input, double offset, const void *first, const void *second, const void *last)
     void mar_plan_free(mar_plan *plan)
     ptrdiff_t mar_solve(const mar_plan *plan, const void *z, void *x, ptrdiff_t num_images, int num_threads)
 
@@ -98,7 +98,7 @@ cdef class MaskedPlan:
         first, second, last: addresses of the contiguous weights with their biases above, see the header.
         real_size: bytes of a number: 4 or 8.
         first_units: for each channel the first hidden unit of its degree, then the number of hidden units.
-        max_log_scale, max_shift: bounds; 0 for none.
+        max_log_scale, max_shift, max_input: bounds; 0 for none.
         offset: added to ``h`` if its scale has no bound.
         is_reversed: images are taken in the reverse order.
         instruction_set: a name in :func:`instruction_sets`.
@@ -107,8 +107,8 @@ cdef class MaskedPlan:
     cdef mar_plan *plan
 
     def __cinit__(self, size_t first, size_t second, size_t last, size_t real_size, tuple first_units,
-                  double max_log_scale, double max_shift, double offset, bint is_reversed, int height, int width,
-                  str instruction_set):
+                  double max_log_scale, double max_shift, double max_input, double offset, bint is_reversed,
+                  int height, int width, str instruction_set):
         cdef int num_channels = len(first_units) - 1, index = instruction_sets().index(instruction_set)
         cdef int *units = <int *>malloc((num_channels + 1) * sizeof(int))
         if units is NULL:
@@ -116,8 +116,8 @@ cdef class MaskedPlan:
         for c, unit in enumerate(first_units):
             units[c] = unit
         self.plan = mar_plan_create(index, real_size, is_reversed, num_channels, units[num_channels], height, width,
-                                    units, max_log_scale, max_shift, offset, <const void *>first,
-                                    <const void *>second, <const void *>last)
+                                    units, max_log_scale, max_shift, max_input, offset,
+                                    <const void *>first, <const void *>second, <const void *>last)
         free(units)
         if self.plan is NULL:
             raise MemoryError

@@ -34,7 +34,7 @@ struct mar_plan {
     ptrdiff_t map_width;                        /* of the padded maps: a column of zeros on either side */
     ptrdiff_t first_place, pixel_step, channel_step;    /* from number to number in an image, backwards if reversed */
     size_t real_size;
-    double max_log_scale, max_shift, offset;    /* a bound is 0 for none */
+    double max_log_scale, max_shift, max_input, offset;     /* a bound is 0 for none */
     int *first_units;
     void *first, *second, *last;                /* [bias, then inputs][outputs], rows of whole vectors */
     site_solver *solve;
@@ -138,7 +138,7 @@ static void *widen(const char *source, ptrdiff_t num_groups, ptrdiff_t group, pt
 
 mar_plan *mar_plan_create(int instruction_set, size_t real_size, int is_reversed, int num_channels, int num_hidden,
                           int height, int width, const int *first_units, double max_log_scale, double max_shift,
-                          double offset, const void *first, const void *second, const void *last)
+                          double max_input, double offset, const void *first, const void *second, const void *last)
 {
     mar_plan *plan = calloc(1, sizeof *plan);
     if (!plan)
@@ -158,6 +158,7 @@ mar_plan *mar_plan_create(int instruction_set, size_t real_size, int is_reversed
     plan->real_size = real_size;
     plan->max_log_scale = max_log_scale;
     plan->max_shift = max_shift;
+    plan->max_input = max_input;
     plan->offset = offset;
     plan->solve = versions[instruction_set].solve[real_size == sizeof(double)];
     plan->first_units = malloc((num_channels + 1) * sizeof *first_units);

@@ -1,12 +1,13 @@
 /* The inverse of a masked autoregressive layer over pixels and channels, by substitution.
 
    A network of two layers of hidden units, zero-padded 3x3, 1x1 and 3x3 convolutions with ReLU between, predicts mu
-   and h of every number from the numbers before it: pixels in raster order and, within a pixel, channels ascending.
+   and h of every number from B tanh(x / B) of the numbers before it: pixels in raster order and, within a pixel, channels ascending.
    With z = x exp(s) + t, s = m tanh(h / m) and t = M tanh(mu / M),
 
        x_c  =  (z_c - t_c) exp(-s_c).
 
-   Without a bound m the scale exp(s) is sigmoid(h + offset); without a bound M the shift t is mu.
+   Without a bound m the scale exp(s) is sigmoid(h + offset); without a bound M the shift t is mu; without a bound B the
+   network sees x.
 
    A pixel reads itself and the pixels above left, above, above right and left of it. For the pixel's own channels
    each hidden unit has a degree d: it sees the channels below d, and serves channel d and later ones. */
@@ -30,13 +31,14 @@ typedef struct mar_plan mar_plan;
    first, second, last:  the weights, [input][output]. Above the weights there is one row with the biases. For first and
                  last the inputs are those at the four neighbours, in the order above, then the pixel's own; what the
                  degrees forbid must be zero. The outputs of last are mu_0, h_0, mu_1, ...
-   max_log_scale, max_shift:  the bounds m and M; 0 for none.
+   max_log_scale, max_shift, max_input:  the bounds m, M and B; 0 for none.
    offset:       added to h where there is no bound m.
 
    Returns NULL if memory is short. The arguments are copied. */
 mar_plan *mar_plan_create(int instruction_set, size_t real_size, int is_reversed, int num_channels, int num_hidden,
                           int height, int width, const int *first_units, double max_log_scale, double max_shift,
-                          double offset, const void *first, const void *second, const void *last);
+                          double max_input, double offset, const void *first, const void *second,
+                          const void *last);
 void mar_plan_free(mar_plan *plan);
 
 /* Solve num_images contiguous images z, (B, C, H, W), into x; they must not overlap.

@@ -79,6 +79,7 @@ TARGET static void NAME(solve)(const mar_plan *plan, const site_list *at)
     const ptrdiff_t channels = plan->num_channels, hidden = plan->hidden_stride, outputs = plan->output_stride;
     const ptrdiff_t above = -(plan->map_width + 1), left = -1;
     const REAL *first = plan->first, *second = plan->second, *last = plan->last;
+    const REAL B = (REAL)plan->max_input;
     for (int s = 0; s < sites; s++) {
         memcpy(at->hidden1[s], first, hidden * sizeof(REAL));
         memcpy(at->hidden2[s], second, hidden * sizeof(REAL));
@@ -107,7 +108,7 @@ TARGET static void NAME(solve)(const mar_plan *plan, const site_list *at)
             const ptrdiff_t place = c * plan->channel_step;
             const REAL z = ((const REAL *)at->z[s])[place];
             const REAL x = NAME(undo)(plan, z, output[0], output[1]);
-            ((REAL *)at->x[s])[c] = x;
+            ((REAL *)at->x[s])[c] = B > 0 ? B * TANH(x / B) : x;
             ((REAL *)at->result[s])[place] = x;
             *(REAL *)at->bad[s] += z * 0;
         }

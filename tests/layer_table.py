@@ -50,7 +50,10 @@ LAYERS = {
     "logit": (layer("Logit", 3.0), (2, 3, 4)),
     "maf": (layer("MaskedAutoregressiveFlow", 3, 7), (3, 3, 4)),
     "maf qr": (layer("MaskedAutoregressiveFlow", 2, 4, parametrization="qr"), (2, 4, 3)),
-    "maf without bounds": (layer("MaskedAutoregressiveFlow", 3, 7, max_log_scale=None, max_shift=None), (3, 3, 4)),
+    "maf without bounds": (
+        layer("MaskedAutoregressiveFlow", 3, 7, max_log_scale=None, max_shift=None, max_input=None),
+        (3, 3, 4),
+    ),
     "masked autoregressive": (layer("MaskedAutoregressiveTransform", 3, 8), (3, 4, 3)),
     "masked autoregressive without a bounded scale": (
         layer("MaskedAutoregressiveTransform", 3, 8, max_log_scale=None),

@@ -19,7 +19,8 @@ from flows.solvers.masked import independent_pixels
 NEEDS_COMPILED = pytest.mark.skipif(
     CompiledSolver.unavailable(torch.device("cpu")) is not None, reason="the extension is not built"
 )
-UNBOUNDED = {"max_log_scale": None, "max_shift": None}
+UNBOUNDED = {"max_log_scale": None, "max_shift": None, "max_input": None}
+NARROW = {"max_shift": None, "max_input": 0.7}
 SOLVERS = ["torch", pytest.param("compiled", marks=NEEDS_COMPILED)]
 
 
@@ -104,7 +105,7 @@ def test_pixels_that_are_solved_together_do_not_read_one_another():
 
 
 @NEEDS_COMPILED
-@pytest.mark.parametrize("bounds", [{}, UNBOUNDED, {"max_shift": None}], ids=["bounded", "paper", "scale only"])
+@pytest.mark.parametrize("bounds", [{}, UNBOUNDED, NARROW], ids=["bounded", "paper", "narrow input"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_unknown_settings_are_refused():
         MaskedAutoregressiveTransform(3, solver="cuda")
     with pytest.raises(InputError, match="hidden_channels"):
         MaskedAutoregressiveFlow(3, 0)
-    for bound in ("max_log_scale", "max_shift"):
+    for bound in ("max_log_scale", "max_shift", "max_input"):
         with pytest.raises(InputError, match=bound):
             MaskedAutoregressiveFlow(3, 4, **{bound: 0.0})
 

@@ -14,7 +14,7 @@ from flows.layers.base import Composite, Layer, require_channels
 from flows.layers.conv1x1 import Conv1x1, Parametrization
 from flows.layers.networks import WEIGHT_DEVIATION
 from flows.layers.weight_cache import WeightCache
-from flows.numerics import MAX_LOG_SCALE, MAX_SHIFT, per_image_sum, require_bound, shared_bound
+from flows.numerics import MAX_INPUT, MAX_LOG_SCALE, MAX_SHIFT, bounded, per_image_sum, require_bound, shared_bound
 from flows.solvers.masked import (
     MaskedNetwork,
     MaskedSolver,
@@ -75,10 +75,10 @@ class MaskedAutoregressiveTransform(Layer):
 
     The order: pixels in reading order and, within a pixel, channels ascending; ``reverse=True`` takes exactly the
     reverse of it. Map: ``z = x exp(s) + t`` with ``s = m tanh(h / m)``, ``m = max_log_scale min(1, 8 / num_steps)``
-    and ``t = M tanh(mu / M)``. Here ``mu`` and
-    ``h`` are the even and odd outputs of a masked 3x3 -> 1x1 -> 3x3 convolutional network with ReLU between, applied to
-    ``x``. At any number they depend on earlier ones only, so that the Jacobian is triangular. Log-det: ``sum s``.
-    Inverse: substitution, number by number (:mod:`flows.solvers.masked`).
+    and ``t = M tanh(mu / M)``. Here ``mu`` and ``h`` are the even and odd outputs of a masked 3x3 -> 1x1 -> 3x3
+    convolutional network with ReLU between, applied to ``B tanh(x / B)``. At any number they depend on earlier ones
+    only, so that the Jacobian is triangular. Log-det: ``sum s``. Inverse: substitution, number by number
+    (:mod:`flows.solvers.masked`).
 
     Bounds: at fixed earlier numbers, map and inverse both have the Lipschitz constant ``exp(m)`` at most. The inverse
     of any latent is bounded too: ``|x| <= (|z| + M) exp(m)`` at every number, whatever the network answers.
@@ -98,6 +98,7 @@ class MaskedAutoregressiveTransform(Layer):
             ``s = log sigmoid(h + 2)``, which has no lower bound.
         num_steps: D, the number of steps in the layer's level, which :class:`flows.Flow` fills in.
         max_shift: M, positive; ``None`` for a shift without a bound, as in the paper.
+        max_input: B, positive; ``None`` for a network that sees ``x`` itself, as in the paper.
 
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``, any H and W.
 
@@ -127,17 +128,20 @@ class MaskedAutoregressiveTransform(Layer):
         max_log_scale: float | None = MAX_LOG_SCALE,
         num_steps: int = 1,
         max_shift: float | None = MAX_SHIFT,
+        max_input: float | None = MAX_INPUT,
     ) -> None:
         super().__init__()
         require_channels(num_channels)
         require_bound("max_log_scale", max_log_scale)
         require_bound("max_shift", max_shift)
+        require_bound("max_input", max_input)
         if hidden_channels < 1:
             raise InputError(f"hidden_channels must be at least 1, not {hidden_channels}")
         if solver is not None:
             find_masked_backend(solver)
         self.reverse, self.solver = reverse, solver
-        self.max_log_scale, self.max_shift = shared_bound(max_log_scale, num_steps), max_shift
+        self.max_log_scale = shared_bound(max_log_scale, num_steps)
+        self.max_shift, self.max_input = max_shift, max_input
         position = torch.arange(num_channels)
         if reverse:
             position = position.flip(0)
@@ -151,7 +155,7 @@ class MaskedAutoregressiveTransform(Layer):
         self._solver: WeightCache[MaskedSolver] = WeightCache()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self.last(torch.relu(self.second(torch.relu(self.first(x)))))
+        outputs = self.last(torch.relu(self.second(torch.relu(self.first(bounded(x, self.max_input))))))
         shift, log_scale = shift_and_log_scale(outputs[:, 0::2], outputs[:, 1::2], self.max_log_scale, self.max_shift)
         return x * torch.exp(log_scale) + shift, per_image_sum(log_scale)
 
@@ -169,6 +173,7 @@ class MaskedAutoregressiveTransform(Layer):
             self._degrees.tolist(),
             self.max_log_scale,
             self.max_shift,
+            self.max_input,
             reverse=self.reverse,
         )
         return find_masked_backend(backend)(network, image_size)
@@ -186,8 +191,8 @@ class MaskedAutoregressiveFlow(Composite):
         hidden_channels: of each masked network, at least 1.
         parametrization: of the 1x1, see :class:`Conv1x1`.
         solver: ``"torch"`` or ``"compiled"`` for the inverse; ``None`` chooses by device.
-        max_log_scale, num_steps, max_shift: see :class:`MaskedAutoregressiveTransform`; bounds of ``None`` give the
-            paper's layer.
+        max_log_scale, num_steps, max_shift, max_input: see :class:`MaskedAutoregressiveTransform`; bounds of ``None``
+            give the paper's layer.
 
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``, any H and W.
 
@@ -214,6 +219,7 @@ class MaskedAutoregressiveFlow(Composite):
         max_log_scale: float | None = MAX_LOG_SCALE,
         num_steps: int = 1,
         max_shift: float | None = MAX_SHIFT,
+        max_input: float | None = MAX_INPUT,
     ) -> None:
         super().__init__()
         self.conv1x1 = Conv1x1(num_channels, parametrization)
@@ -225,6 +231,7 @@ class MaskedAutoregressiveFlow(Composite):
             max_log_scale=max_log_scale,
             num_steps=num_steps,
             max_shift=max_shift,
+            max_input=max_input,
         )
         self.forward_order, self.reverse_order = make(), make(reverse=True)
 

@@ -24,6 +24,7 @@ class MaskedPlan:
         first_units: tuple[int, ...],
         max_log_scale: float,
         max_shift: float,
+        max_input: float,
         offset: float,
         is_reversed: bool,
         height: int,

@@ -58,6 +58,7 @@ class MaskedNetwork:
         last_before, last_own, last_bias: (K U, 2 C), (U, 2 C), (2 C,).
         first_units: for each channel the first hidden unit of its degree, then U; ascending, C + 1 numbers.
         max_log_scale, max_shift: bounds of ``s`` and ``t``, see :func:`shift_and_log_scale`.
+        max_input: bound B of what the network sees, ``B tanh(x / B)``.
     """
 
     first_before: Tensor
@@ -71,6 +72,7 @@ class MaskedNetwork:
     first_units: tuple[int, ...]
     max_log_scale: float | None
     max_shift: float | None
+    max_input: float | None
     reverse: bool
 
     @classmethod
@@ -80,6 +82,7 @@ class MaskedNetwork:
         degrees: Sequence[int],
         max_log_scale: float | None,
         max_shift: float | None,
+        max_input: float | None,
         *,
         reverse: bool,
     ) -> MaskedNetwork:
@@ -107,6 +110,7 @@ class MaskedNetwork:
             first_units=tuple(sum(degree < c for degree in degrees) for c in range(num_channels + 1)),
             max_log_scale=max_log_scale,
             max_shift=max_shift,
+            max_input=max_input,
             reverse=reverse,
         )
 
@@ -179,7 +183,7 @@ class TorchMaskedSolver(MaskedSolver):
     def _solve_pixels(self, z_SC: Tensor, x_before: Tensor, hidden_before: Tensor) -> tuple[Tensor, Tensor]:
         """``x`` and the second layer's hidden units of independent pixels, (S B, C) and (S B, U)."""
         net = self.network
-        first = net.first_bias + x_before @ net.first_before
+        first = net.first_bias + bounded(x_before, net.max_input) @ net.first_before
         second: Tensor = net.second_bias.expand_as(first)
         out = net.last_bias + hidden_before @ net.last_before
         x, hidden = [], []
@@ -190,7 +194,7 @@ class TorchMaskedSolver(MaskedSolver):
             out = out + hidden[c] @ net.last_own[units]
             shift, log_scale = shift_and_log_scale(out[:, 2 * c], out[:, 2 * c + 1], net.max_log_scale, net.max_shift)
             x.append((z_SC[:, c] - shift) * torch.exp(-log_scale))
-            first = first + x[c][:, None] * net.first_own[c]
+            first = first + bounded(x[c], net.max_input)[:, None] * net.first_own[c]
         return torch.stack(x, dim=1), torch.cat(hidden, dim=1)
 
 
@@ -235,6 +239,7 @@ class CompiledMaskedSolver(MaskedSolver):
             network.first_units,
             network.max_log_scale or 0.0,
             network.max_shift or 0.0,
+            network.max_input or 0.0,
             SCALE_OFFSET,
             network.reverse,
             *image_size,
