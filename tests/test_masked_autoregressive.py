@@ -35,7 +35,7 @@ def transform(num_channels, hidden_channels, solver=None, dtype=torch.float64, d
 def test_every_number_depends_on_those_before_it_and_on_all_that_the_network_can_see(hidden_channels, reverse):
     layer = transform(4, hidden_channels, reverse=reverse, deviation=0.5)
     jacobian = 0
-    for _ in range(5):  # ReLU hides some of what there is
+    for _ in range(20):  # ReLU hides some of what there is
         x = torch.randn(1, 4, 3, 3).double()
         found = torch.autograd.functional.jacobian(lambda x: layer(x)[0], x)
         jacobian = jacobian + found.reshape(4, 9, 4, 9).permute(1, 0, 3, 2).reshape(36, 36).abs()

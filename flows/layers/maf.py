@@ -14,7 +14,15 @@ from flows.layers.base import Composite, Layer, require_channels
 from flows.layers.conv1x1 import Conv1x1, Parametrization
 from flows.layers.networks import WEIGHT_DEVIATION
 from flows.layers.weight_cache import WeightCache
-from flows.numerics import MAX_INPUT, MAX_LOG_SCALE, MAX_SHIFT, bounded, per_image_sum, require_bound, shared_bound
+from flows.numerics import (
+    MAX_LOG_SCALE,
+    MAX_MASKED_INPUT,
+    MAX_SHIFT,
+    bounded,
+    per_image_sum,
+    require_bound,
+    shared_bound,
+)
 from flows.solvers.masked import (
     MaskedNetwork,
     MaskedSolver,
@@ -128,7 +136,7 @@ class MaskedAutoregressiveTransform(Layer):
         max_log_scale: float | None = MAX_LOG_SCALE,
         num_steps: int = 1,
         max_shift: float | None = MAX_SHIFT,
-        max_input: float | None = MAX_INPUT,
+        max_input: float | None = MAX_MASKED_INPUT,
     ) -> None:
         super().__init__()
         require_channels(num_channels)
@@ -219,7 +227,7 @@ class MaskedAutoregressiveFlow(Composite):
         max_log_scale: float | None = MAX_LOG_SCALE,
         num_steps: int = 1,
         max_shift: float | None = MAX_SHIFT,
-        max_input: float | None = MAX_INPUT,
+        max_input: float | None = MAX_MASKED_INPUT,
     ) -> None:
         super().__init__()
         self.conv1x1 = Conv1x1(num_channels, parametrization)
