@@ -17,6 +17,7 @@ from matplotlib.figure import Figure as Canvas
 from torch import Tensor, nn
 
 from flows.layers import AutoregressiveConv2d, EmergingConv2d, Layer, PeriodicConv2d
+from flows.layers.masks import Direction, MaskShape
 from flows.reporting.figures import STYLE
 
 HERE = Path(__file__).resolve().parent
@@ -93,11 +94,11 @@ def masks() -> Canvas:
     """The paper's figure 4: 3 x 3 taps of 3 x 3 channels each; beside each, the layer as a triangular matrix."""
     num_channels = 3
     canvas = Canvas(figsize=(10, 5.4), layout="constrained")
-    for row, shape in enumerate(("square", "raster")):
-        for column, direction in enumerate(("lower", "upper")):
-            layer = visible(
-                partial(AutoregressiveConv2d, num_channels, direction=direction, mask=shape, bias=False)  # type: ignore[arg-type]
-            )
+    shapes: tuple[MaskShape, ...] = ("square", "raster")
+    directions: tuple[Direction, ...] = ("lower", "upper")
+    for row, shape in enumerate(shapes):
+        for column, direction in enumerate(directions):
+            layer = visible(partial(AutoregressiveConv2d, num_channels, direction=direction, mask=shape, bias=False))
             assert isinstance(layer, AutoregressiveConv2d)
             axes = canvas.add_subplot(2, 4, 4 * row + 2 * column + 1)
             _draw(axes, tap_mask(layer.weight_mask), f"{shape}, {direction}: the mask", blocks=num_channels)

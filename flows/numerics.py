@@ -36,7 +36,7 @@ MAX_LOG_SCALE = 1.0
 """Default bound of a log-scale that a network predicts, in nats. docs/STABILITY.md has the measurements."""
 
 SHARING_STEPS = 8
-"""Steps of a level that have their own bound of log-scales; those of a deeper level share the sum of so many."""
+"""Number of steps per level up to which each has the whole bound of its log-scales; deeper levels share the sum."""
 
 MAX_SHIFT = 4.0
 """Default bound of a shift that a network predicts. Activations have a deviation of about 1, so it rarely binds."""
@@ -103,7 +103,7 @@ def bounded(h: Tensor, bound: float | None) -> Tensor:
 def shared_bound(bound: float | None, num_steps: int) -> float | None:
     """The bound of one step's log-scales in a level of ``num_steps``: ``b min(1, 8 / D)``.
 
-    The log-scales of a level then sum to ``8 b`` at most, whatever its depth, and so does the growth of its inverse.
+    The log-scales of a level then sum to ``8 b`` at most, whatever its depth. docs/STABILITY.md has the measurement.
     """
     return None if bound is None else bound * min(1.0, SHARING_STEPS / num_steps)
 

@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import nn
 
+from flows.models.prepared_inverse import PixelMap
+
 
 def move_parameters(module: nn.Module, deviation: float = 0.1) -> None:
     """Away from the initial values, where too much is zero or one for a test to see anything."""
@@ -96,7 +98,19 @@ def check_train_equals_eval(layer, x):
         assert torch.equal(ours, theirs)
 
 
+def check_claims_of_the_inverse(layer, x):
+    """What the prepared inverse relies on: affine is affine, and pixelwise is one map of the channels everywhere."""
+    with torch.no_grad():
+        z, other = torch.randn_like(layer(x)[0]), torch.randn_like(layer(x)[0])
+        if layer.is_affine:
+            middle = layer.inverse((z + other) / 2)
+            torch.testing.assert_close(middle, (layer.inverse(z) + layer.inverse(other)) / 2, rtol=0, atol=1e-8)
+        if layer.is_pixelwise:
+            torch.testing.assert_close(PixelMap.inverting(layer, z.shape[1])(z), layer.inverse(z), rtol=0, atol=1e-9)
+
+
 CHECKS = [
+    check_claims_of_the_inverse,
     check_shapes_and_values,
     check_round_trips,
     check_log_det_against_autodiff,

@@ -224,4 +224,4 @@ def test_workers_go_on_when_they_are_signalled_even_before_they_have_begun(numbe
 def test_data_know_little_of_the_rest():
     text = "".join(path.read_text() for path in (ROOT / "datamodules").rglob("*.py"))
     imported = set(re.findall(r"^ *(?:from|import) (flows[\w.]*)", text, re.MULTILINE))
-    assert imported == {"flows.errors", "flows.files", "flows.randomness", "flows.console"}
+    assert imported == {"flows.errors", "flows.files", "flows.randomness", "flows.console", "flows.processes.signals"}

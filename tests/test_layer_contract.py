@@ -6,12 +6,20 @@ import pkgutil
 
 import pytest
 import torch
-from contract import CHECKS, check_log_det_against_autodiff, check_round_trips, check_save_and_load, images, make
+from contract import (
+    CHECKS,
+    check_claims_of_the_inverse,
+    check_log_det_against_autodiff,
+    check_round_trips,
+    check_save_and_load,
+    images,
+    make,
+)
 from layer_table import LAYERS
 from torch import nn
 
 import flows
-from flows.layers import Layer
+from flows.layers import Conv1x1, Layer
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -115,3 +123,32 @@ def test_contract_rejects_a_wrong_log_det(broken):
 def test_contract_rejects_a_wrong_inverse():
     with pytest.raises(AssertionError):
         check_round_trips(make(_NoInverse), images((2, 3, 4)))
+
+
+class _NotAffine(_Scale):
+    is_affine = True
+
+    def inverse(self, z):
+        return torch.sinh(z)
+
+
+class _NotPixelwise(_Scale):
+    is_pixelwise = True
+
+    def inverse(self, z):
+        return z.flip(3)
+
+
+@pytest.mark.parametrize("broken", [_NotAffine, _NotPixelwise])
+def test_contract_rejects_a_wrong_claim_of_the_inverse(broken):
+    with pytest.raises(AssertionError):
+        check_claims_of_the_inverse(make(broken), images((2, 3, 4)))
+
+
+def test_a_class_that_replaces_the_inverse_inherits_no_claim_of_it():
+    class Replaced(Conv1x1):
+        def inverse(self, z):
+            return super().inverse(z)
+
+    assert Conv1x1.is_affine and Conv1x1.is_pixelwise and Conv1x1.inverse_is_capturable
+    assert not (Replaced.is_affine or Replaced.is_pixelwise or Replaced.inverse_is_capturable)

@@ -526,7 +526,7 @@ def test_text_from_run_folders_is_shown_as_text(page):
 def test_the_markdown_s_pictures_are_there(page):
     _, _, markdown = page
     pictures = re.findall(r"^!\[.*\]\((.*)\)$", markdown.read_text(), flags=re.MULTILINE)
-    assert len(pictures) >= 8
+    assert len(pictures) == 8
     for picture in pictures:
         assert (markdown.parent / picture).is_file()
 

@@ -13,9 +13,7 @@ from datamodules.loading.augmentation import Augmentation
 from datamodules.loading.datasets import ImageBatch, ImageDataset
 from datamodules.loading.samplers import BatchIndices, TrainingBatchSampler
 from flows.errors import InputError
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""What SLURM and terminals send to end a program."""
+from flows.processes.signals import SIGNALS
 
 GRACE_SECONDS = 60
 """How long a worker that was told to end goes on loading."""

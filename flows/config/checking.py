@@ -102,7 +102,7 @@ def _plain(hint: Any) -> Any:
     """A type hint without the tensors that a value may also be: YAML has none."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, UnionType):
-        return typing.Union[tuple(_plain(argument) for argument in arguments if not _is_tensor(argument))]  # noqa: UP007
+        return typing.Union[tuple(_plain(argument) for argument in arguments if not _is_tensor(argument))]  # noqa: UP007 | joins no list
     return origin[tuple(map(_plain, arguments))] if origin in (list, tuple) else hint
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from flows.errors import InputError
 from flows.layers.base import Layer
-from flows.layers.factories import made
+from flows.layers.factories import make
 from flows.layers.networks import GlowNetwork, Network
 from flows.numerics import (
     MAX_INPUT,
@@ -65,7 +65,7 @@ class Coupling(Layer):
         if hidden_channels < 1:
             raise InputError(f"hidden_channels must be at least 1, not {hidden_channels}")
         half = num_channels // 2
-        self.network = made(network, half, hidden_channels, half * self.outputs_per_channel, image_size=image_size)
+        self.network = make(network, half, hidden_channels, half * self.outputs_per_channel, image_size=image_size)
 
     @abstractmethod
     def transform(self, x2: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,8 +98,9 @@ class AffineCoupling(Coupling):
 
     Bounds: with respect to the second half, map and inverse both have the Lipschitz constant ``exp(m)`` at most. With
     a finite M the inverse of any latent is bounded too, ``|x2| <= (|z2| + M) exp(m)``, whatever the network answers.
-    So a composition of such layers grows at most geometrically up to 8 steps, and deeper levels scale by no more. B
-    keeps the inverse exact in float32 where activations are large: beyond it the network's answer is constant.
+    So a composition of such layers grows at most geometrically, and the scales of a level multiply to ``exp(8
+    max_log_scale)`` at most. B keeps the inverse exact in float32 where activations are large: beyond it the network's
+    answer is constant.
 
     Args: those of :class:`Coupling`, and
         max_log_scale: m of a step in a level of at most 8, positive, in nats.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def made(factory: Callable[..., T], *arguments: int, **offers: Any) -> T:
-    """What the factory makes of the arguments and of those offers for which it has a parameter without a value."""
+def make(factory: Callable[..., T], *arguments: int, **offers: Any) -> T:
+    """Call the factory with the arguments, and with each offer for which it has a parameter without a value yet."""
     unset = inspect.signature(factory).parameters.keys() - getattr(factory, "keywords", {}).keys()
     return factory(*arguments, **{name: offers[name] for name in offers.keys() & unset})

@@ -62,7 +62,7 @@ class WeightCache(Generic[T]):
         return {}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__()  # type: ignore[misc]
+        self._entry, self.is_frozen = ((), {}), False
 
 
 def remembers_weights(layer: nn.Module) -> bool:

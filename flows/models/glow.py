@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flows.errors import InputError, NonFiniteError
 from flows.layers import FlowStep, Layer, Logit, Sequential, Squeeze
-from flows.layers.factories import made
+from flows.layers.factories import make
 from flows.models.base import DensityModel, Latents
 from flows.models.dequantizers import Dequantizer, UniformDequantizer
 from flows.models.prepared_inverse import InvertLayer, Observe, PreparedInverse, exact_forward, unobserved
@@ -55,7 +55,7 @@ class Flow(DensityModel):
         dequantizer: Callable[..., Dequantizer] = UniformDequantizer,
         margin: float | None = MARGIN,
     ) -> None:
-        super().__init__(image_shape, made(dequantizer, image_shape=tuple(image_shape)))
+        super().__init__(image_shape, make(dequantizer, image_shape=tuple(image_shape)))
         _require_levels(self.image_shape, num_levels)
         if num_steps < 1:
             raise InputError(f"num_steps must be at least 1, not {num_steps}")
@@ -71,8 +71,8 @@ class Flow(DensityModel):
             steps = [
                 FlowStep(
                     num_channels,
-                    made(mixing, num_channels, **offers),
-                    made(coupling, num_channels, hidden_channels, **offers),
+                    make(mixing, num_channels, **offers),
+                    make(coupling, num_channels, hidden_channels, **offers),
                 )
                 for _ in range(num_steps)
             ]
@@ -136,10 +136,10 @@ class Flow(DensityModel):
         with torch.inference_mode(), full_precision(self.device):
             try:
                 h = self._prepared_inverse(*task)
-                has_overflown = not torch.isfinite(h).all()
+                has_overflowed = not torch.isfinite(h).all()
             except NonFiniteError:  # a layer has no inverse, or refuses what an earlier one gave
-                has_overflown = True
-            if has_overflown:
+                has_overflowed = True
+            if has_overflowed:
                 try:
                     h, lost = self._prepared_inverse.finite_part(*task)
                 except NonFiniteError as error:

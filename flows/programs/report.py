@@ -44,7 +44,7 @@ def report(cfg: DictConfig) -> None:
 def _time_sampling(
     comparison: Comparison, weights: Weights, batch_size: int, device: torch.device, collection: Collection
 ) -> dict[Row, float]:
-    """Milliseconds an image for every row of which there is a checkpoint; the rows take turns."""
+    """Milliseconds per image for every row that has a checkpoint; the rows take turns."""
     candidates = {}
     with console.progress(f"sampling times, {comparison.setting.data}", len(comparison.rows)) as advance:
         for row in comparison.rows:

@@ -22,8 +22,8 @@ class AutoregressiveConvSolver(ABC):
 
     ``solver(z)`` returns the ``x`` with ``conv2d(x, weight, padding=dilation * (k // 2), dilation=dilation) == z``.
     All work that depends on the weights alone is done at construction. A solver keeps what it computed from the
-    weights, not the weights: after these change, it inverts the old ones. Whoever holds a solver for longer than one
-    call therefore holds it in a :class:`flows.layers.weight_cache.WeightCache`.
+    weights, not the weights: after these change, it inverts the old ones. Keep it for longer than one call in a
+    :class:`flows.layers.weight_cache.WeightCache`.
 
     A subclass promises
 

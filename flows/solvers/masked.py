@@ -123,7 +123,7 @@ class MaskedSolver(ABC):
     """The inverse of ``z = x exp(s(x)) + t(x)``, prepared for one masked network and image size.
 
     ``solver(z)`` maps (B, C, H, W) to the (B, C, H, W) that the layer maps to ``z``. It keeps the weights that it was
-    made from; whoever holds it for longer than one call holds it in a :class:`flows.layers.weight_cache.WeightCache`.
+    made from; keep it for longer than one call in a :class:`flows.layers.weight_cache.WeightCache`.
 
     Raises:
         InputError: the backend cannot be used on this device; (call) ``z`` has another shape, type or device.

@@ -23,13 +23,13 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim.lr_scheduler import LRScheduler
 
 from datamodules import ImageDataModule
-from flows import Flow
 from flows.config.building import build
 from flows.config.matching import resolve_width
 from flows.config.overrides import as_single_run, quoted
 from flows.console import say
 from flows.errors import InputError, NonFiniteError, one_line
 from flows.measures.diagnostics import count_parameters
+from flows.models.base import DensityModel
 from flows.numerics import set_matmul_precision
 from flows.processes import ranks, signals
 from flows.randomness import Stream, generator_for, require_seed
@@ -87,7 +87,7 @@ class Run:
     config: dict[str, Any]
     overrides: list[str]
     data: ImageDataModule
-    flow: Flow
+    flow: DensityModel
     make_module: Callable[[], FlowModule]
     trainer: pl.Trainer
     remark: str | None
@@ -109,7 +109,7 @@ class Run:
         data: ImageDataModule = build(config["data"])
         data.prepare_data()
         data.setup()
-        flow: Flow = build(config["model"])
+        flow: DensityModel = build(config["model"])
         optimizer = build(config["optimizer"])
         resume.assign_run_ids(config["logger"], folder if _continues(folder, config) else None)
         trainer = build_trainer(config, overrides)
