@@ -250,7 +250,7 @@ def _samples(comparison: Comparison, stem: str) -> list[Figure]:
         if run is None or run.picture is None:
             continue
         if run.picture.name == FINAL_SAMPLES:
-            what = "best checkpoint, raw weights, temperature 0.7"
+            what = "best checkpoint, raw weights, temperatures 1 and 0.7"
         else:
             what = f"while training, {run.picture.stem.replace('=', ' ')}"
         title = comparison.titles[row]
