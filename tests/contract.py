@@ -8,17 +8,17 @@ from torch import nn
 from flows.models.prepared_inverse import PixelMap
 
 
-def move_parameters(module: nn.Module, deviation: float = 0.1) -> None:
+def move_parameters(module: nn.Module, std: float = 0.1) -> None:
     """Away from the initial values, where too much is zero or one for a test to see anything."""
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += deviation * torch.randn_like(parameter)
+            parameter += std * torch.randn_like(parameter)
 
 
-def make(factory, deviation: float = 0.1):
+def make(factory, std: float = 0.1):
     """A layer in float64 with moved parameters."""
     layer = factory().double()
-    move_parameters(layer, deviation)
+    move_parameters(layer, std)
     return layer
 
 

@@ -22,18 +22,18 @@ from flows.runs.checkpoint import FORMAT
 class PixelModel(DensityModel):
     """Every pixel is a Gaussian of its own."""
 
-    def __init__(self, image_shape, deviation=0.3):
+    def __init__(self, image_shape, std=0.3):
         super().__init__(image_shape, UniformDequantizer())
         self.latent_shapes = [self.image_shape]
         self.mean = nn.Parameter(torch.zeros(self.image_shape))
-        self.log_deviation = nn.Parameter(torch.full(self.image_shape, math.log(deviation)))
+        self.log_std = nn.Parameter(torch.full(self.image_shape, math.log(std)))
 
     def forward(self, v):
-        z = (v - self.mean) * torch.exp(-self.log_deviation)
-        return [z], -self.log_deviation.sum().expand(len(v))
+        z = (v - self.mean) * torch.exp(-self.log_std)
+        return [z], -self.log_std.sum().expand(len(v))
 
     def inverse(self, latents):
-        return latents[0] * torch.exp(self.log_deviation) + self.mean
+        return latents[0] * torch.exp(self.log_std) + self.mean
 
 
 @pytest.fixture

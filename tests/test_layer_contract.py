@@ -38,7 +38,7 @@ def test_layer_survives_saving_and_loading(name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_float32_round_trip_is_exact_to_rounding(name):
     factory, shape = LAYERS[name]
-    layer, x = make(factory, deviation=0.05).float(), images(shape).float()
+    layer, x = make(factory, std=0.05).float(), images(shape).float()
     with torch.no_grad():
         z, log_det = layer(x)
         torch.testing.assert_close(layer.inverse(z), x, rtol=0, atol=2e-4)

@@ -357,7 +357,7 @@ def _load(layer, x):
 @pytest.mark.parametrize("change", [_optimiser_step, _through_data, _swap_like_an_average, _new_storage, _load])
 @pytest.mark.parametrize("factory", REMEMBERING)
 def test_no_inverse_is_ever_stale(factory, change):
-    layer, x = make(factory, deviation=0.02), images((4, 4, 6))
+    layer, x = make(factory, std=0.02), images((4, 4, 6))
     with torch.no_grad():
         layer.inverse(layer(x)[0])
     change(layer, x)
@@ -367,7 +367,7 @@ def test_no_inverse_is_ever_stale(factory, change):
 
 @pytest.mark.parametrize("factory", REMEMBERING)
 def test_inverse_follows_a_change_of_precision_and_of_size(factory):
-    layer, x = make(factory, deviation=0.02), images((4, 4, 6))
+    layer, x = make(factory, std=0.02), images((4, 4, 6))
     with torch.no_grad():
         layer.inverse(layer(x)[0])
         wide = images((4, 5, 9))
@@ -378,7 +378,7 @@ def test_inverse_follows_a_change_of_precision_and_of_size(factory):
 
 @pytest.mark.parametrize("factory", REMEMBERING)
 def test_weights_get_gradients_through_the_inverse_also_after_it_was_remembered(factory):
-    layer, z = make(factory, deviation=0.02), images((4, 4, 6))
+    layer, z = make(factory, std=0.02), images((4, 4, 6))
     with torch.no_grad():
         layer.inverse(z)
     layer.inverse(z).square().sum().backward()

@@ -24,8 +24,8 @@ NARROW = {"max_shift": None, "max_input": 0.7}
 SOLVERS = ["torch", pytest.param("compiled", marks=NEEDS_COMPILED)]
 
 
-def transform(num_channels, hidden_channels, solver=None, dtype=torch.float64, deviation=0.1, **options):
-    layer = make(partial(MaskedAutoregressiveTransform, num_channels, hidden_channels, **options), deviation)
+def transform(num_channels, hidden_channels, solver=None, dtype=torch.float64, std=0.1, **options):
+    layer = make(partial(MaskedAutoregressiveTransform, num_channels, hidden_channels, **options), std)
     layer.solver = solver
     return layer.to(dtype)
 
@@ -33,7 +33,7 @@ def transform(num_channels, hidden_channels, solver=None, dtype=torch.float64, d
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("hidden_channels", [3, 12])
 def test_every_number_depends_on_those_before_it_and_on_all_that_the_network_can_see(hidden_channels, reverse):
-    layer = transform(4, hidden_channels, reverse=reverse, deviation=0.5)
+    layer = transform(4, hidden_channels, reverse=reverse, std=0.5)
     jacobian = 0
     for _ in range(20):  # ReLU hides some of what there is
         x = torch.randn(1, 4, 3, 3).double()
@@ -50,7 +50,7 @@ def test_every_number_depends_on_those_before_it_and_on_all_that_the_network_can
 
 
 def test_two_layers_of_opposite_order_let_every_number_see_every_other():
-    layer = make(partial(MaskedAutoregressiveFlow, 3, 12), deviation=0.5)
+    layer = make(partial(MaskedAutoregressiveFlow, 3, 12), std=0.5)
     x = torch.randn(4, 3, 2, 3).double()
     jacobian = torch.autograd.functional.jacobian(lambda x: layer(x)[0].sum(0).flatten(), x)
     assert jacobian.abs().amax(1).flatten(1).all()
@@ -67,18 +67,18 @@ def test_a_new_layer_is_the_identity_and_the_papers_only_scales():
 @pytest.mark.parametrize("solver", SOLVERS)
 @torch.no_grad()
 def test_the_inverse_is_bounded_for_every_latent_whatever_the_network_says(solver, dtype):
-    layer = transform(3, 12, solver, dtype, deviation=3.0, max_log_scale=0.7, max_shift=2.0)
+    layer = transform(3, 12, solver, dtype, std=3.0, max_log_scale=0.7, max_shift=2.0)
     z = 1e4 * torch.randn(4, 3, 6, 6, dtype=dtype)
     x = layer.inverse(z)
     assert torch.isfinite(x).all()
     assert (x.abs() <= (z.abs() + 2.0) * math.exp(0.7) * (1 + 1e-6)).all()
-    papers = transform(3, 12, solver, dtype, deviation=3.0, **UNBOUNDED)
+    papers = transform(3, 12, solver, dtype, std=3.0, **UNBOUNDED)
     assert not torch.isfinite(papers.inverse(z)).all()
 
 
 @torch.no_grad()
 def test_map_and_inverse_are_lipschitz_in_the_last_number_whatever_the_network_says():
-    layer = transform(3, 12, deviation=3.0, max_log_scale=0.7)
+    layer = transform(3, 12, std=3.0, max_log_scale=0.7)
     x = torch.randn(64, 3, 3, 3).double()
     other = x.clone()
     other[:, -1, -1, -1] += 5 * torch.randn(64)
@@ -122,7 +122,7 @@ def test_pixels_that_are_solved_together_do_not_read_one_another():
 )
 @torch.no_grad()
 def test_compiled_agrees_with_torch_and_inverts(num_channels, hidden_channels, image_size, reverse, dtype, bounds):
-    layer = transform(num_channels, hidden_channels, dtype=dtype, deviation=0.05, reverse=reverse, **bounds)
+    layer = transform(num_channels, hidden_channels, dtype=dtype, std=0.05, reverse=reverse, **bounds)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
     for batch in (0, 1, 2, 5, 9):
         x = torch.randn(batch, num_channels, *image_size, dtype=dtype)

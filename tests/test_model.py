@@ -52,9 +52,9 @@ class Identity(Layer):
         return z
 
 
-def tiny(shape=(1, 4, 8), mixing=EmergingConv2d, coupling=AffineCoupling, num_levels=2, deviation=0.05, **options):
+def tiny(shape=(1, 4, 8), mixing=EmergingConv2d, coupling=AffineCoupling, num_levels=2, std=0.05, **options):
     flow = Flow(shape, mixing, coupling, num_levels, num_steps=2, hidden_channels=4, **options)
-    move_parameters(flow, deviation)
+    move_parameters(flow, std)
     return flow
 
 
@@ -215,7 +215,7 @@ def test_bits_per_dim_is_the_change_of_variables_by_hand():
 @pytest.mark.parametrize("mixing", [Conv1x1, EmergingConv2d, PeriodicConv2d])
 def test_uniform_noise_costs_at_least_eight_bits(mixing, trained):
     shape = (1, 8, 8)
-    flow = tiny(shape, mixing=mixing, deviation=0.02)
+    flow = tiny(shape, mixing=mixing, std=0.02)
     flow.initialize(random_images(64, shape))
     if trained:
         optimizer = torch.optim.Adamax(flow.parameters(), lr=2e-3)
@@ -230,7 +230,7 @@ def test_uniform_noise_costs_at_least_eight_bits(mixing, trained):
 
 def test_training_brings_the_score_down():
     shape = (1, 8, 8)
-    flow = tiny(shape, deviation=0.0)
+    flow = tiny(shape, std=0.0)
     images = random_images(64, shape) // 64 * 64  # two bits of information in a pixel
     flow.initialize(images)
     optimizer = torch.optim.Adamax(flow.parameters(), lr=5e-3)

@@ -134,7 +134,7 @@ def unsafe(trained):
     with torch.no_grad():
         top = flow.sample_latents(25, 1.0, torch.Generator().manual_seed(0))[-1]
         kept = flow.levels[1].inverse(flow.top.inverse(top))
-        largest = flow.factor_outs[0].gaussian.mean_and_log_deviation(kept)[1].flatten(1).amax(dim=1).sort().values
+        largest = flow.factor_outs[0].gaussian.mean_and_log_std(kept)[1].flatten(1).amax(dim=1).sort().values
     weights[1, 0, 1, 1] = math.log(1e38) / float(largest[19:21].mean())
     torch.save(content, folder / "unsafe.ckpt")
     return folder

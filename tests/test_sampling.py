@@ -38,9 +38,9 @@ def mixed(num_channels):
 MIXINGS = {"conv1x1": Conv1x1, "emerging": EmergingConv2d, "periodic": PeriodicConv2d, "maf": maf, "mixed": mixed}
 
 
-def make_flow(mixing=EmergingConv2d, image_shape=(1, 4, 8), num_levels=2, deviation=0.05):
+def make_flow(mixing=EmergingConv2d, image_shape=(1, 4, 8), num_levels=2, std=0.05):
     flow = Flow(image_shape, mixing, AffineCoupling, num_levels, num_steps=2, hidden_channels=6, margin=None)
-    move_parameters(flow, deviation)
+    move_parameters(flow, std)
     return flow
 
 
@@ -119,15 +119,15 @@ def _optimiser_step(flow):
 
 
 def _load(flow):
-    flow.load_state_dict(make_flow(deviation=0.1).to(flow.dtype).state_dict())
+    flow.load_state_dict(make_flow(std=0.1).to(flow.dtype).state_dict())
 
 
 def _load_by_assignment(flow):
-    flow.load_state_dict(make_flow(deviation=0.1).to(flow.dtype).state_dict(), assign=True)
+    flow.load_state_dict(make_flow(std=0.1).to(flow.dtype).state_dict(), assign=True)
 
 
 def _swap_with_an_average(flow):
-    average = make_flow(deviation=0.1).to(flow.dtype)
+    average = make_flow(std=0.1).to(flow.dtype)
     for ours, theirs in zip(flow.parameters(), average.parameters(), strict=True):
         kept = ours.data.clone()
         ours.data.copy_(theirs.data)
@@ -157,7 +157,7 @@ def _to_other_type_and_back(flow):
 
 
 def _replace_a_layer(flow):
-    flow.levels[0][1].mixing = make_flow(deviation=0.1).to(flow.dtype).levels[0][1].mixing
+    flow.levels[0][1].mixing = make_flow(std=0.1).to(flow.dtype).levels[0][1].mixing
 
 
 def _replace_by_a_layer_of_another_kind(flow):

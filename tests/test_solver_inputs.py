@@ -109,32 +109,32 @@ def test_a_badly_conditioned_filter_is_reported_once_with_the_figure(backend, di
         for _ in range(3):
             solver = prepare_autoregressive_conv(weight, direction=direction, image_size=(8, 8), backend=backend)
     assert len(caught) == 1
-    assert f"{solver.growth:.3g} times" in str(caught[0].message)
+    assert f"{solver.inverse_gain:.3g} times" in str(caught[0].message)
     assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
-def test_growth_is_one_for_a_diagonal_filter_of_any_scale(backend):
+def test_the_inverse_gain_is_one_for_a_diagonal_filter_of_any_scale(backend):
     scales = torch.tensor([1e-6, -3.0, 1e5])
     weight = torch.zeros(3, 3, 3, 3)
     weight[:, :, 1, 1] = scales.diag()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         solver = prepare_autoregressive_conv(weight, direction="upper", image_size=(4, 4), backend=backend)
-    assert solver.growth == pytest.approx(1)
+    assert solver.inverse_gain == pytest.approx(1)
 
 
 @pytest.mark.parametrize("mask", ("square", "raster"))
 @pytest.mark.parametrize("direction", ("lower", "upper"))
-def test_growth_is_the_largest_entry_of_the_inverse(mask, direction):
+def test_the_inverse_gain_is_the_largest_entry_of_the_inverse(mask, direction):
     weight = random_filter(4, 3, direction, mask, scale=0.25)
     solver = prepare_autoregressive_conv(weight, direction=direction, image_size=(5, 4), backend="reference")
     diagonal = weight[:, :, 1, 1].diagonal().repeat_interleave(20)
     inverse = solver((torch.eye(80).double() * diagonal).view(80, 4, 5, 4)).flatten(1)
     if mask == "square":
-        assert solver.growth == pytest.approx(float(inverse.abs().max()))
+        assert solver.inverse_gain == pytest.approx(float(inverse.abs().max()))
     else:  # impulses in both corners: a lower bound
-        assert 0.2 * inverse.abs().max() < solver.growth <= inverse.abs().max() * (1 + 1e-12)
+        assert 0.2 * inverse.abs().max() < solver.inverse_gain <= inverse.abs().max() * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("name", ["torhc", "compile", "fft", ""])

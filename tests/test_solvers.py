@@ -82,7 +82,7 @@ def assert_inverts(solver: AutoregressiveConvSolver, weight: Tensor, z: Tensor) 
         z.double(), weight.double(), direction=solver.direction, dilation=solver.dilation, backend="reference"
     )
     error = (x.double() - expected).abs().max() / expected.abs().max()
-    assert error <= 50 * torch.finfo(z.dtype).eps * solver.growth, f"relative error {error:.3g}"
+    assert error <= 50 * torch.finfo(z.dtype).eps * solver.inverse_gain, f"relative error {error:.3g}"
 
 
 # ------------------------------------------------------------------------------------------------ the exact inverse

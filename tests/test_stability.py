@@ -37,10 +37,10 @@ from flows.solvers import IllConditionedWarning, checks
 BOUND, SHIFT = 0.7, 3.0
 
 
-def small_flow(coupling=AffineCoupling, mixing=EmergingConv2d, deviation=0.05, **options):
+def small_flow(coupling=AffineCoupling, mixing=EmergingConv2d, std=0.05, **options):
     torch.manual_seed(0)
     flow = Flow((3, 8, 8), mixing, coupling, num_levels=2, num_steps=2, hidden_channels=8, **options)
-    move_parameters(flow, deviation)
+    move_parameters(flow, std)
     return flow
 
 
@@ -70,7 +70,7 @@ def test_bounded_is_smooth_odd_of_slope_one_and_bounded():
 
 
 def test_map_and_inverse_of_a_coupling_are_lipschitz_in_the_second_half_whatever_the_network_says():
-    layer = make(lambda: AffineCoupling(4, 6, max_log_scale=BOUND, max_shift=SHIFT), deviation=5.0)
+    layer = make(lambda: AffineCoupling(4, 6, max_log_scale=BOUND, max_shift=SHIFT), std=5.0)
     x, other = images((4, 3, 3), 64), 3 * images((4, 3, 3), 64)
     other[:, :2] = x[:, :2]
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_a_deep_level_shares_the_log_scales_of_eight_steps(num_steps, bound):
 
 
 def test_the_inverse_of_a_coupling_and_of_a_prior_is_bounded_for_every_latent():
-    coupling = make(lambda: AffineCoupling(4, 6, max_log_scale=BOUND, max_shift=SHIFT), deviation=5.0)
+    coupling = make(lambda: AffineCoupling(4, 6, max_log_scale=BOUND, max_shift=SHIFT), std=5.0)
     prior = FactorOut(4, LearnedPrior(max_log_scale=BOUND, max_shift=SHIFT)).double()
     move_parameters(prior, 5.0)
     z = 1e6 * images((4, 3, 3), 16)
@@ -110,10 +110,10 @@ def test_without_a_bound_the_prior_is_the_papers():
     prior = ConditionalGaussian(2, 2, max_log_scale=None, max_shift=None).double()
     move_parameters(prior, 1.0)
     h = 10 * images((2, 3, 3))
-    mean, log_deviation = prior.mean_and_log_deviation(h)
+    mean, log_std = prior.mean_and_log_std(h)
     outputs = prior.convolution(h)
     assert torch.equal(mean, outputs[:, 0::2])
-    assert torch.equal(log_deviation, outputs[:, 1::2])
+    assert torch.equal(log_std, outputs[:, 1::2])
 
 
 def test_the_same_wild_networks_overflow_with_the_papers_scales_and_not_with_bounded_ones():
@@ -251,7 +251,7 @@ def test_lost_cells_are_hatched_and_sheets_enlarged_under_their_labels():
 
 
 def test_gain_of_the_whole_inverse_sees_what_single_layers_do_not():
-    flow = small_flow(SigmoidCoupling, deviation=0.0)
+    flow = small_flow(SigmoidCoupling, std=0.0)
     before = sample_health(flow, 32)
     with torch.no_grad():
         for _, step, _ in flow.steps():
@@ -264,7 +264,7 @@ def test_gain_of_the_whole_inverse_sees_what_single_layers_do_not():
 
 
 def test_gain_is_the_norm_of_a_linear_inverse_along_a_direction():
-    flow = small_flow(deviation=0.0, prior=StandardPrior(), mixing=Conv1x1)  # orthogonal, and no coupling yet
+    flow = small_flow(std=0.0, prior=StandardPrior(), mixing=Conv1x1)  # orthogonal, and no coupling yet
     assert inverse_gain(flow, flow.sample_latents(4)) == pytest.approx(1.0, rel=1e-2)
     with torch.no_grad():
         for level in flow.levels:

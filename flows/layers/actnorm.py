@@ -30,6 +30,15 @@ class ActNorm(Layer):
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``. Raises ``InputError`` for C < 1.
 
     Reference: Kingma & Dhariwal, *Glow*, section 3.1; the factor 3 and the epsilon are those of the released code.
+
+    Example:
+        >>> import torch
+        >>> from flows.layers import ActNorm
+        >>> layer, x = ActNorm(3), 5.0 + 2.0 * torch.randn(16, 3, 8, 8)
+        >>> layer.initialize(x)
+        >>> z, log_det = layer(x)
+        >>> bool(z.mean().abs() < 1e-5), bool((z.std() - 1.0).abs() < 1e-3)
+        (True, True)
     """
 
     is_affine = is_pixelwise = True
@@ -50,9 +59,9 @@ class ActNorm(Layer):
             return
         x = at_least_float32(x)
         mean = x.mean(dim=(0, 2, 3)).view_as(self.bias)
-        deviation = x.std(dim=(0, 2, 3), correction=0).view_as(self.bias)
+        std = x.std(dim=(0, 2, 3), correction=0).view_as(self.bias)
         self.bias.copy_(-mean)
-        self.log_scale.copy_(-torch.log(deviation + EPSILON) / LOG_SCALE_FACTOR)
+        self.log_scale.copy_(-torch.log(std + EPSILON) / LOG_SCALE_FACTOR)
         self.initialized.fill_(True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

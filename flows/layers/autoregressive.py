@@ -13,7 +13,7 @@ from flows.layers.weight_cache import WeightCache
 from flows.numerics import same_for_every_image
 from flows.solvers import AutoregressiveConvSolver, choose_backend, find_backend
 
-NOISE_DEVIATION = 0.02
+NOISE_STD = 0.02
 """Standard deviation of the noise that is added to the identity filter at the start (the released code)."""
 
 
@@ -26,7 +26,7 @@ class AutoregressiveConv2d(Layer):
     is lower triangular, with the diagonal of the centre tap repeated at every pixel. Log-det: ``H W sum_c log |w_cc|``
     with ``w_cc`` the diagonal of the centre tap. Inverse: substitution (:mod:`flows.solvers`).
 
-    Starts as the identity plus noise of deviation 0.02.
+    Starts as the identity plus noise of standard deviation 0.02.
 
     Args:
         num_channels: C, at least 1.
@@ -46,6 +46,15 @@ class AutoregressiveConv2d(Layer):
     Cost: forward, ``C^2`` multiplications per pixel and tap that exists; inverse, see the solver.
 
     Reference: sections 2.3 and 3.1 of the paper, figure 4.
+
+    Example:
+        >>> import torch
+        >>> from flows.layers import AutoregressiveConv2d
+        >>> layer, x = AutoregressiveConv2d(4, kernel_size=3, direction="lower"), torch.randn(2, 4, 6, 5)
+        >>> with torch.no_grad():
+        ...     z, log_det = layer(x)
+        ...     torch.allclose(layer.inverse(z), x, atol=1e-5)
+        True
     """
 
     is_affine = True
@@ -69,7 +78,7 @@ class AutoregressiveConv2d(Layer):
         if solver is not None:
             find_backend(solver)
         self.register_buffer("weight_mask", autoregressive_mask(num_channels, kernel_size, direction, mask))
-        self.weight = nn.Parameter(NOISE_DEVIATION * torch.randn_like(self.weight_mask) * self.weight_mask)
+        self.weight = nn.Parameter(NOISE_STD * torch.randn_like(self.weight_mask) * self.weight_mask)
         self.bias = nn.Parameter(torch.zeros(num_channels)) if bias else None
         self.direction, self.dilation, self.solver = direction, dilation, solver
         self._prepared: WeightCache[AutoregressiveConvSolver] = WeightCache()

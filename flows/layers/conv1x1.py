@@ -43,6 +43,14 @@ class Conv1x1(Layer):
     Cost: ``C^2`` multiplications per pixel; log-det ``O(C^3)`` for ``plain``, ``O(C)`` otherwise.
 
     Reference: Kingma & Dhariwal, *Glow*, section 3.2; section 4.3 of the paper for QR.
+
+    Example:
+        >>> import torch
+        >>> from flows.layers import Conv1x1
+        >>> layer, x = Conv1x1(12, "qr", num_reflections=4), torch.randn(2, 12, 8, 8)
+        >>> z, log_det = layer(x)
+        >>> bool(log_det.abs().max() < 1e-3)  # it starts as a rotation
+        True
     """
 
     is_affine = is_pixelwise = True

@@ -33,6 +33,13 @@ class Logit(Layer):
 
     Note:
         Neither the paper nor Glow has it. There a sample's values have no bounds, and decoding clamps them.
+
+    Example:
+        >>> import torch
+        >>> from flows.layers import Logit
+        >>> layer = Logit(margin=0.1)
+        >>> [round(x, 3) for x in layer.inverse(torch.tensor([[-1e4, 0.0, 1e4]])).squeeze().tolist()]
+        [-0.6, 0.0, 0.6]
     """
 
     inverse_is_capturable = True

@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d, pad
 from flows.errors import InputError
 from flows.layers.base import Composite, Layer, require_channels
 from flows.layers.conv1x1 import Conv1x1, Parametrization
-from flows.layers.networks import WEIGHT_DEVIATION
+from flows.layers.networks import WEIGHT_STD
 from flows.layers.weight_cache import WeightCache
 from flows.numerics import (
     MAX_LOG_SCALE,
@@ -43,7 +43,7 @@ class MaskedConv2d(nn.Module):
         out_degrees: degree of each output channel, ``(out,)``.
         kernel_size: 1 or 3.
         reverse: the pixels' order.
-        deviation: standard deviation of the initial weights; the bias starts at zero.
+        std: standard deviation of the initial weights; the bias starts at zero.
 
     Shapes: ``(B, in, H, W) -> (B, out, H, W)``.
 
@@ -52,9 +52,7 @@ class MaskedConv2d(nn.Module):
 
     weight_mask: Tensor
 
-    def __init__(
-        self, in_degrees: Tensor, out_degrees: Tensor, kernel_size: int, *, reverse: bool, deviation: float
-    ) -> None:
+    def __init__(self, in_degrees: Tensor, out_degrees: Tensor, kernel_size: int, *, reverse: bool, std: float) -> None:
         super().__init__()
         centre = kernel_size // 2
         mask = torch.zeros(len(out_degrees), len(in_degrees), kernel_size, kernel_size)
@@ -64,7 +62,7 @@ class MaskedConv2d(nn.Module):
             mask = mask.flip(2, 3)
         mask[:, :, centre, centre] = (out_degrees[:, None] >= in_degrees).to(mask.dtype)
         self.register_buffer("weight_mask", mask)
-        self.weight = nn.Parameter(deviation * torch.randn_like(mask) * mask)
+        self.weight = nn.Parameter(std * torch.randn_like(mask) * mask)
         self.bias = nn.Parameter(torch.zeros(len(out_degrees)))
         # The rows of taps that the mask leaves nothing of are cut away together with the padding they would read.
         self._rows = slice(centre, None) if reverse else slice(None, centre + 1)
@@ -124,6 +122,15 @@ class MaskedAutoregressiveTransform(Layer):
         The paper's form has neither bound: ``z = x sigmoid(h + 2) + mu``. Its inverse divides by a number that may be
         as close to zero as the network likes. Each number that is solved feeds those after it, so a large one makes
         the next larger still. A recursion over all numbers of an image may thus overflow.
+
+    Example:
+        >>> import torch
+        >>> from flows.layers import MaskedAutoregressiveTransform
+        >>> layer, x = MaskedAutoregressiveTransform(3, hidden_channels=6), torch.randn(2, 3, 4, 4)
+        >>> with torch.no_grad():
+        ...     z, log_det = layer(x)
+        ...     torch.equal(z, x), torch.equal(layer.inverse(z), x)  # it starts as the identity
+        (True, True)
     """
 
     def __init__(
@@ -156,9 +163,9 @@ class MaskedAutoregressiveTransform(Layer):
         # A number is no part of what predicts it, hence the 1 between a channel as an input and as an output.
         into, within = position + 1, torch.arange(hidden_channels) * num_channels // hidden_channels
         out = position.repeat_interleave(2)
-        self.first = MaskedConv2d(into, within, 3, reverse=reverse, deviation=WEIGHT_DEVIATION)
-        self.second = MaskedConv2d(within, within, 1, reverse=reverse, deviation=WEIGHT_DEVIATION)
-        self.last = MaskedConv2d(within, out, 3, reverse=reverse, deviation=0.0)
+        self.first = MaskedConv2d(into, within, 3, reverse=reverse, std=WEIGHT_STD)
+        self.second = MaskedConv2d(within, within, 1, reverse=reverse, std=WEIGHT_STD)
+        self.last = MaskedConv2d(within, out, 3, reverse=reverse, std=0.0)
         self._degrees = within
         self._solver: WeightCache[MaskedSolver] = WeightCache()
 
@@ -215,6 +222,15 @@ class MaskedAutoregressiveFlow(Composite):
     Note:
         The paper does not say how it masks within a pixel; see :class:`MaskedAutoregressiveTransform` for the choice.
         Its scales and shifts have no bounds, so that its samples may overflow.
+
+    Example:
+        >>> import torch
+        >>> from flows.layers import MaskedAutoregressiveFlow
+        >>> layer, x = MaskedAutoregressiveFlow(3, hidden_channels=6), torch.randn(2, 3, 4, 4)
+        >>> with torch.no_grad():
+        ...     z, log_det = layer(x)
+        ...     torch.allclose(layer.inverse(z), x, atol=1e-5)
+        True
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d, pad
 
 from flows.layers.actnorm import LOG_SCALE_FACTOR, ActNorm
 
-WEIGHT_DEVIATION = 0.05
+WEIGHT_STD = 0.05
 """Standard deviation of the convolutions' initial weights (Glow's released code)."""
 
 
@@ -23,16 +23,16 @@ class EdgeBias(nn.Module):
     Args:
         num_channels: output channels.
         kernel_size: odd.
-        deviation: standard deviation of the initial weights; 0 starts at zero.
+        std: standard deviation of the initial weights; 0 starts at zero.
 
     Shapes: ``forward(height, width) -> (1, num_channels, height, width)``.
 
     Reference: ``add_edge_padding`` in Glow's released code; the paper does not mention it.
     """
 
-    def __init__(self, num_channels: int, kernel_size: int, deviation: float) -> None:
+    def __init__(self, num_channels: int, kernel_size: int, std: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(deviation * torch.randn(num_channels, 1, kernel_size, kernel_size))
+        self.weight = nn.Parameter(std * torch.randn(num_channels, 1, kernel_size, kernel_size))
 
     def forward(self, height: int, width: int) -> Tensor:
         border = self.weight.shape[-1] // 2
@@ -50,7 +50,7 @@ class PaddedConv2d(nn.Module):
         kernel_size: odd.
         bias: learn an additive constant per output channel.
         edge_bias: see :class:`EdgeBias`; without effect for ``kernel_size`` 1, which needs no padding.
-        deviation: standard deviation of the initial weights; 0 starts at zero.
+        std: standard deviation of the initial weights; 0 starts at zero.
 
     Shapes: ``(B, in_channels, H, W) -> (B, out_channels, H, W)``.
     """
@@ -63,13 +63,13 @@ class PaddedConv2d(nn.Module):
         *,
         bias: bool,
         edge_bias: bool,
-        deviation: float = WEIGHT_DEVIATION,
+        std: float = WEIGHT_STD,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(deviation * torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.weight = nn.Parameter(std * torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         has_edge = edge_bias and kernel_size > 1
-        self.edge_bias = EdgeBias(out_channels, kernel_size, deviation) if has_edge else None
+        self.edge_bias = EdgeBias(out_channels, kernel_size, std) if has_edge else None
 
     def forward(self, x: Tensor) -> Tensor:
         z = conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
@@ -88,7 +88,7 @@ class ZeroConv2d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, edge_bias: bool = True) -> None:
         super().__init__()
-        self.convolution = PaddedConv2d(in_channels, out_channels, 3, bias=True, edge_bias=edge_bias, deviation=0.0)
+        self.convolution = PaddedConv2d(in_channels, out_channels, 3, bias=True, edge_bias=edge_bias, std=0.0)
         self.log_scale = nn.Parameter(torch.zeros(out_channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,6 +132,13 @@ class GlowNetwork(Network):
     Cost: ``9 in hidden + hidden^2 + 9 hidden out`` multiplications per pixel.
 
     Reference: Kingma & Dhariwal, *Glow*, section 3.3 and released code.
+
+    Example:
+        >>> import torch
+        >>> from flows.layers.networks import GlowNetwork
+        >>> network = GlowNetwork(in_channels=6, hidden_channels=16, out_channels=12)
+        >>> bool((network(torch.randn(2, 6, 8, 8)) == 0).all())  # so that a coupling starts as the identity
+        True
     """
 
     def __init__(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from flows.layers.autoregressive import NOISE_DEVIATION
+from flows.layers.autoregressive import NOISE_STD
 from flows.layers.base import Layer, require_channels, require_odd_kernel
 from flows.layers.matrices import checked_inverse
 from flows.layers.weight_cache import WeightCache
@@ -22,7 +22,7 @@ class PeriodicConv2d(Layer):
     the spectrum suffices. Inverse: ``x^_uv = W^_uv^-1 z^_uv``, the matrices inverted once per set of weights and
     image size.
 
-    Starts with a random orthogonal centre tap and noise of deviation 0.02 everywhere else.
+    Starts with a random orthogonal centre tap and noise of standard deviation 0.02 everywhere else.
 
     Args:
         num_channels: C, at least 1.
@@ -44,6 +44,15 @@ class PeriodicConv2d(Layer):
 
     Note:
         The released code's Fourier inverse holds for k = 3 only and inverts the frequency matrices at every call.
+
+    Example:
+        >>> import torch
+        >>> from flows.layers import PeriodicConv2d
+        >>> layer, x = PeriodicConv2d(4, kernel_size=3), torch.randn(2, 4, 8, 8)
+        >>> with torch.no_grad():
+        ...     z, log_det = layer(x)
+        ...     torch.allclose(layer.inverse(z), x, atol=1e-4)
+        True
     """
 
     is_affine = True
@@ -53,7 +62,7 @@ class PeriodicConv2d(Layer):
         super().__init__()
         require_channels(num_channels)
         require_odd_kernel(kernel_size)
-        self.weight = nn.Parameter(NOISE_DEVIATION * torch.randn(num_channels, num_channels, kernel_size, kernel_size))
+        self.weight = nn.Parameter(NOISE_STD * torch.randn(num_channels, num_channels, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(num_channels))
         centre = kernel_size // 2
         with torch.no_grad():

@@ -40,6 +40,13 @@ class Reverse(_Permutation):
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``. Raises ``InputError`` for C < 1.
 
     Reference: Dinh et al., *Density estimation using Real NVP*, section 3.5; Kingma & Dhariwal, *Glow*, section 5.1.
+
+    Example:
+        >>> import torch
+        >>> from flows.layers import Reverse
+        >>> z, log_det = Reverse(3)(torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1))
+        >>> z.flatten().tolist()
+        [3.0, 2.0, 1.0]
     """
 
     def __init__(self, num_channels: int) -> None:
@@ -62,6 +69,13 @@ class Shuffle(_Permutation):
     Note:
         The released code seeds the order with Python's per-process string hash, so that two processes disagree. Here
         it follows ``torch.manual_seed`` and is a saved buffer.
+
+    Example:
+        >>> import torch
+        >>> from flows.layers import Shuffle
+        >>> layer, x = Shuffle(12), torch.randn(2, 12, 8, 8)
+        >>> torch.equal(layer.inverse(layer(x)[0]), x)
+        True
     """
 
     def __init__(self, num_channels: int) -> None:

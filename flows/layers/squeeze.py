@@ -29,6 +29,13 @@ class Squeeze(Layer):
         InputError: H or W is odd.
 
     Reference: Dinh et al., *Density estimation using Real NVP*, section 3.6.
+
+    Example:
+        >>> import torch
+        >>> from flows.layers import Squeeze
+        >>> z, log_det = Squeeze()(torch.arange(1.0, 5.0).view(1, 1, 2, 2))
+        >>> z.shape, z.flatten().tolist()
+        (torch.Size([1, 4, 1, 1]), [1.0, 2.0, 3.0, 4.0])
     """
 
     inverse_is_capturable = True

@@ -19,6 +19,14 @@ class FlowStep(Composite):
         num_channels: C.
 
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``. Reference: figure 7 of the paper.
+
+    Example:
+        >>> import torch
+        >>> from flows.layers import AffineCoupling, EmergingConv2d, FlowStep
+        >>> step = FlowStep(12, EmergingConv2d(12), AffineCoupling(12, hidden_channels=16))
+        >>> z, log_det = step(torch.randn(2, 12, 8, 8))
+        >>> z.shape, log_det.shape
+        (torch.Size([2, 12, 8, 8]), torch.Size([2]))
     """
 
     def __init__(self, num_channels: int, mixing: Layer, coupling: Layer) -> None:

@@ -92,6 +92,16 @@ class UniformDequantizer(Dequantizer):
     """The noise is the place in the bin: ``u ~ U[0, 1)``, ``log q = 0``.
 
     Args: those of :class:`Dequantizer`.
+
+    Example:
+        >>> import torch
+        >>> from flows.models.dequantizers import UniformDequantizer
+        >>> dequantizer, images = UniformDequantizer(), torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+        >>> v, log_q = dequantizer(images, torch.full((1, 3, 1, 1), 0.5))
+        >>> v.flatten().tolist()
+        [-0.498046875, 0.001953125, 0.498046875]
+        >>> torch.equal(dequantizer.quantize(v), images)
+        True
     """
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,14 +22,14 @@ class Gaussian(nn.Module, ABC):
     """A diagonal Gaussian over features ``h`` (B, C, H, W), possibly conditional on other features."""
 
     @abstractmethod
-    def mean_and_log_deviation(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def mean_and_log_std(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and log standard deviation of ``h`` given ``context``, each broadcastable to ``h``."""
 
 
 class StandardGaussian(Gaussian):
     """N(0, 1) everywhere; nothing to learn. The galaxy experiments' prior."""
 
-    def mean_and_log_deviation(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def mean_and_log_std(self, context: Tensor) -> tuple[Tensor, Tensor]:
         zero = context.new_zeros(1, 1, 1, 1)
         return zero, zero
 
@@ -65,7 +65,7 @@ class ConditionalGaussian(Gaussian):
         self.convolution = ZeroConv2d(context_channels, 2 * num_channels)
         self.max_log_scale, self.max_shift = max_log_scale, max_shift
 
-    def mean_and_log_deviation(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def mean_and_log_std(self, context: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.convolution(context)
         return bounded(outputs[:, 0::2], self.max_shift), bounded(outputs[:, 1::2], self.max_log_scale)
 
@@ -84,10 +84,10 @@ class LearnedGaussian(Gaussian):
     def __init__(self, num_channels: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(2 * num_channels, 1, 1))
-        self.edge_bias = EdgeBias(2 * num_channels, kernel_size=3, deviation=0.0)
+        self.edge_bias = EdgeBias(2 * num_channels, kernel_size=3, std=0.0)
         self.log_scale = nn.Parameter(torch.zeros(2 * num_channels, 1, 1))
 
-    def mean_and_log_deviation(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def mean_and_log_std(self, context: Tensor) -> tuple[Tensor, Tensor]:
         outputs = (self.bias + self.edge_bias(context.shape[2], context.shape[3])) * torch.exp(
             LOG_SCALE_FACTOR * self.log_scale
         )
@@ -114,6 +114,13 @@ class LearnedPrior(Prior):
 
     Raises:
         InputError: a bound that is not positive.
+
+    Example:
+        >>> import torch
+        >>> from flows.models.priors import FactorOut, LearnedPrior
+        >>> kept, z, log_det = FactorOut(12, LearnedPrior(max_log_scale=1.0))(torch.randn(2, 12, 8, 8))
+        >>> kept.shape, z.shape
+        (torch.Size([2, 6, 8, 8]), torch.Size([2, 6, 8, 8]))
     """
 
     def __init__(self, max_log_scale: float | None = MAX_LOG_SCALE, max_shift: float | None = MAX_SHIFT) -> None:
@@ -127,7 +134,15 @@ class LearnedPrior(Prior):
 
 
 class StandardPrior(Prior):
-    """N(0, 1) for every latent, as in the paper's galaxy experiments."""
+    """N(0, 1) for every latent, as in the paper's galaxy experiments.
+
+    Example:
+        >>> import torch
+        >>> from flows.models.priors import StandardPrior, Standardize
+        >>> h = torch.randn(2, 12, 8, 8)
+        >>> torch.equal(Standardize(StandardPrior().top(12))(h)[0], h)
+        True
+    """
 
     def conditional(self, context_channels: int, num_channels: int) -> Gaussian:
         return StandardGaussian()
@@ -158,10 +173,10 @@ class Standardize(Layer):
         self.gaussian = gaussian
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return _standardize(x, *self.gaussian.mean_and_log_deviation(x))
+        return _standardize(x, *self.gaussian.mean_and_log_std(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        return _unstandardize(z, *self.gaussian.mean_and_log_deviation(z))
+        return _unstandardize(z, *self.gaussian.mean_and_log_std(z))
 
 
 class FactorOut(nn.Module):
@@ -189,16 +204,16 @@ class FactorOut(nn.Module):
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kept, moved = h.chunk(2, dim=1)
-        z, log_det = _standardize(moved, *self.gaussian.mean_and_log_deviation(kept))
+        z, log_det = _standardize(moved, *self.gaussian.mean_and_log_std(kept))
         return kept, z, log_det
 
     def inverse(self, kept: Tensor, z: Tensor) -> Tensor:
-        return torch.cat([kept, _unstandardize(z, *self.gaussian.mean_and_log_deviation(kept))], dim=1)
+        return torch.cat([kept, _unstandardize(z, *self.gaussian.mean_and_log_std(kept))], dim=1)
 
 
-def _standardize(h: Tensor, mean: Tensor, log_deviation: Tensor) -> tuple[Tensor, Tensor]:
-    return (h - mean) * torch.exp(-log_deviation), -per_image_sum(log_deviation.expand_as(h))
+def _standardize(h: Tensor, mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
+    return (h - mean) * torch.exp(-log_std), -per_image_sum(log_std.expand_as(h))
 
 
-def _unstandardize(z: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
-    return z * torch.exp(log_deviation) + mean
+def _unstandardize(z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    return z * torch.exp(log_std) + mean

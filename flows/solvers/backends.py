@@ -53,6 +53,14 @@ def solve_autoregressive_conv(
     ``compiled`` backend; see each backend's class.
 
     Reference: Hoogeboom et al., *Emerging Convolutions for Generative Normalizing Flows*, ICML 2019, section 3.1.
+
+    Example:
+        >>> import torch
+        >>> from flows.solvers import solve_autoregressive_conv
+        >>> weight = torch.zeros(1, 1, 3, 3)
+        >>> weight[0, 0, 1, 1], weight[0, 0, 1, 2] = 2.0, 1.0  # z_ij = 2 x_ij + x_i(j+1)
+        >>> solve_autoregressive_conv(torch.tensor([[[[4.0, 6.0]]]]), weight, direction="lower").tolist()
+        [[[[0.5, 3.0]]]]
     """
     if z.dim() != 4:
         raise InputError(f"z must have the shape (B, C, H, W); got {tuple(z.shape)}")

@@ -41,9 +41,9 @@ class AutoregressiveConvSolver(ABC):
         dilation: spacing of the taps, in pixels.
 
     Attributes:
-        growth: how much the inverse amplifies, at least 1. It is the largest magnitude in the answers to impulses in
-            the corner of the image from which substitution starts, each impulse scaled such that the diagonal alone
-            would answer 1. Relative rounding errors grow by about this factor.
+        inverse_gain: how much the inverse amplifies, at least 1: the largest magnitude in its answers to impulses in
+            the corner of the image where substitution starts. Each impulse is scaled so that the diagonal alone
+            answers 1. Relative rounding errors grow by about this factor.
 
     Raises:
         InputError: the filter is not autoregressive in this direction; a shape or type is wrong; the backend cannot be
@@ -73,7 +73,7 @@ class AutoregressiveConvSolver(ABC):
         with torch.inference_mode(False), torch.set_grad_enabled(recording):
             self._prepare(weight)
         with torch.no_grad():
-            self.growth = self._measure_growth(weight.detach())
+            self.inverse_gain = self._measure_inverse_gain(weight.detach())
         self._warn_if_ill_conditioned()
 
     @classmethod
@@ -102,7 +102,7 @@ class AutoregressiveConvSolver(ABC):
     def _check_finite(self, z: Tensor) -> None:
         check_finite(z)
 
-    def _measure_growth(self, weight: Tensor) -> float:
+    def _measure_inverse_gain(self, weight: Tensor) -> float:
         """The largest magnitude in the inverse, relative to its diagonal."""
         channels = torch.arange(self.num_channels)
         middle = self.kernel_size // 2
@@ -115,8 +115,8 @@ class AutoregressiveConvSolver(ABC):
         for batch, where in zip(impulses, columns, strict=True):
             batch[channels, channels, row, where] = weight[:, :, middle, middle].diagonal()
         answers = self._solve(impulses.flatten(0, 1))
-        growth = float(answers.abs().max())
-        return growth if math.isfinite(growth) else math.inf
+        inverse_gain = float(answers.abs().max())
+        return inverse_gain if math.isfinite(inverse_gain) else math.inf
 
     def _reaches_both_ways(self, weight: Tensor) -> bool:
         middle = self.kernel_size // 2
@@ -124,12 +124,12 @@ class AutoregressiveConvSolver(ABC):
         return bool(left.any()) and bool(right.any())
 
     def _warn_if_ill_conditioned(self) -> None:
-        if self.growth * torch.finfo(self.dtype).eps > 1e-4:
+        if self.inverse_gain * torch.finfo(self.dtype).eps > 1e-4:
             warn_once(
                 (IllConditionedWarning, self.num_channels, self.kernel_size, self.image_size, self.dtype),
                 f"a {self.kernel_size} x {self.kernel_size} autoregressive filter of {self.num_channels} channels is "
                 f"badly conditioned: on {self.image_size[0]} x {self.image_size[1]} images its inverse amplifies "
-                f"rounding errors {self.growth:.3g} times, too much for {self.dtype}",
+                f"rounding errors {self.inverse_gain:.3g} times, too much for {self.dtype}",
                 IllConditionedWarning,
                 stacklevel=4,
             )
