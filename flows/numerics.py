@@ -3,8 +3,8 @@
 * **Log-determinants are never less precise than float32.** They are sums over thousands of dimensions, and one bit
   lost there shows in the second decimal of a bits/dim. Under autocast the activations may be half precision;
   ``per_image_sum`` accumulates in float32 all the same.
-* **Small matrices are factorised in float64.** The matrix of a 1x1 convolution, the centre tap of an autoregressive
-  convolution and the frequency matrices of a periodic one are at most a few hundred rows; their determinants and
+* **Small matrices are factorised in float64.** They are the matrix of a 1x1 convolution, the centre tap of an
+  autoregressive one and the frequency matrices of a periodic one, of at most a few hundred rows. Their determinants and
   inverses cost nothing beside the convolutions and decide how exact the round trip is.
 * **What a network decides about a scale or a shift is bounded, by one function.** An affine layer inverts by dividing
   by a scale that a network reads off the activations. Without a bound, one activation that is too large makes the next
@@ -39,7 +39,7 @@ SHARING_STEPS = 8
 """Number of steps per level up to which each has the whole bound of its log-scales; deeper levels share the sum."""
 
 MAX_SHIFT = 4.0
-"""Default bound of a shift that a network predicts. Activations have a deviation of about 1, so it rarely binds."""
+"""Default bound of a shift that a network predicts. Activations have a standard deviation of about 1, so it rarely binds."""
 
 MAX_INPUT = 8.0
 """Default bound of what a coupling's network sees. On images unlike the training data activations are far larger. There

@@ -147,12 +147,12 @@ def test_help_says_what_every_group_is_for():
         assert re.search(rf"^\s+{group}\s+\w|\s{group}\s+\w", template, re.MULTILINE), group
 
 
-README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^(?:\./with-env )?python (train|sample|evaluate|prepare)\.py ?([^#\n]*)", README, re.MULTILINE)
+PAGES = (ROOT / "README.md").read_text() + (ROOT / "docs/USAGE.md").read_text()
+COMMANDS = re.findall(r"^(?:\./with-env )?python (train|sample|evaluate|prepare)\.py ?([^#\n]*)", PAGES, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("program", "arguments"), sorted(set(COMMANDS)))
-def test_every_command_of_the_readme_is_right(program, arguments, monkeypatch):
+def test_every_command_of_readme_and_usage_is_right(program, arguments, monkeypatch):
     import shlex
 
     monkeypatch.setattr(sys, "argv", [f"{program}.py"])

@@ -21,10 +21,10 @@ class AutoregressiveConv2d(Layer):
     """A zero-padded convolution with a masked filter, so that its matrix is triangular in some order of the pixels.
 
     Map: ``z = w * x + bias`` (cross-correlation, zero padding), ``w`` masked as :func:`~flows.layers.masks.
-    autoregressive_mask` draws it. In the order in which substitution solves it - pixels from the last to the first
-    in reading order and channels ascending for ``direction="lower"``, the exact reverse for ``"upper"`` - the matrix
-    is lower triangular, with the diagonal of the centre tap repeated at every pixel. Log-det: ``H W sum_c log |w_cc|``
-    with ``w_cc`` the diagonal of the centre tap. Inverse: substitution (:mod:`flows.solvers`).
+    autoregressive_mask` draws it. For ``direction="lower"``, substitution solves pixels from the last to the first in
+    reading order, and channels ascending; for ``"upper"``, the exact reverse. In that order the matrix is lower
+    triangular, with the diagonal of the centre tap repeated at every pixel. Log-det: ``H W sum_c log |w_cc|`` with
+    ``w_cc`` the diagonal of the centre tap. Inverse: substitution (:mod:`flows.solvers`).
 
     Starts as the identity plus noise of standard deviation 0.02.
 

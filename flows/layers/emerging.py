@@ -40,8 +40,8 @@ class EmergingConv2d(Composite):
     Reference: section 3.1 of the paper, figures 1 and 5.
 
     Note:
-        The released code can also run the layer as one convolution with the composed filter (:meth:`composed_filter`);
-        near the zero-padded border that is a different map, whose inverse is not this substitution. Here the two
+        The released code can also run the layer as one convolution with the composed filter (:meth:`composed_filter`).
+        Near the zero-padded border that is a different map, whose inverse is not this substitution. Here the two
         convolutions are the definition.
 
     Example:

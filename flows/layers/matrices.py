@@ -147,8 +147,8 @@ class PLUMatrix(InvertibleMatrix):
 class QRMatrix(InvertibleMatrix):
     """``W = Q (R + diag s)``: ``Q`` a product of Householder reflections, ``R`` strictly upper triangular, ``s > 0``.
 
-    Starts as a random orthogonal matrix (``R = 0``, ``s = 1``); with all C reflections any invertible matrix whose
-    determinant has the sign of the start can be reached, except for a set of measure zero. Log-det: ``sum log s``.
+    Starts as a random orthogonal matrix (``R = 0``, ``s = 1``). All C reflections reach any invertible matrix whose
+    determinant has the sign of the start, except for a set of measure zero. Log-det: ``sum log s``.
 
     Args:
         num_channels: C.

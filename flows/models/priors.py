@@ -1,7 +1,7 @@
 """Gaussians over the latents, and the factoring out that hands parts of an image to them early.
 
-Every prior is used in its standardising form: a latent is ``(h - mean) / sd``, standard normal under the model, so
-that the whole flow is one bijection between an image and a list of standard normal latents.
+Every prior is used in its standardising form: a latent is ``(h - mean) / std``, standard normal under the model. The
+whole flow is thus one bijection between an image and a list of standard normal latents.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class StandardGaussian(Gaussian):
 class ConditionalGaussian(Gaussian):
     """Mean and log standard deviation predicted from the context by a 3x3 convolution that starts at zero.
 
-    ``mean = M tanh(a / M)`` and ``log sd = m tanh(h / m)``, where ``a`` and ``h`` are the even and odd output channels
-    of a :class:`~flows.layers.networks.ZeroConv2d`. The inverse multiplies a latent by ``sd`` and adds ``mean``; with
+    ``mean = M tanh(a / M)`` and ``log std = m tanh(h / m)``, where ``a`` and ``h`` are the even and odd output channels
+    of a :class:`~flows.layers.networks.ZeroConv2d`. The inverse multiplies a latent by ``std`` and adds ``mean``; with
     both bounds its answer is at most ``exp(m) |z| + M``.
 
     Args:
         context_channels: channels of what is conditioned on.
         num_channels: channels of ``h``.
-        max_log_scale: m, positive, in nats; ``None`` leaves ``log sd`` without a bound, as in the released code. Then
+        max_log_scale: m, positive, in nats; ``None`` leaves ``log std`` without a bound, as in the released code. Then
             the inverse of a latent may overflow.
         max_shift: M, positive; ``None`` leaves the mean without a bound.
 
@@ -158,7 +158,7 @@ LEARNED = LearnedPrior()
 class Standardize(Layer):
     """Standardises features by an unconditional Gaussian.
 
-    Map: ``z = (x - mean) / sd``. Log-det: ``-sum log sd``.
+    Map: ``z = (x - mean) / std``. Log-det: ``-sum log std``.
 
     Args:
         gaussian: whose mean and standard deviation; its context is ``x``, of which it may read the size only.
@@ -182,7 +182,7 @@ class Standardize(Layer):
 class FactorOut(nn.Module):
     """Splits off the second half of the channels as a latent, standardised given the first half.
 
-    Map: ``h -> (kept, z)`` with ``kept = h1`` and ``z = (h2 - mean(h1)) / sd(h1)``. Log-det: ``-sum log sd(h1)``.
+    Map: ``h -> (kept, z)`` with ``kept = h1`` and ``z = (h2 - mean(h1)) / std(h1)``. Log-det: ``-sum log std(h1)``.
 
     Args:
         num_channels: C, even.

@@ -35,8 +35,8 @@ class AutoregressiveConvSolver(ABC):
     Args:
         weight: (C, C, k, k), the full masked filter in torch's layout (out, in, height, width), k odd, float32 or
             float64.
-        direction: ``"lower"`` if the filter reads the pixel and what follows in raster order (right and below) and its
-            centre tap is lower triangular, ``"upper"`` if it is such a filter flipped in all four axes.
+        direction: ``"lower"`` reads the pixel and what follows in raster order (right and below), with a lower
+            triangular centre tap. ``"upper"`` is such a filter flipped in all four axes.
         image_size: height and width of the images.
         dilation: spacing of the taps, in pixels.
 

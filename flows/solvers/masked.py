@@ -6,9 +6,9 @@ A number ``x_c`` of a pixel follows from ``z_c`` once all before it are known::
 
 with the shift ``t_c`` and log-scale ``s_c`` that the network's outputs ``mu_c`` and ``h_c`` stand for.
 Each hidden unit is computed once, by passing on what becomes known. At a new pixel the sums of all units and outputs
-start from the biases and from the pixels before, which are finished. Then, channel by channel: the units of this
-degree are complete; they are passed on to the units of the second layer, complete thereby, these to the outputs; now
-``mu_c`` and ``h_c`` are complete, and ``x_c`` is passed on to the units of higher degree.
+start from the biases and from the finished pixels before. Then, channel by channel, the first layer's units of this
+degree are complete and are passed on to the second layer. Its units of this degree are then complete and are passed on
+to the outputs. Now ``mu_c`` and ``h_c`` are complete, and ``x_c`` is passed on to the units of higher degree.
 
 A pixel reads its left neighbour and the three above, each with its hidden units, so the pixels with the same
 ``2 i + j`` are independent of one another and solved together.

@@ -11,16 +11,16 @@ from torch import Tensor
 from flows.errors import InputError
 from flows.solvers.base import AutoregressiveConvSolver
 
-MAX_UNKNOWNS = 16_384  # the matrix of so many unknowns takes 2 GB
+MAX_UNKNOWNS = 16_384  # their matrix takes 2 GB
 
 
 @final
 class ReferenceSolver(AutoregressiveConvSolver):
     """Solve the convolution's dense (H W C) x (H W C) matrix by triangular substitution, in float64.
 
-    Sorted by pixel in raster order and then by channel, the unknowns of an ``"upper"`` filter (left and above, upper
-    triangular centre tap) form a system that is lower triangular but for the channels' order, and those of a
-    ``"lower"`` filter one that is upper triangular but for it; walking the channels backwards makes either triangular.
+    The unknowns are sorted by pixel in raster order, then by channel, the last channel first. So the system of an
+    ``"upper"`` filter (left and above, upper triangular centre tap) is lower triangular, that of a ``"lower"`` filter
+    upper triangular.
 
     Raises:
         InputError: more than 16,384 unknowns; and as in :class:`AutoregressiveConvSolver`.

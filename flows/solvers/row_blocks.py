@@ -1,7 +1,7 @@
 """Row-block substitution: the arithmetic that the ``torch`` and the ``cuda`` backend share.
 
-Cut the map into rows of ``C W`` numbers. Within a row the convolution is one matrix ``T``, between row i and the row
-``a`` dilated steps before it in the order of substitution a matrix ``S_a``, and both are the same for every row::
+Cut the map into rows of ``C W`` numbers. Within a row the convolution is one matrix ``T``. Between row i and the row
+``a`` dilated steps before it in the order of substitution it is a matrix ``S_a``. Both are the same for every row::
 
     z_i = T x_i + sum_a S_a x_(i + a)        x_i = T^-1 z_i - sum_a (T^-1 S_a) x_(i + a)
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flows.numerics import full_precision
 
-DENSE_UNKNOWNS = 1024  # up to so many numbers in an image, one dense product beats a walk over the rows
+DENSE_UNKNOWNS = 1024  # numbers in an image up to which one dense product beats a walk over the rows
 
 
 def centre_inverse(weight_CCkk: Tensor, direction: str) -> Tensor:
