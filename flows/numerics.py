@@ -39,7 +39,7 @@ SHARING_STEPS = 8
 """Number of steps per level up to which each has the whole bound of its log-scales; deeper levels share the sum."""
 
 MAX_SHIFT = 4.0
-"""Default bound of a shift that a network predicts. Activations have a standard deviation of about 1, so it rarely binds."""
+"""Default bound of a shift that a network predicts. Activations have a size of about 1, so it rarely binds."""
 
 MAX_INPUT = 8.0
 """Default bound of what a coupling's network sees. On images unlike the training data activations are far larger. There
