@@ -2,8 +2,9 @@
 """The compiled substitutions for Python: plans, and solving with them outside the GIL.
 
 ``Plan`` is the one of ``autoregressive.h``, ``MaskedPlan`` the one of ``masked_autoregressive.h``. Arrays come as
-addresses, because ``tensor.data_ptr()`` is several times cheaper than a buffer; the callers,
-:mod:`flows.solvers.compiled` and :mod:`flows.solvers.masked`, answer for their sizes, types and lifetimes.
+tensors, of which the address is asked here: cheaper than a buffer, and no address outlives its tensor, as it may in Python
+code that ``torch.compile`` splits. The callers, :mod:`flows.solvers.compiled` and :mod:`flows.solvers.masked`, answer for
+sizes and types.
 """
 
 from libc.stdlib cimport free, malloc
@@ -38,6 +39,10 @@ cdef extern from "masked_autoregressive.h" nogil:
     ptrdiff_t mar_solve(const mar_plan *plan, const void *z, void *x, ptrdiff_t num_images, int num_threads)
 
 
+cdef void *address(tensor) except? NULL:
+    return <void *><size_t>tensor.data_ptr()
+
+
 def instruction_sets():
     """Names of the instruction sets that this build and this processor know, best last."""
     cdef const char *const *names = ar_instruction_sets()
@@ -52,9 +57,8 @@ cdef class Plan:
     """One filter, arranged for one instruction set.
 
     Args:
-        matrices: address of ``len(offsets)`` contiguous C x C matrices: the inverse of the centre tap, then minus this
-            inverse times each of the other taps.
-        real_size: bytes of a number: 4 or 8.
+        matrices: ``len(offsets)`` contiguous C x C matrices, float32 or float64: the inverse of the centre tap, then
+            minus this inverse times each of the other taps.
         offsets: (rows, columns) of each tap, dilation included; the first is (0, 0).
         is_lower: the direction.
         instruction_set: a name in :func:`instruction_sets`.
@@ -62,8 +66,8 @@ cdef class Plan:
 
     cdef ar_plan *plan
 
-    def __cinit__(self, size_t matrices, size_t real_size, list offsets, bint is_lower, int num_channels, int height,
-                  int width, str instruction_set):
+    def __cinit__(self, matrices, list offsets, bint is_lower, int num_channels, int height, int width,
+                  str instruction_set):
         cdef int num_taps = len(offsets), index = instruction_sets().index(instruction_set)
         cdef int *flat = <int *>malloc(2 * num_taps * sizeof(int))
         if flat is NULL:
@@ -71,8 +75,8 @@ cdef class Plan:
         for n, (rows, columns) in enumerate(offsets):
             flat[2 * n] = rows
             flat[2 * n + 1] = columns
-        self.plan = ar_plan_create(index, real_size, AR_LOWER if is_lower else AR_UPPER, num_channels, height, width,
-                                   num_taps, flat, <const void *>matrices)
+        self.plan = ar_plan_create(index, matrices.element_size(), AR_LOWER if is_lower else AR_UPPER, num_channels,
+                                   height, width, num_taps, flat, address(matrices))
         free(flat)
         if self.plan is NULL:
             raise MemoryError
@@ -80,12 +84,14 @@ cdef class Plan:
     def __dealloc__(self):
         ar_plan_free(self.plan)
 
-    def solve(self, size_t z, size_t x, ptrdiff_t num_images, bint channels_last, int num_threads):
-        """Solve the images at address ``z`` into ``x``; return the first that is not finite, or -1."""
+    def solve(self, z, x, bint channels_last, int num_threads):
+        """Solve the images ``z`` into ``x``; return the number of the first that is not finite, or -1."""
         cdef int layout = AR_CHANNELS_LAST if channels_last else AR_CHANNELS_FIRST
-        cdef ptrdiff_t result
+        cdef const void *source = address(z)
+        cdef void *target = address(x)
+        cdef ptrdiff_t result, num_images = len(z)
         with nogil:
-            result = ar_solve(self.plan, <const void *>z, <void *>x, num_images, layout, num_threads)
+            result = ar_solve(self.plan, source, target, num_images, layout, num_threads)
         if result == AR_NO_MEMORY:
             raise MemoryError
         return result
@@ -95,8 +101,7 @@ cdef class MaskedPlan:
     """One masked network, arranged for one instruction set.
 
     Args:
-        first, second, last: addresses of the contiguous weights with their biases above, see the header.
-        real_size: bytes of a number: 4 or 8.
+        first, second, last: the contiguous weights with their biases above, see the header; float32 or float64.
         first_units: for each channel the first hidden unit of its degree, then the number of hidden units.
         max_log_scale, max_shift, max_input: bounds; 0 for none.
         offset: added to ``h`` if its scale has no bound.
@@ -106,18 +111,17 @@ cdef class MaskedPlan:
 
     cdef mar_plan *plan
 
-    def __cinit__(self, size_t first, size_t second, size_t last, size_t real_size, tuple first_units,
-                  double max_log_scale, double max_shift, double max_input, double offset, bint is_reversed,
-                  int height, int width, str instruction_set):
+    def __cinit__(self, first, second, last, tuple first_units, double max_log_scale, double max_shift,
+                  double max_input, double offset, bint is_reversed, int height, int width, str instruction_set):
         cdef int num_channels = len(first_units) - 1, index = instruction_sets().index(instruction_set)
         cdef int *units = <int *>malloc((num_channels + 1) * sizeof(int))
         if units is NULL:
             raise MemoryError
         for c, unit in enumerate(first_units):
             units[c] = unit
-        self.plan = mar_plan_create(index, real_size, is_reversed, num_channels, units[num_channels], height, width,
-                                    units, max_log_scale, max_shift, max_input, offset,
-                                    <const void *>first, <const void *>second, <const void *>last)
+        self.plan = mar_plan_create(index, first.element_size(), is_reversed, num_channels, units[num_channels],
+                                    height, width, units, max_log_scale, max_shift, max_input, offset,
+                                    address(first), address(second), address(last))
         free(units)
         if self.plan is NULL:
             raise MemoryError
@@ -125,11 +129,13 @@ cdef class MaskedPlan:
     def __dealloc__(self):
         mar_plan_free(self.plan)
 
-    def solve(self, size_t z, size_t x, ptrdiff_t num_images, int num_threads):
-        """Solve the images at address ``z`` into ``x``; return the first that is not finite, or -1."""
-        cdef ptrdiff_t result
+    def solve(self, z, x, int num_threads):
+        """Solve the images ``z`` into ``x``; return the number of the first that is not finite, or -1."""
+        cdef const void *source = address(z)
+        cdef void *target = address(x)
+        cdef ptrdiff_t result, num_images = len(z)
         with nogil:
-            result = mar_solve(self.plan, <const void *>z, <void *>x, num_images, num_threads)
+            result = mar_solve(self.plan, source, target, num_images, num_threads)
         if result == MAR_NO_MEMORY:
             raise MemoryError
         return result

@@ -45,8 +45,9 @@ MAX_INPUT = 8.0
 """Default bound of what a coupling's network sees. On images unlike the training data activations are far larger. There
 a network's slope is arbitrary, and costs digits when the coupling is inverted."""
 
-MAX_MASKED_INPUT = 2.0
-"""The same for masked autoregressive networks, whose inverse feeds every number into those after it."""
+MAX_MASKED_INPUT, MAX_MASKED_LOG_SCALE = 2.0, 0.25
+"""The bounds for masked autoregressive networks. Their inverse feeds each number into those after it, hundreds of times,
+and so loses more digits. Bits/dim are the same."""
 
 MARGIN = 0.1
 """Default distance by which an image may leave the pixels' range, whose length is 1."""

@@ -88,7 +88,7 @@ def test_a_deep_level_shares_the_log_scales_of_eight_steps(num_steps, bound):
         for step in list(flow.levels[0])[1:]:
             assert step.coupling.max_log_scale == bound
             if isinstance(step.mixing, MaskedAutoregressiveFlow):
-                assert step.mixing.forward_order.max_log_scale == step.mixing.reverse_order.max_log_scale == bound
+                assert step.mixing.forward_order.max_log_scale == step.mixing.reverse_order.max_log_scale == bound / 4
     chosen = Flow((1, 4, 4), Conv1x1, partial(AffineCoupling, num_steps=1), num_levels=1, num_steps=32)
     assert chosen.levels[0][1].coupling.max_log_scale == 1.0
 

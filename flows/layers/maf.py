@@ -15,8 +15,8 @@ from flows.layers.conv1x1 import Conv1x1, Parametrization
 from flows.layers.networks import WEIGHT_STD
 from flows.layers.weight_cache import WeightCache
 from flows.numerics import (
-    MAX_LOG_SCALE,
     MAX_MASKED_INPUT,
+    MAX_MASKED_LOG_SCALE,
     MAX_SHIFT,
     bounded,
     per_image_sum,
@@ -140,7 +140,7 @@ class MaskedAutoregressiveTransform(Layer):
         *,
         reverse: bool = False,
         solver: str | None = None,
-        max_log_scale: float | None = MAX_LOG_SCALE,
+        max_log_scale: float | None = MAX_MASKED_LOG_SCALE,
         num_steps: int = 1,
         max_shift: float | None = MAX_SHIFT,
         max_input: float | None = MAX_MASKED_INPUT,
@@ -240,7 +240,7 @@ class MaskedAutoregressiveFlow(Composite):
         *,
         parametrization: Parametrization = "plain",
         solver: str | None = None,
-        max_log_scale: float | None = MAX_LOG_SCALE,
+        max_log_scale: float | None = MAX_MASKED_LOG_SCALE,
         num_steps: int = 1,
         max_shift: float | None = MAX_SHIFT,
         max_input: float | None = MAX_MASKED_INPUT,

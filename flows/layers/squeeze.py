@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from flows.errors import InputError
 from flows.layers.base import Layer
@@ -44,7 +43,9 @@ class Squeeze(Layer):
         height, width = x.shape[-2:]
         if height % 2 or width % 2:
             raise InputError(f"squeeze needs an even height and width, not {height} x {width}")
-        return pixel_unshuffle(x, 2), same_for_every_image(x.new_zeros(()), x)
+        patches = x.unflatten(3, (width // 2, 2)).unflatten(2, (height // 2, 2))
+        return patches.permute(0, 1, 3, 5, 2, 4).flatten(1, 3), same_for_every_image(x.new_zeros(()), x)
 
     def inverse(self, z: Tensor) -> Tensor:
-        return pixel_shuffle(z, 2)
+        patches = z.unflatten(1, (-1, 2, 2)).permute(0, 1, 4, 2, 5, 3)
+        return patches.flatten(4, 5).flatten(2, 3)

@@ -104,7 +104,7 @@ class DensityModel(nn.Module, ABC):
         ``n + (log q(u | x) - log p(v)) / (D log 2)``, see :mod:`flows.models.dequantizers`.
 
         Args:
-            images: uint8.
+            images: uint8, a tensor or an array.
             noise: of the images' shape and the dequantiser's kind; drawn from ``generator`` if not given.
             generator: on the model's device; torch's default generator if not given.
         """
@@ -196,17 +196,29 @@ class DensityModel(nn.Module, ABC):
     def initialize(self, images: Tensor, generator: torch.Generator | None = None) -> None:
         """Data-dependent initialisation of every actnorm from uint8 images; what is initialised stays as it is."""
         images = self._check_images(images)
+        if not len(images):
+            raise InputError("initialisation needs at least one image")
         noise = draw_noise(self.dequantizer.noise, images.shape, generator).to(images.device, self.dtype)
         initialize_from_data(self, self.dequantizer(images, noise)[0])
 
     def _check_images(self, images: Tensor) -> Tensor:
+        self._check_type()
+        images = torch.as_tensor(images)
         if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
             raise InputError(
                 f"images must have the shape (B, {', '.join(map(str, self.image_shape))}), not {tuple(images.shape)}"
             )
         return images.to(self.device)
 
+    def _check_type(self) -> None:
+        if self.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"a model computes likelihoods and inverses in float32 or float64, not in {self.dtype}: call float() "
+                f"on it, and use torch.autocast for networks in half precision"
+            )
+
     def _check_latents(self, latents: Latents) -> None:
+        self._check_type()
         shapes = [tuple(z.shape[1:]) for z in latents]
         if shapes != self.latent_shapes:
             raise InputError(f"latents must have the shapes (B, ...) with ... in {self.latent_shapes}, not in {shapes}")

@@ -1,10 +1,11 @@
+from torch import Tensor
+
 def instruction_sets() -> list[str]: ...
 
 class Plan:
     def __init__(
         self,
-        matrices: int,
-        real_size: int,
+        matrices: Tensor,
         offsets: list[tuple[int, int]],
         is_lower: bool,
         num_channels: int,
@@ -12,15 +13,14 @@ class Plan:
         width: int,
         instruction_set: str,
     ) -> None: ...
-    def solve(self, z: int, x: int, num_images: int, channels_last: bool, num_threads: int) -> int: ...
+    def solve(self, z: Tensor, x: Tensor, channels_last: bool, num_threads: int) -> int: ...
 
 class MaskedPlan:
     def __init__(
         self,
-        first: int,
-        second: int,
-        last: int,
-        real_size: int,
+        first: Tensor,
+        second: Tensor,
+        last: Tensor,
         first_units: tuple[int, ...],
         max_log_scale: float,
         max_shift: float,
@@ -31,4 +31,4 @@ class MaskedPlan:
         width: int,
         instruction_set: str,
     ) -> None: ...
-    def solve(self, z: int, x: int, num_images: int, num_threads: int) -> int: ...
+    def solve(self, z: Tensor, x: Tensor, num_threads: int) -> int: ...

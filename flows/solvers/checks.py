@@ -56,8 +56,7 @@ def check_weight(weight: Tensor, direction: str, dilation: int, image_size: tupl
     num_channels, kernel_size = weight.shape[0], weight.shape[2]
     if num_channels == 0 or kernel_size % 2 == 0:
         raise InputError(f"the filter needs at least one channel and an odd kernel size; got {tuple(weight.shape)}")
-    if weight.dtype not in DTYPES:
-        raise InputError(f"the filter must be float32 or float64; got {weight.dtype}")
+    check_type(weight)
 
     weight = weight.detach()
     middle = kernel_size // 2
@@ -73,6 +72,16 @@ def check_weight(weight: Tensor, direction: str, dilation: int, image_size: tupl
     outside = (weight != 0) & ~raster_mask(num_channels, kernel_size, direction).to(weight.device)
     if outside.any():
         raise InputError(f"the filter is not autoregressive in direction {direction!r}: non-zero at {_first(outside)}")
+
+
+def check_type(weight: Tensor) -> None:
+    """Refuse weights in half precision, which no solver computes in.
+
+    Raises:
+        InputError: another type than float32 and float64.
+    """
+    if weight.dtype not in DTYPES:
+        raise InputError(f"the weights must be float32 or float64; got {weight.dtype}")
 
 
 def check_latent(z: Tensor, num_channels: int, image_size: tuple[int, int], dtype: torch.dtype, device: object) -> None:

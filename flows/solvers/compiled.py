@@ -84,8 +84,7 @@ class CompiledSolver(AutoregressiveConvSolver):
                 matrices.append(-inverse @ weight64[:, :, i, j])
         stacked = torch.stack(matrices).to(weight.dtype)
         self._plan = _autoregressive.Plan(
-            stacked.data_ptr(),
-            stacked.element_size(),
+            stacked,
             offsets,
             self.direction == "lower",
             self.num_channels,
@@ -99,7 +98,7 @@ class CompiledSolver(AutoregressiveConvSolver):
             channels_last = z.is_contiguous(memory_format=torch.channels_last)
             z = z if channels_last else z.contiguous()
         x = torch.empty_like(z)
-        bad = self._plan.solve(z.data_ptr(), x.data_ptr(), z.shape[0], channels_last, num_threads())
+        bad = self._plan.solve(z, x, channels_last, num_threads())
         if bad >= 0:
             raise non_finite_image(bad)
         return x

@@ -30,7 +30,7 @@ from torch.nn.functional import logsigmoid
 from flows.errors import InputError
 from flows.numerics import SCALE_OFFSET, bounded, full_precision
 from flows.solvers.backends import choose_backend
-from flows.solvers.checks import check_finite, check_latent, non_finite_image
+from flows.solvers.checks import check_finite, check_latent, check_type, non_finite_image
 from flows.solvers.compiled import _autoregressive, num_threads, why_not_compiled
 
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1))
@@ -126,13 +126,15 @@ class MaskedSolver(ABC):
     made from; keep it for longer than one call in a :class:`flows.layers.weight_cache.WeightCache`.
 
     Raises:
-        InputError: the backend cannot be used on this device; (call) ``z`` has another shape, type or device.
+        InputError: the backend cannot be used on this device; weights in half precision; (call) ``z`` has another
+            shape, type or device.
         NonFiniteError: (call) ``z`` holds NaN or infinity.
     """
 
     name: ClassVar[str]
 
     def __init__(self, network: MaskedNetwork, image_size: tuple[int, int]) -> None:
+        check_type(network.first_bias)
         self.network, self.image_size = network, image_size
 
     @final
@@ -223,19 +225,18 @@ class CompiledMaskedSolver(MaskedSolver):
         reason = why_not_compiled(network.first_bias.device)
         if reason is not None:
             raise InputError(f"the compiled backend cannot be used: {reason}")
-        layers = [
+        first, second, last = (
             torch.cat([bias[None], *weights]).detach().contiguous()
             for bias, weights in (
                 (network.first_bias, [network.first_before, network.first_own]),
                 (network.second_bias, [network.second]),
                 (network.last_bias, [network.last_before, network.last_own]),
             )
-        ]
+        )
         self._plan = _autoregressive.MaskedPlan(
-            layers[0].data_ptr(),
-            layers[1].data_ptr(),
-            layers[2].data_ptr(),
-            layers[0].element_size(),
+            first,
+            second,
+            last,
             network.first_units,
             network.max_log_scale or 0.0,
             network.max_shift or 0.0,
@@ -251,7 +252,7 @@ class CompiledMaskedSolver(MaskedSolver):
             raise InputError("the compiled backend records no gradient: use backend torch, or torch.no_grad()")
         z = z.resolve_neg().contiguous()
         x = torch.empty_like(z)
-        bad = self._plan.solve(z.data_ptr(), x.data_ptr(), len(z), num_threads())
+        bad = self._plan.solve(z, x, num_threads())
         if bad >= 0:
             raise non_finite_image(bad)
         return x
