@@ -46,8 +46,8 @@ MAX_INPUT = 8.0
 a network's slope is arbitrary, and costs digits when the coupling is inverted."""
 
 MAX_MASKED_INPUT, MAX_MASKED_LOG_SCALE = 2.0, 0.25
-"""The bounds for masked autoregressive networks. Their inverse feeds each number into those after it, hundreds of times,
-and so loses more digits. Bits/dim are the same."""
+"""The bounds for masked autoregressive networks. Their inverse feeds each number into those after it, hundreds of
+times, and so loses more digits. Bits/dim are the same."""
 
 MARGIN = 0.1
 """Default distance by which an image may leave the pixels' range, whose length is 1."""
