@@ -56,6 +56,8 @@ def test_values_reach_what_they_configure():
     assert len(flow.levels) == 3
     assert step.mixing.weight.reflections.shape[1] == 2
     assert step.coupling.network.first.edge_bias is None
+    assert flow.top.gaussian.edge_bias is None
+    assert flow.factor_outs[0].gaussian.convolution.convolution.edge_bias is None
 
 
 @pytest.mark.parametrize(

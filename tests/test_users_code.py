@@ -5,6 +5,7 @@ import torch
 
 from flows import Flow, InputError
 from flows.layers import AffineCoupling, AutoregressiveConv2d, EmergingConv2d, MaskedAutoregressiveTransform, Squeeze
+from flows.models.priors import LearnedPrior
 
 
 @pytest.fixture
@@ -53,3 +54,11 @@ def test_half_precision_is_refused_with_what_to_do_instead(flow):
     layer = MaskedAutoregressiveTransform(3).bfloat16()
     with torch.no_grad(), pytest.raises(InputError, match="float32 or float64"):
         layer.inverse(torch.zeros(1, 3, 4, 4, dtype=torch.bfloat16))
+
+
+def test_a_prior_without_an_edge_bias_is_the_same_everywhere():
+    gaussian = LearnedPrior(edge_bias=False).top(3)
+    with torch.no_grad():
+        gaussian.bias.copy_(torch.arange(6.0)[:, None, None])
+    mean, log_std = gaussian.mean_and_log_std(torch.zeros(2, 3, 4, 5))
+    assert (mean.flatten().tolist(), log_std.flatten().tolist()) == ([0.0, 2.0, 4.0], [1.0, 3.0, 5.0])

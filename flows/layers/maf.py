@@ -220,8 +220,10 @@ class MaskedAutoregressiveFlow(Composite):
     Reference: section 5 of the paper, tables 3 and 5; Papamakarios et al., *Masked Autoregressive Flow*.
 
     Note:
-        The paper does not say how it masks within a pixel; see :class:`MaskedAutoregressiveTransform` for the choice.
-        Its scales and shifts have no bounds, so that its samples may overflow.
+        The paper does not say how it masks within a pixel; :class:`MaskedAutoregressiveTransform` describes the choice.
+        The released code lets hidden unit j of the second layer see the units up to j, and the outputs of channel c the
+        first half of that channel's group of units; its order of pixels is mirrored. The paper's scales and shifts
+        have no bounds, so that its samples may overflow.
 
     Example:
         >>> import torch

@@ -22,7 +22,7 @@ class PeriodicConv2d(Layer):
     the spectrum suffices. Inverse: ``x^_uv = W^_uv^-1 z^_uv``, the matrices inverted once per set of weights and
     image size.
 
-    Starts with a random orthogonal centre tap and noise of standard deviation 0.02 everywhere else.
+    Starts with a random orthogonal centre tap, and noise of standard deviation 0.02 on every tap.
 
     Args:
         num_channels: C, at least 1.
@@ -66,7 +66,7 @@ class PeriodicConv2d(Layer):
         self.bias = nn.Parameter(torch.zeros(num_channels))
         centre = kernel_size // 2
         with torch.no_grad():
-            self.weight[:, :, centre, centre] = nn.init.orthogonal_(torch.empty(num_channels, num_channels))
+            self.weight[:, :, centre, centre] += nn.init.orthogonal_(torch.empty(num_channels, num_channels))
         self._inverse_matrices: WeightCache[Tensor] = WeightCache()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,7 @@ class ConditionalGaussian(Gaussian):
         max_log_scale: m, positive, in nats; ``None`` leaves ``log std`` without a bound, as in the released code. Then
             the inverse of a latent may overflow.
         max_shift: M, positive; ``None`` leaves the mean without a bound.
+        edge_bias: give the convolution an input channel that marks the padding.
 
     Raises:
         InputError: a bound that is not positive.
@@ -58,11 +59,13 @@ class ConditionalGaussian(Gaussian):
         num_channels: int,
         max_log_scale: float | None = MAX_LOG_SCALE,
         max_shift: float | None = MAX_SHIFT,
+        *,
+        edge_bias: bool = True,
     ) -> None:
         super().__init__()
         require_bound("max_log_scale", max_log_scale)
         require_bound("max_shift", max_shift)
-        self.convolution = ZeroConv2d(context_channels, 2 * num_channels)
+        self.convolution = ZeroConv2d(context_channels, 2 * num_channels, edge_bias=edge_bias)
         self.max_log_scale, self.max_shift = max_log_scale, max_shift
 
     def mean_and_log_std(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,9 +74,13 @@ class ConditionalGaussian(Gaussian):
 
 
 class LearnedGaussian(Gaussian):
-    """Mean and log standard deviation learned per channel, with an edge bias; looks only at the size of the context.
+    """Mean and log standard deviation learned per channel; looks only at the size of the context.
 
     They depend on no image, so they need no bound.
+
+    Args:
+        num_channels: channels of ``h``.
+        edge_bias: learn besides what depends on the distance to the border.
 
     Note:
         The released code obtains them from a 3x3 convolution applied to an image of zeros. All of that convolution's
@@ -81,16 +88,17 @@ class LearnedGaussian(Gaussian):
         never matter. What remains, and is here, is its bias, its edge bias and its scale.
     """
 
-    def __init__(self, num_channels: int) -> None:
+    def __init__(self, num_channels: int, *, edge_bias: bool = True) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(2 * num_channels, 1, 1))
-        self.edge_bias = EdgeBias(2 * num_channels, kernel_size=3, std=0.0)
+        self.edge_bias = EdgeBias(2 * num_channels, kernel_size=3, std=0.0) if edge_bias else None
         self.log_scale = nn.Parameter(torch.zeros(2 * num_channels, 1, 1))
 
     def mean_and_log_std(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = (self.bias + self.edge_bias(context.shape[2], context.shape[3])) * torch.exp(
-            LOG_SCALE_FACTOR * self.log_scale
-        )
+        outputs = self.bias[None]
+        if self.edge_bias is not None:
+            outputs = outputs + self.edge_bias(context.shape[2], context.shape[3])
+        outputs = outputs * torch.exp(LOG_SCALE_FACTOR * self.log_scale)
         return outputs[:, 0::2], outputs[:, 1::2]
 
 
@@ -110,7 +118,7 @@ class LearnedPrior(Prior):
     """Learns every Gaussian: :class:`ConditionalGaussian` at factoring out, :class:`LearnedGaussian` at the top.
 
     Args:
-        max_log_scale, max_shift: see :class:`ConditionalGaussian`; both ``None`` for the paper's.
+        max_log_scale, max_shift, edge_bias: see :class:`ConditionalGaussian`; both bounds ``None`` for the paper's.
 
     Raises:
         InputError: a bound that is not positive.
@@ -123,14 +131,22 @@ class LearnedPrior(Prior):
         (torch.Size([2, 6, 8, 8]), torch.Size([2, 6, 8, 8]))
     """
 
-    def __init__(self, max_log_scale: float | None = MAX_LOG_SCALE, max_shift: float | None = MAX_SHIFT) -> None:
-        self.max_log_scale, self.max_shift = max_log_scale, max_shift
+    def __init__(
+        self,
+        max_log_scale: float | None = MAX_LOG_SCALE,
+        max_shift: float | None = MAX_SHIFT,
+        *,
+        edge_bias: bool = True,
+    ) -> None:
+        self.max_log_scale, self.max_shift, self.edge_bias = max_log_scale, max_shift, edge_bias
 
     def conditional(self, context_channels: int, num_channels: int) -> Gaussian:
-        return ConditionalGaussian(context_channels, num_channels, self.max_log_scale, self.max_shift)
+        return ConditionalGaussian(
+            context_channels, num_channels, self.max_log_scale, self.max_shift, edge_bias=self.edge_bias
+        )
 
     def top(self, num_channels: int) -> Gaussian:
-        return LearnedGaussian(num_channels)
+        return LearnedGaussian(num_channels, edge_bias=self.edge_bias)
 
 
 class StandardPrior(Prior):
