@@ -26,6 +26,8 @@ import torch
 from PIL import Image
 
 from datamodules import CIFAR10, Augmentation, DownsampledImageNet, ImageDataModule, ImageFolder, PhotographCrops
+from datamodules.datasets import cifar10
+from datamodules.datasets.imagenet import COUNTS
 from datamodules.prepared import PreparedDataModule
 from flows import console
 
@@ -126,9 +128,8 @@ def convert(make: Callable[..., PreparedDataModule], source: Path, count: int, p
 
 def imagenet(source: Path, count: int, **options: Any) -> PreparedDataModule:
     release: Any = "npz" if source.name.startswith("npz") else "oord"
-    return DownsampledImageNet(
-        image_size=32, source=str(source), release=release, expected_counts=[count, 100], **options
-    )
+    COUNTS[release] = count, 100  # of this process alone
+    return DownsampledImageNet(image_size=32, source=str(source), release=release, **options)
 
 
 def image_folder(source: Path, count: int, **options: Any) -> PreparedDataModule:
@@ -137,12 +138,12 @@ def image_folder(source: Path, count: int, **options: Any) -> PreparedDataModule
 
 def read(folder: Path, count: int, augmented: bool) -> float:
     """Images/s of a whole epoch of the training loader, without workers."""
+    cifar10.IMAGES_PER_FILE = count // 5  # in this process alone
     data: ImageDataModule = CIFAR10(
         source=str(folder / "cifar"),
-        images_per_file=count // 5,
         splits="paper",
         batch_size=256,
-        prepared_dir=str(folder / "prepared"),
+        prepared_dir=str(folder / f"prepared-{count}"),
         num_converters=1,
         augmentation=Augmentation(**(AUGMENTATION if augmented else {})),  # type: ignore[arg-type]
     )
