@@ -105,6 +105,7 @@ def in_fresh_process(measured: Callable[..., float], *arguments: Any) -> tuple[f
     """What was measured, and the peak memory of this process (or of the largest child) in MiB."""
     torch.set_num_threads(1)
     multiprocessing.current_process().daemon = False  # may have children
+    multiprocessing.set_start_method("fork", force=True)  # the default of programs; a spawned process hands on spawn
     result = measured(*arguments)
     return result, memory()
 
