@@ -26,6 +26,8 @@ import torch
 from PIL import Image
 
 from datamodules import CIFAR10, Augmentation, DownsampledImageNet, ImageDataModule, ImageFolder, PhotographCrops
+from datamodules.datasets import cifar10
+from datamodules.datasets.imagenet import COUNTS
 from datamodules.prepared import PreparedDataModule
 from flows import console
 
@@ -103,6 +105,7 @@ def in_fresh_process(measured: Callable[..., float], *arguments: Any) -> tuple[f
     """What was measured, and the peak memory of this process (or of the largest child) in MiB."""
     torch.set_num_threads(1)
     multiprocessing.current_process().daemon = False  # may have children
+    multiprocessing.set_start_method("fork", force=True)  # the default of programs; a spawned process hands on spawn
     result = measured(*arguments)
     return result, memory()
 
@@ -126,9 +129,8 @@ def convert(make: Callable[..., PreparedDataModule], source: Path, count: int, p
 
 def imagenet(source: Path, count: int, **options: Any) -> PreparedDataModule:
     release: Any = "npz" if source.name.startswith("npz") else "oord"
-    return DownsampledImageNet(
-        image_size=32, source=str(source), release=release, expected_counts=[count, 100], **options
-    )
+    COUNTS[release] = count, 100  # of this process alone
+    return DownsampledImageNet(image_size=32, source=str(source), release=release, **options)
 
 
 def image_folder(source: Path, count: int, **options: Any) -> PreparedDataModule:
@@ -137,12 +139,12 @@ def image_folder(source: Path, count: int, **options: Any) -> PreparedDataModule
 
 def read(folder: Path, count: int, augmented: bool) -> float:
     """Images/s of a whole epoch of the training loader, without workers."""
+    cifar10.IMAGES_PER_FILE = count // 5  # in this process alone
     data: ImageDataModule = CIFAR10(
         source=str(folder / "cifar"),
-        images_per_file=count // 5,
         splits="paper",
         batch_size=256,
-        prepared_dir=str(folder / "prepared"),
+        prepared_dir=str(folder / f"prepared-{count}"),
         num_converters=1,
         augmentation=Augmentation(**(AUGMENTATION if augmented else {})),  # type: ignore[arg-type]
     )

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from datamodules.loading.augmentation import Augmentation, draw_bits
 from datamodules.loading.datasets import ImageDataset
 from datamodules.loading.loader import SignalProofDataLoader, TrainingImages, TrainingLoader
-from datamodules.loading.samplers import EpochSampler, ShardSampler, TrainingBatchSampler
+from datamodules.loading.samplers import EpochSampler, TrainingBatchSampler
 from flows.errors import InputError
 from flows.randomness import Stream, generator_for
 
@@ -159,8 +159,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     def evaluation_batches(self, dataset: ImageDataset, rank: int = 0, num_ranks: int = 1) -> DataLoader:
         """A split in order, every image once; the whole of it, or the part of one of the processes that share it."""
-        sampler = ShardSampler(len(dataset), rank, num_ranks)
-        return SignalProofDataLoader(dataset, sampler=sampler, batch_size=self.eval_batch_size, **self._loading())
+        shard = range(rank, len(dataset), num_ranks)
+        return SignalProofDataLoader(dataset, sampler=shard, batch_size=self.eval_batch_size, **self._loading())
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

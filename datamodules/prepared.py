@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from datamodules.base import ImageDataModule
 from datamodules.loading.datasets import ImageDataset, Subset, held_out
 from datamodules.preparing.conversion import Plan, prepare
-from datamodules.preparing.storage import MANIFEST, open_splits, read_manifest, remedy
+from datamodules.preparing.storage import MANIFEST, open_splits, read_manifest
 from flows.errors import InputError
 
 SELECTED_ON_TEST = (
@@ -47,8 +47,8 @@ class PreparedDataModule(ImageDataModule):
         """Name of the folder, derived from every argument that changes what is in it."""
 
     @abstractmethod
-    def plan(self, scratch: Path) -> Plan:
-        """Look at the source and say how it is converted; ``scratch`` is a folder for what must be unpacked.
+    def plan(self) -> Plan:
+        """Look at the source and say how it is converted.
 
         Raises:
             InputError: the source is missing or not what it should be; says what to put where.
@@ -74,15 +74,10 @@ class PreparedDataModule(ImageDataModule):
 
     def prepare_data(self) -> None:
         if not (self.folder / MANIFEST).exists():
-            prepare(self.folder, self.plan, self.num_converters)
+            prepare(self.folder, self.plan, self.image_shape, self.num_converters)
 
     def load_splits(self) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
-        prepared = open_splits(self.folder)
-        for images in prepared.values():
-            if images.shape[1:] != self.image_shape:
-                found = f"{images.path} holds images of {images.shape[1:]}, not {self.image_shape}"
-                raise InputError(f"{found}; {remedy(self.folder)}")
-        return self.arrange({**prepared})
+        return self.arrange({**open_splits(self.folder)})
 
 
 @dataclass(kw_only=True, eq=False)
@@ -98,11 +93,6 @@ class BenchmarkDataModule(PreparedDataModule):
 
     holds_out: ClassVar[int] = 10
     """Where the release has no validation images: the ``holdout`` splits take one of this number of training images."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.splits not in ("holdout", "paper"):
-            raise InputError(f"data.splits must be holdout or paper, not {self.splits!r}")
 
     @property
     def selection_note(self) -> str | None:

@@ -1,46 +1,46 @@
 """Small sources in the true formats of the data sets, with the images that they hold."""
 
+import hashlib
 import io
 import struct
 import tarfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from datamodules.datasets import cifar10, imagenet
 from datamodules.loading.datasets import ImageDataset
 from datamodules.prepared import PreparedDataModule
-from datamodules.preparing.archives import file_digest
-from datamodules.preparing.conversion import Block, Plan
+from datamodules.preparing.conversion import Chunk, Plan
 
-CIFAR_TRAIN_FILES = [f"data_batch_{number}" for number in range(1, 6)]
+CIFAR_FILES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 
 
 def random_images(count: int, size: int = 32, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
 
 
-def cifar_files(release: str, images_per_file: int = 4) -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
-    """The files of a release, its training and its test images."""
-    images = random_images(6 * images_per_file)
-    labels = np.arange(6 * images_per_file) % 10
+def cifar_files(release: str) -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
+    """The files of a release with four images in each, its training and its test images."""
+    images, labels = random_images(24), np.arange(24) % 10
     files = {}
-    for number, name in enumerate([*CIFAR_TRAIN_FILES, "test_batch"]):
-        part = slice(number * images_per_file, (number + 1) * images_per_file)
+    for number, name in enumerate(CIFAR_FILES):
+        part = slice(4 * number, 4 * number + 4)
         if release == "binary":
             records = np.concatenate([labels[part, None].astype(np.uint8), images[part].reshape(-1, 3072)], 1)
             files[f"{name}.bin"] = records.tobytes()
         else:
             files[name] = python2_pickle(images[part].reshape(-1, 3072), labels[part].tolist())
-    return files, images[:-images_per_file], images[-images_per_file:]
+    return files, images[:-4], images[-4:]
 
 
-def python2_pickle(data: np.ndarray, labels: list[int], descr: bytes = b"u1") -> bytes:
+def python2_pickle(data: np.ndarray, labels: list[int]) -> bytes:
     """A batch as Python 2 pickled it: byte-string keys and the names of an old numpy."""
 
     def text(value: bytes) -> bytes:
@@ -50,7 +50,7 @@ def python2_pickle(data: np.ndarray, labels: list[int], descr: bytes = b"u1") ->
         return b"J" + struct.pack("<i", value)
 
     dtype = (
-        b"cnumpy\ndtype\n" + text(descr) + b"K\x00K\x01\x87R(K\x03" + text(b"|") + b"NNN" + 2 * number(-1) + b"K\x00tb"
+        b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R(K\x03" + text(b"|") + b"NNN" + 2 * number(-1) + b"K\x00tb"
     )
     empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
     raw = data.tobytes()
@@ -62,29 +62,29 @@ def python2_pickle(data: np.ndarray, labels: list[int], descr: bytes = b"u1") ->
     return b"\x80\x02}(" + items + text(b"data") + array + b"u."
 
 
-def cifar_archive(folder: Path, release: str, images_per_file: int = 4) -> tuple[Path, np.ndarray, np.ndarray]:
-    files, train, test = cifar_files(release, images_per_file)
+def cifar_archive(folder: Path, release: str) -> tuple[Path, np.ndarray, np.ndarray]:
+    files, train, test = cifar_files(release)
     inside = {"binary": "cifar-10-batches-bin", "python": "cifar-10-batches-py"}[release]
     archive = folder / f"cifar-10-{release}.tar.gz"
     write_tar(archive, {f"{inside}/readme.html": b"<html>", **{f"{inside}/{k}": v for k, v in files.items()}}, "w:gz")
     return archive, train, test
 
 
-def md5_of(archive: Path) -> str:
-    return f"md5:{file_digest(archive, 'md5')}"
+def expect_small_releases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take :func:`cifar_files`, and 23 training and 5 validation images of ImageNet, for what is published."""
+    monkeypatch.setattr(cifar10, "IMAGES_PER_FILE", 4)
+    checksums = {name: hashlib.md5(content).hexdigest() for name, content in cifar_files("python")[0].items()}
+    monkeypatch.setattr(cifar10, "PICKLES_MD5", checksums)
+    monkeypatch.setattr(imagenet, "COUNTS", {"oord": (23, 5), "npz": (23, 5)})
 
 
-def write_tar(
-    path: Path, files: dict[str, bytes], mode: str = "w", extra: Callable[[tarfile.TarFile], Any] | None = None
-):
+def write_tar(path: Path, files: dict[str, bytes], mode: str = "w"):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-        if extra is not None:
-            extra(tar)
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
@@ -136,24 +136,16 @@ def galaxy_tree(folder: Path, counts: dict[str, int], side: int = 100) -> None:
         )
 
 
-@dataclass(frozen=True)
-class SlowChunk:
-    """A few images, all of one value; waits before each reading and leaves a note of it."""
-
-    value: int
-    count: int
-    note: Path
-    seconds: float = 0.0
-
-    def blocks(self) -> Iterator[Block]:
-        time.sleep(self.seconds)
-        with open(self.note, "a") as file:
-            file.write(f"{self.value}\n")
-        yield Block(np.full((self.count, 3, 2, 2), self.value, np.uint8), Counter(seen=self.count))
+def slow_images(value: int, note: Path, seconds: float) -> Iterator[np.ndarray]:
+    """Three images, all of one value; waits before each reading and leaves a note of it."""
+    time.sleep(seconds)
+    with open(note, "a") as file:
+        file.write(f"{value}\n")
+    yield np.full((3, 3, 2, 2), value, np.uint8)
 
 
 class SlowSet(PreparedDataModule):
-    """100 chunks of 3 training images, 2 of test images; one of them may take as good as for ever, and all after it."""
+    """100 chunks of 3 training images, 2 of test images; one of them may take 3 seconds, and all after it."""
 
     def __init__(
         self, prepared_dir: str, seconds: float = 0.0, num_converters: int = 1, stuck_at: int | None = None
@@ -169,14 +161,16 @@ class SlowSet(PreparedDataModule):
     def notes(self) -> Path:
         return Path(self.prepared_dir, "notes.txt")
 
-    def plan(self, scratch: Path) -> Plan:
-        def chunks(number: int) -> list[SlowChunk]:
-            return [SlowChunk(value, 3, self.notes, self._seconds_of(value)) for value in range(number)]
+    def plan(self) -> Plan:
+        def chunks(number: int) -> list[Chunk]:
+            return [
+                Chunk(3, partial(slow_images, value, self.notes, self._seconds_of(value))) for value in range(number)
+            ]
 
-        return Plan((3, 2, 2), {"train": chunks(100), "test": chunks(2)}, {"name": "slow"})
+        return Plan({"train": chunks(100), "test": chunks(2)}, {"name": "slow"})
 
     def _seconds_of(self, value: int) -> float:
-        return self.seconds if self.stuck_at is None or value < self.stuck_at else 1e4
+        return self.seconds if self.stuck_at is None or value < self.stuck_at else 3.0
 
     def arrange(self, prepared: dict[str, ImageDataset]) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
         return prepared["train"], prepared["test"], prepared["test"]

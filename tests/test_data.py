@@ -10,7 +10,7 @@ from PIL import Image
 
 from datamodules import ImageBatch, PhotographCrops
 from datamodules.datasets.photographs import BLOCK_SIZE
-from datamodules.loading.samplers import EpochSampler, ShardSampler
+from datamodules.loading.samplers import EpochSampler
 from flows import InputError
 from flows.measures.bits_per_dim import Score
 from flows.measures.codecs import codec_bits_per_dim
@@ -114,11 +114,6 @@ def test_ranks_deal_with_disjoint_shares_of_one_order():
     assert [len(share) for share in shares] == [6, 6, 6]
     assert [share[0] for share in shares] == whole[:3]
     assert len({index for share in shares for index in share}) == 18
-
-
-def test_shards_of_an_evaluation_are_disjoint_and_whole():
-    shards = [list(ShardSampler(10, rank, 3)) for rank in range(3)]
-    assert sorted(index for shard in shards for index in shard) == list(range(10))
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

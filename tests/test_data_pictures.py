@@ -41,37 +41,25 @@ def turned():
 
 
 @pytest.mark.parametrize(
-    ("content", "expected", "counts"),
+    ("content", "expected"),
     [
-        (encoded(COLOUR), COLOUR, {}),
-        (encoded(COLOUR, "webp", lossless=True), COLOUR, {}),
-        (encoded(GREY), GREY.convert("RGB"), {"mode L": 1}),
-        (encoded(GREY.convert("1")), GREY.convert("1").convert("RGB"), {"mode 1": 1}),
-        (encoded(COLOUR.quantize(16)), COLOUR.quantize(16).convert("RGB"), {"mode P": 1}),
-        (encoded(with_alpha(255)), COLOUR, {"alpha": 1, "mode RGBA": 1}),
-        (encoded(with_alpha(0)), Image.new("RGB", (16, 16), "white"), {"alpha": 1, "mode RGBA": 1}),
-        (encoded(GREY.convert("LA")), GREY.convert("RGB"), {"mode LA": 1, "alpha": 1}),
-        (encoded(GREY, transparency=255), GREY.convert("RGB"), {"mode L": 1, "alpha": 1}),  # white over white
-        (
-            encoded(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)),
-            GREY.convert("RGB"),
-            {"mode I;16": 1},
-        ),
-        (turned(), COLOUR.transpose(Image.Transpose.ROTATE_270), {"turned": 1}),
+        (encoded(COLOUR), COLOUR),
+        (encoded(COLOUR, "webp", lossless=True), COLOUR),
+        (encoded(GREY), GREY.convert("RGB")),
+        (encoded(GREY.convert("1")), GREY.convert("1").convert("RGB")),
+        (encoded(COLOUR.quantize(16)), COLOUR.quantize(16).convert("RGB")),
+        (encoded(with_alpha(255)), COLOUR),
+        (encoded(with_alpha(0)), Image.new("RGB", (16, 16), "white")),
+        (encoded(GREY.convert("LA")), GREY.convert("RGB")),
+        (encoded(GREY, transparency=255), GREY.convert("RGB")),  # white over white
+        (encoded(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)), GREY.convert("RGB")),
+        (turned(), COLOUR.transpose(Image.Transpose.ROTATE_270)),
+        (encoded(COLOUR, "png", save_all=True, append_images=[COLOUR.rotate(90)]), COLOUR),  # an animation
     ],
 )
-def test_every_mode_becomes_colour_and_is_counted(content, expected, counts):
-    found, converted = decode(content, "here")
+def test_every_mode_becomes_colour(content, expected):
+    found = decode(content)
     assert found.mode == "RGB" and np.array_equal(np.asarray(found), np.asarray(expected))
-    assert dict(converted) == counts
-
-
-def test_cmyk_is_converted_and_of_an_animation_the_first_frame_is_taken():
-    found, counts = decode(encoded(COLOUR.convert("CMYK"), "jpeg", quality=100), "here")
-    assert found.mode == "RGB" and counts == {"mode CMYK": 1}
-    frames = encoded(COLOUR, "png", save_all=True, append_images=[COLOUR.rotate(90)])
-    found, counts = decode(frames, "here")
-    assert counts == {"animated": 1} and np.array_equal(np.asarray(found), np.asarray(COLOUR))
 
 
 def huge_png():
@@ -91,34 +79,22 @@ def flipped(content, where):
 
 
 BROKEN = {
-    "empty": (b"", "not a picture"),
-    "html": (b"<html>", "not a picture"),
-    "gif": (encoded(COLOUR, "gif"), "not a picture"),
-    "tiff": (encoded(COLOUR, "tiff"), "not a picture"),
-    "truncated png": (encoded(COLOUR)[:-30], "damaged"),
-    "truncated jpeg": (encoded(COLOUR.resize((200, 200)), "jpeg")[:2000], "damaged"),
-    "truncated webp": (encoded(COLOUR, "webp")[:60], "damaged|not a picture"),
-    "flipped pixel": (flipped(encoded(COLOUR), 100), "damaged .a checksum"),
-    "flipped header": (flipped(encoded(COLOUR), 20), "damaged|not a picture"),
-    "huge": (huge_png(), "claims|bomb"),
+    "empty": (b"", "not a PNG, JPEG or WebP"),
+    "html": (b"<html>", "not a PNG, JPEG or WebP"),
+    "gif": (encoded(COLOUR, "gif"), "not a PNG, JPEG or WebP"),
+    "truncated png": (encoded(COLOUR)[:-30], ""),
+    "truncated jpeg": (encoded(COLOUR.resize((200, 200)), "jpeg")[:2000], ""),
+    "truncated webp": (encoded(COLOUR, "webp")[:60], ""),
+    "flipped pixel": (flipped(encoded(COLOUR), 100), "checksum"),
+    "flipped header": (flipped(encoded(COLOUR), 20), ""),
+    "huge": (huge_png(), "bomb"),
 }
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", BROKEN)
-def test_broken_and_huge_pictures_are_named(name):
-    content, message = BROKEN[name]
-    with pytest.raises(InputError, match=f"^here .*({message})") as caught:
-        decode(content, "here")
-    assert "\n" not in str(caught.value)
 
 
 def test_fitting_takes_the_central_square():
     wide = np.zeros((3, 8, 24), np.uint8)
     wide[0, :, 8:16] = 200
-    found, counts = fit(Image.fromarray(wide.transpose(1, 2, 0)), 8)
-    assert np.array_equal(found, wide[:, :, 8:16]) and counts == {"cropped": 1}
-    assert fit(COLOUR, 32)[1] == {"enlarged": 1} and fit(COLOUR, 16)[1] == {}
+    assert np.array_equal(fit(Image.fromarray(wide.transpose(1, 2, 0)), 8), wide[:, :, 8:16])
 
 
 def folder(tmp_path, **options):
@@ -152,7 +128,6 @@ def test_a_flat_or_nested_folder_is_split_by_content(tmp_path):
     splits = contents(data)
     assert sum(map(len, splits.values())) == 60 == len(set.union(*splits.values()))
     assert len(splits["train"]) > 15 and len(splits["val"]) > 5 and len(splits["test"]) > 5
-    assert data.manifest["source"]["files_ignored"] == 1
     # the same pictures under other names fall into the same splits, copies beside their originals
     for path in list((tmp_path / "root").rglob("*.png")):
         if not path.name.startswith("."):
@@ -173,18 +148,6 @@ def test_split_folders_are_used_as_they_are(tmp_path):
     assert data.set_name == "images-root-16"
 
 
-def test_folders_names_are_labels_where_every_picture_lies_in_one(tmp_path):
-    files = {**pictures("train/dog/", 2), **pictures("train/cat/deep/", 1, seed=1)}
-    files |= {**pictures("val/cat/", 1, seed=2), **pictures("test/dog/", 1, seed=3)}
-    write_files(tmp_path / "root", files)
-    data = ready(folder(tmp_path))
-    assert data.manifest["classes"] == ["cat", "dog"]
-    assert [split.labels.tolist() for split in (data.train, data.val, data.test)] == [[0, 1, 1], [0], [1]]
-    shutil.move(tmp_path / "root/train/dog/000.png", tmp_path / "root/train")
-    shutil.rmtree(data.folder)
-    assert ready(folder(tmp_path)).train.labels is None
-
-
 def test_batches_come_from_a_prepared_folder(tmp_path):
     write_files(
         tmp_path / "root", {**pictures("train/", 9), **pictures("val/", 3, seed=1), **pictures("test/", 2, seed=2)}
@@ -200,14 +163,10 @@ def test_a_missing_split_folder_is_held_out_from_training(tmp_path):
     assert len(data.test) == 2 and len(data.val) > 4 and len(data.train) + len(data.val) == 40
 
 
-def test_conversions_are_counted_and_one_channel_works(tmp_path):
-    write_files(
-        tmp_path / "root/train", {"grey.PNG": encoded(GREY), "wide.jpg": encoded(COLOUR.resize((32, 16)), "jpeg")}
-    )
-    write_files(tmp_path / "root/val", {"alpha.png": encoded(with_alpha(255))})
+def test_one_channel_is_the_luminance(tmp_path):
+    write_files(tmp_path / "root/train", {"grey.PNG": encoded(GREY)})
+    write_files(tmp_path / "root/val", {"colour.png": encoded(COLOUR)})
     write_files(tmp_path / "root/test", {"small.webp": encoded(COLOUR.resize((8, 8)), "webp")})
-    data = ready(folder(tmp_path))
-    assert data.manifest["converted"] == {"alpha": 1, "cropped": 1, "enlarged": 1, "mode L": 1, "mode RGBA": 1}
     grey = ready(folder(tmp_path, num_channels=1))
     assert torch.equal(grey.train.gather([0])[0, 0], torch.from_numpy(np.asarray(GREY).copy()))
     assert torch.equal(grey.val.gather([0])[0, 0], torch.from_numpy(np.array(COLOUR.convert("L"))))
@@ -237,7 +196,7 @@ def test_unusable_folders_are_named(tmp_path):
 def test_a_broken_file_in_a_folder_is_named_and_kept(tmp_path, name):
     write_files(tmp_path / "root", {**pictures("train/", 2), **pictures("val/", 2), **pictures("test/", 2)})
     (tmp_path / "root/val/odd.png").write_bytes(BROKEN[name][0])
-    refused(folder(tmp_path), r"val/odd\.png")
+    refused(folder(tmp_path), rf"cannot read .*val/odd\.png \(.*{BROKEN[name][1]}.*\): get it again, or remove it")
     assert (tmp_path / "root/val/odd.png").exists()
 
 
@@ -261,22 +220,22 @@ def test_wrong_arguments_are_one_line(tmp_path, options):
 GALAXY_COUNTS = {"training": 6, "validation": 2, "test": 3}
 
 
-def galaxies(tmp_path, source="", **options):
-    source = str(tmp_path / "source" / source)
-    return Galaxies(source=source, prepared_dir=str(tmp_path / "prepared"), num_converters=1, **options)
+def galaxies(tmp_path, **options):
+    return Galaxies(
+        source=str(tmp_path / "source"), prepared_dir=str(tmp_path / "prepared"), num_converters=1, **options
+    )
 
 
-@pytest.mark.parametrize("source", ["", "galaxy_mergers", "galaxy_mergers/noninteracting"])
 @pytest.mark.parametrize("size", [32, 64])
-def test_galaxies_are_found_resized_and_pooled(tmp_path, source, size):
+def test_galaxies_are_found_resized_and_pooled(tmp_path, size):
     galaxy_tree(tmp_path / "source", GALAXY_COUNTS)
-    data = ready(galaxies(tmp_path, source, image_size=size))
+    data = ready(galaxies(tmp_path, image_size=size))
     assert [len(split) for split in (data.train, data.val, data.test)] == [6, 2, 3]
     first = data.train.gather([0])
     assert first.shape == (1, 3, size, size) and first.dtype == torch.uint8
     assert data.set_name == f"galaxy-{size} (holdout splits)"
     path = tmp_path / "source/galaxy_mergers/noninteracting/training/galaxy_0.jpeg"
-    assert np.array_equal(first[0].numpy(), scale_galaxy(Image.open(path), size)[0])
+    assert np.array_equal(first[0].numpy(), scale_galaxy(Image.open(path), size))
 
 
 def test_galaxies_in_the_papers_splits_select_on_the_test_images(tmp_path):
@@ -288,12 +247,11 @@ def test_galaxies_in_the_papers_splits_select_on_the_test_images(tmp_path):
 
 def test_white_stays_white_and_pooling_averages():
     white = Image.new("RGB", (70, 70), "white")
-    assert (scale_galaxy(white, 64)[0] == 255).all() and (scale_galaxy(white, 32)[0] == 255).all()
+    assert (scale_galaxy(white, 64) == 255).all() and (scale_galaxy(white, 32) == 255).all()
     small = Image.fromarray(random_images(1, 64)[0].transpose(1, 2, 0))
-    full, pooled = scale_galaxy(small, 64)[0], scale_galaxy(small, 32)[0]
+    full, pooled = scale_galaxy(small, 64), scale_galaxy(small, 32)
     expected = full.reshape(3, 32, 2, 32, 2).astype(int).sum((2, 4)) // 4
     assert np.array_equal(pooled, expected)
-    assert scale_galaxy(small.resize((40, 80)), 32)[1] == {"enlarged": 1}
 
 
 def test_missing_galaxies_say_what_to_put_where(tmp_path):

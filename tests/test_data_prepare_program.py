@@ -59,6 +59,20 @@ def test_every_data_set_refuses_a_wrong_loader_setting_in_one_line(name, overrid
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("cifar10", "data.splits"),
+        ("imagenet32", "data.release"),
+        ("photos", "data.collection"),
+        ("galaxy", "augment.fill"),
+    ],
+)
+def test_an_unknown_choice_is_refused(name, key):
+    with pytest.raises(InputError, match=f"{key} must be '.*', not 'other'"):
+        check(composed("train", f"data={name}", f"{key}=other"))
+
+
 def test_the_papers_augmentations():
     cifar10, galaxy = (composed("train", f"data={name}")["augment"] for name in ("cifar10", "galaxy"))
     flips = ("horizontal_flip", "vertical_flip", "transpose")

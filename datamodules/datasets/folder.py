@@ -11,8 +11,9 @@ from pathlib import Path
 
 from datamodules.prepared import PreparedDataModule
 from datamodules.preparing.conversion import Plan
-from datamodules.preparing.decoding import fit, read_file
-from datamodules.preparing.pictures import chunks_of, list_files
+from datamodules.preparing.decoding import fit
+from datamodules.preparing.pictures import Place, list_files, picture_chunks
+from datamodules.preparing.reading import reading
 from datamodules.preparing.storage import MANIFEST
 from flows.console import progress
 from flows.errors import InputError
@@ -31,13 +32,11 @@ class ImageFolder(PreparedDataModule):
     """PNG, JPEG and WebP files in a folder and below it, uint8 ``(C, image_size, image_size)``.
 
     Of each picture the largest central square is scaled to ``image_size`` (bicubic, with antialiasing). Other modes are
-    converted (:func:`datamodules.preparing.decoding.decode` says how), and the manifest counts what was done.
+    converted (:func:`datamodules.preparing.decoding.decode` says how).
 
     Splits: the folders ``train``, ``val`` (or ``validation``) and ``test`` at the top, where there are such. Held-out
     images that have no folder are taken from the rest: each file's place follows from a hash of its content, so that
     copies of a picture come to lie in the same split, and added files move no others.
-
-    Labels: the names of the topmost folders (below those of the splits), sorted, where every picture lies in one.
 
     Args:
         root: the folder. Hidden files are passed over, links to folders not followed.
@@ -76,7 +75,7 @@ class ImageFolder(PreparedDataModule):
 
     def prepare_data(self) -> None:
         if (self.folder / MANIFEST).exists() and self._root.is_dir():
-            files, _ = list_files(self._root, SUFFIXES)
+            files = list_files(self._root, SUFFIXES)
             if self.manifest["source"]["listing"] != self._listing(files):
                 raise InputError(
                     f"{self._root} has changed since it was prepared: put it back as it was, or remove {self.folder} "
@@ -84,10 +83,10 @@ class ImageFolder(PreparedDataModule):
                 )
         super().prepare_data()
 
-    def plan(self, scratch: Path) -> Plan:
+    def plan(self) -> Plan:
         if not self._root.is_dir():
             raise InputError(f"data.root={self._root} is not a folder: give one that holds PNG, JPEG or WebP files")
-        files, others = list_files(self._root, SUFFIXES)
+        files = list_files(self._root, SUFFIXES)
         if not files:
             raise InputError(f"no PNG, JPEG or WebP file in {self._root}")
         splits = self._split(files)
@@ -97,29 +96,16 @@ class ImageFolder(PreparedDataModule):
                     f"{self._root} holds {len(files)} pictures, and none of them would be for the {split} split: "
                     f"put some into {self._root / split}, or raise data.validation_fraction and data.test_fraction"
                 )
-        classes = self._classes(files)
-        labels = {split: [classes.index(self._class_of(path)) for path in splits[split] if classes] for split in splits}
         return Plan(
-            shape=self.image_shape,
-            splits={split: chunks_of(splits[split], fit, self.image_size, labels[split]) for split in splits},
-            classes=classes,
+            splits={
+                split: picture_chunks([*map(Place, paths)], fit, self.image_size) for split, paths in splits.items()
+            },
             source={
                 "name": f"images-{_plain(self._root.resolve().name)}-{self.image_size}",
                 "folder": str(self._root.resolve()),
                 "listing": self._listing(files),
-                "files_ignored": others,
             },
         )
-
-    def _class_of(self, path: Path) -> str:
-        """The topmost folder that a file lies in, that of its split apart; empty if there is none."""
-        folders = path.relative_to(self._root).parts[:-1]
-        return next(iter(folders[1:] if _split_named(folders) else folders), "")
-
-    def _classes(self, files: Sequence[Path]) -> list[str]:
-        """The names of the folders, where every file lies in one; else there are no classes."""
-        names = sorted({self._class_of(path) for path in files})
-        return [] if "" in names else names
 
     def _split(self, files: Sequence[Path]) -> dict[str, list[Path]]:
         splits: dict[str, list[Path]] = {split: [] for split in SPLIT_FOLDERS}
@@ -142,7 +128,8 @@ class ImageFolder(PreparedDataModule):
 
     def _split_of(self, path: Path, missing: Sequence[str]) -> str:
         """The split that a file belongs to, from a hash of its content."""
-        digest = hashlib.sha256(f"{self.split_seed}:".encode() + read_file(path)).digest()
+        with reading(path):
+            digest = hashlib.sha256(f"{self.split_seed}:".encode() + path.read_bytes()).digest()
         position = int.from_bytes(digest[:8], "big") / 2**64
         for split, fraction in (("val", self.validation_fraction), ("test", self.test_fraction)):
             if split in missing:

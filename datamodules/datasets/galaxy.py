@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +14,18 @@ from skimage.transform import resize
 from datamodules.loading.datasets import ImageDataset, Tensors
 from datamodules.prepared import BenchmarkDataModule
 from datamodules.preparing.conversion import Plan
-from datamodules.preparing.pictures import chunks_of, list_files
+from datamodules.preparing.pictures import Place, list_files, picture_chunks
 from flows.errors import InputError
 
 FOLDERS = {"train": "training", "val": "validation", "test": "test"}
 
 FULL_SIZE = 64
 """Side to which every picture is resized first."""
+
+WANTED = (
+    "get the data of Ackermann et al. 2018 (github.com/SpaceML/merger_transfer_learning) and give the folder with "
+    "galaxy_mergers/noninteracting/{training,validation,test}/*.jpeg as data.source=FOLDER"
+)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -36,8 +40,7 @@ class Galaxies(BenchmarkDataModule):
     folders together are the test images, and validation is on them; every report says so.
 
     Args:
-        source: the folder ``galaxy_mergers`` (or the one that it lies in, or ``noninteracting`` within it), with
-            ``noninteracting/{training,validation,test}/*.jpeg``.
+        source: the folder with ``galaxy_mergers/noninteracting/{training,validation,test}/*.jpeg``.
         image_size: 32 or 64.
 
     Raises:
@@ -62,17 +65,20 @@ class Galaxies(BenchmarkDataModule):
     def folder_name(self) -> str:
         return f"galaxy-{self.image_size}{'' if self.num_channels == 3 else '-grey'}"
 
-    def plan(self, scratch: Path) -> Plan:
-        folder = self._folder()
-        files = {split: list_files(folder / name, [".jpeg", ".jpg"])[0] for split, name in FOLDERS.items()}
+    def plan(self) -> Plan:
+        if self.source is None:
+            raise InputError(f"the galaxies are not downloaded for you: {WANTED}")
+        folder = Path(self.source, "galaxy_mergers", "noninteracting")
+        if not folder.is_dir():
+            raise InputError(f"{self.source} has another layout: {WANTED}")
+        files = {split: list_files(folder / name, [".jpeg", ".jpg"]) for split, name in FOLDERS.items()}
         for split, paths in files.items():
             if not paths:
-                raise InputError(f"{folder / FOLDERS[split]} holds no .jpeg file: {_wanted()}")
-        return Plan(
-            shape=self.image_shape,
-            splits={split: chunks_of(paths, scale_galaxy, self.image_size) for split, paths in files.items()},
-            source={"name": self.folder_name, "folder": str(folder.resolve())},
-        )
+                raise InputError(f"{folder / FOLDERS[split]} holds no .jpeg file: {WANTED}")
+        splits = {
+            split: picture_chunks([*map(Place, paths)], scale_galaxy, self.image_size) for split, paths in files.items()
+        }
+        return Plan(splits, {"name": self.folder_name, "folder": str(folder.resolve())})
 
     def arrange(self, prepared: dict[str, ImageDataset]) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
         train, val, test = prepared["train"], prepared["val"], prepared["test"]
@@ -81,28 +87,11 @@ class Galaxies(BenchmarkDataModule):
         both = Tensors(torch.cat([split.gather(range(len(split))) for split in (val, test)]))  # some thousand images
         return train, both, both
 
-    def _folder(self) -> Path:
-        if self.source is None:
-            raise InputError(f"the galaxies are not downloaded for you: {_wanted()}")
-        for below in ("", "noninteracting", "galaxy_mergers/noninteracting"):
-            folder = Path(self.source, below)
-            if all((folder / name).is_dir() for name in FOLDERS.values()):
-                return folder
-        raise InputError(f"{self.source} has another layout: {_wanted()}")
 
-
-def _wanted() -> str:
-    return (
-        "get the data of Ackermann et al. 2018 (github.com/SpaceML/merger_transfer_learning) and give the folder with "
-        "galaxy_mergers/noninteracting/{training,validation,test}/*.jpeg as data.source=FOLDER"
-    )
-
-
-def scale_galaxy(picture: Image.Image, size: int) -> tuple[NDArray[np.uint8], Counter[str]]:
-    """Resize to 64 x 64 pixels and average down to ``size``: uint8 ``(3, size, size)``; counts ``enlarged`` ones."""
-    counts = Counter(enlarged=int(min(picture.size) < FULL_SIZE))
+def scale_galaxy(picture: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Resize to 64 x 64 pixels and average down to ``size``: uint8 ``(3, size, size)``."""
     resized = resize(np.asarray(picture), (FULL_SIZE, FULL_SIZE), mode="constant", anti_aliasing=True)
     full = np.clip(np.floor(resized * 256), 0, 255)
     factor = FULL_SIZE // size
     pooled = full.reshape(size, factor, size, factor, 3).mean((1, 3))
-    return np.floor(pooled).astype(np.uint8).transpose(2, 0, 1), +counts
+    return np.floor(pooled).astype(np.uint8).transpose(2, 0, 1)

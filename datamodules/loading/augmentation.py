@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Augmentation:
     Shapes: uint8 ``(B, C, H, W)`` and int64 ``(B,)`` to uint8 ``(B, C, H, W)``.
 
     Raises:
-        InputError: a shift outside [0, 0.5] or an unknown fill.
+        InputError: a shift outside [0, 0.5].
 
     Note:
         The paper's code draws fractional shifts and interpolates bilinearly; here shifts are whole pixels, which is
@@ -55,8 +55,6 @@ class Augmentation:
     ) -> None:
         if not 0 <= shift <= LARGEST_SHIFT:
             raise InputError(f"augment.shift must be between 0 and {LARGEST_SHIFT} (a part of the side), not {shift}")
-        if fill not in get_args(Fill):
-            raise InputError(f"augment.fill must be one of {', '.join(get_args(Fill))}, not {fill!r}")
         self.horizontal_flip, self.vertical_flip, self.transpose = horizontal_flip, vertical_flip, transpose
         self.shift, self.fill = shift, fill
 

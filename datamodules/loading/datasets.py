@@ -25,9 +25,6 @@ class ImageDataset(Dataset[ImageBatch]):
     Whatever is random (order, augmentation) lives outside.
     """
 
-    labels: Tensor | None = None
-    """The class of each image, int64 ``(N,)``, where the source has classes. Models may ignore it."""
-
     groups: Tensor | None = None
     """What each image is a part of, int64 ``(N,)``: images of one group are alike, and no independent evidence."""
 
@@ -57,7 +54,6 @@ class Subset(ImageDataset):
 
     def __init__(self, dataset: ImageDataset, indices: Tensor) -> None:
         self.dataset, self.indices = dataset, indices
-        self.labels = None if dataset.labels is None else dataset.labels[indices]
         self.groups = None if dataset.groups is None else dataset.groups[indices]
 
     def __len__(self) -> int:
@@ -68,10 +64,10 @@ class Subset(ImageDataset):
 
 
 class Tensors(ImageDataset):
-    """Images in memory, uint8 ``(N, C, H, W)``, and their labels if there are any."""
+    """Images in memory, uint8 ``(N, C, H, W)``."""
 
-    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
-        self.images, self.labels = images, labels
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
 
     def __len__(self) -> int:
         return len(self.images)

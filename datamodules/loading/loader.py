@@ -30,11 +30,11 @@ class SignalProofDataLoader(DataLoader):
         super().__init__(*arguments, **options)
         self.worker_init_fn = _go_on
 
-    def _get_iterator(self) -> Any:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A worker begins with PyTorch's handlers, which would end it: what comes before it has its own is held back.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
-            return super()._get_iterator()
+            return super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -91,16 +91,3 @@ class TrainingBatchSampler(Sampler[BatchIndices]):
         for number in range(self.first, len(self)):
             batch = slice(number * self.batch_size, (number + 1) * self.batch_size)
             yield BatchIndices(order[batch].tolist(), bits[batch])
-
-
-class ShardSampler(Sampler[int]):
-    """Every ``num_ranks``-th index in order: the shards are disjoint and their union is the set, nothing repeated."""
-
-    def __init__(self, num_images: int, rank: int = 0, num_ranks: int = 1) -> None:
-        self.indices = range(rank, num_images, num_ranks)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)

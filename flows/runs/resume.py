@@ -26,7 +26,6 @@ LOADING_KEYS = (
     "root",
     "prepared_dir",
     "download_dir",
-    "mirrors",
     "num_converters",
     "num_workers",
     "eval_batch_size",
