@@ -229,7 +229,7 @@ def test_samples_that_are_not_finite_are_added_up_over_the_seeds(tmp_path):
         write_run(tmp_path / f"new-{seed}", seed=seed, results=looked)
     write_run(tmp_path / "old", mixing="emerging")  # from before anybody looked
     table = section(report_on(tmp_path), "Results on photos").tables[0]
-    assert table.header[-2:] == [f"samples not finite at temperature 1, {kind} weights" for kind in ("raw", "averaged")]
+    assert table.header[-2:] == [f"samples not finite, {kind}" for kind in ("raw", "averaged")]
     assert [row[-2:] for row in cells(table)] == [["43 of 2,000", "0 of 2,000"], ["-", "-"]]
 
 
@@ -297,7 +297,9 @@ def test_the_papers_tables_are_whole():
 def test_running_and_dead_runs_are_told_apart_and_named_with_their_progress(runs):
     running = write_run(runs / "b/seed=4", "emerging", 4, finished=False, hidden_channels=57)
     write_run(runs / "b/seed=5", "emerging", 5, finished=False, hidden_channels=57)
-    script = f"from flows.files import exclusive_lock\nwith exclusive_lock({str(running / '.lock')!r}): print(); input()"
+    script = (
+        f"from flows.files import exclusive_lock\nwith exclusive_lock({str(running / '.lock')!r}): print(); input()"
+    )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, **pipes) as process:
         process.stdout.readline()

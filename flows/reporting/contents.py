@@ -83,7 +83,8 @@ def _summary(collection: Collection, names: Mapping[Comparison, str], weights: W
     paragraphs = [
         "Scores are bits/dim on held-out images, lower is better: an upper bound, from K draws of dequantisation noise "
         "per image. Each is the mean over seeds ± the sample standard deviation (n - 1); a single run has none. Bold: "
-        f"the lowest of its block, to {DIGITS} decimals, ties included. Differences are of the {weights} weights.",
+        f"the lowest of its block, to {DIGITS} decimals, ties included. Differences are of the {weights} weights. "
+        "Samples that are not finite are counted at temperature 1.",
     ]
     if len(names) > 1:
         paragraphs.append(
@@ -116,8 +117,8 @@ def _scores(comparison: Comparison, weights: Weights, times: SamplingTimes | Non
         "runs",
         *(f"bits/dim, {kind} weights, K = {comparison.setting.num_noise_samples}" for kind in kinds),
         f"difference to {BASELINE}, same seeds, {weights}",
-        *(f"samples not finite at temperature 1, {kind} weights" for kind in kinds),
-        "ms to sample an image",
+        *(f"samples not finite, {kind}" for kind in kinds),
+        "ms per sample",
         "the paper, raw weights, K = 1",
     ]
     groups = {
@@ -140,7 +141,7 @@ def _scores(comparison: Comparison, weights: Weights, times: SamplingTimes | Non
     captions = []
     if times and times.milliseconds:
         captions.append(
-            f"Sampling: {times.batch_size} images at temperature 0.7, the fastest of several times; {times.machine}."
+            f"Times: {times.batch_size} samples at temperature 0.7, the fastest of several runs; {times.machine}."
         )
     if any(scores_beside(row) for row in comparison.rows):
         captions.append("The paper: test images, the checkpoint with the best test score; it has no validation split.")
