@@ -15,11 +15,12 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch.optim import Adamax
 
 from datamodules import ImageDataModule, ImageDataset
-from flows import Flow, InputError, NonFiniteError, load_flow
+from flows import Flow, InputError, NonFiniteError, StorageError, load_flow
 from flows.layers import AffineCoupling, EmergingConv2d, Sequential, Shuffle
 from flows.runs.checkpoint import FORMAT
 from flows.training.callbacks import (
     AveragedWeights,
+    BestCheckpoint,
     InversionMonitor,
     LastCheckpoint,
     SamplePictures,
@@ -218,6 +219,25 @@ def test_a_full_disk_costs_predecessors_only(tmp_path, monkeypatch, capsys):
     fit(tmp_path, [LastCheckpoint(tmp_path, keep_last=2)], max_epochs=2)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
     assert capsys.readouterr().err.count("is kept this time: ") == 1
+
+
+def test_a_best_checkpoint_that_cannot_be_written_is_not_the_best(tmp_path, monkeypatch, capsys):
+    save, scores, waits = pl.Trainer.save_checkpoint, [], []
+
+    def save_the_first(trainer, *arguments):
+        scores.append(trainer.callback_metrics["val/bits_per_dim"])
+        if len(scores) > 1:
+            raise StorageError("the disk is full")
+        save(trainer, *arguments)
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", save_the_first)
+    monkeypatch.setattr(SingleDeviceStrategy, "barrier", lambda self, *arguments: waits.append(arguments))
+    best = BestCheckpoint(tmp_path, "best", monitor="val/bits_per_dim", save_on_train_epoch_end=False)
+    fit(tmp_path, [best], max_epochs=3, lr=1e-2)
+    assert len(scores) == 3
+    assert (best.best_model_path, best.best_model_score) == (str(tmp_path / "best.ckpt"), scores[0])
+    assert waits.count(()) == 2  # at the barrier where the other ranks wait
+    assert capsys.readouterr().err.count("no checkpoint, the training goes on: the disk is full") == 2
 
 
 def test_processes_that_resumed_at_different_steps_do_not_train(tmp_path, monkeypatch):
