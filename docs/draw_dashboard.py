@@ -21,6 +21,7 @@ CURVES = {
     "memory, GiB": ["memory/process_gib"],
     "gain of the inverse": ["val/inverse_gain", "val/mixing_gain"],
     "round-trip error, grey levels": ["val/round_trip_error", "val/round_trip_error_unusual"],
+    "latents' mean": ["latents/mean_level_1", "latents/mean_level_2"],
     "latents' standard deviation": ["latents/std_level_1", "latents/std_level_2"],
 }
 
@@ -34,16 +35,6 @@ def draw_curves(axes: Axes, events: EventAccumulator, title: str, names: list[st
     axes.set_title(title)
     if len(names) > 1:
         axes.legend(fontsize=7)
-
-
-def draw_histogram(axes: Axes, events: EventAccumulator, name: str) -> None:
-    """The last histogram of some latents, with the density that the model says they have."""
-    histogram = events.Histograms(name)[-1].histogram_value
-    edges, counts = np.array(histogram.bucket_limit), np.array(histogram.bucket)
-    width = edges[1] - edges[0]
-    axes.bar(edges - width / 2, counts / counts.sum() / width, width)
-    axes.plot(edges, np.exp(-(edges**2) / 2) / np.sqrt(2 * np.pi), color="black", linewidth=1)
-    axes.set_title(name)
 
 
 def draw_samples(axes: Axes, events: EventAccumulator) -> None:
@@ -61,15 +52,13 @@ def draw_samples(axes: Axes, events: EventAccumulator) -> None:
 def main(run_folder: Path, picture: Path) -> None:
     """Draw everything on one sheet."""
     folders = sorted(path.parent for path in run_folder.glob("tensorboard/*/events.*"))
-    events = EventAccumulator(str(folders[-1]), size_guidance={"scalars": 0, "histograms": 0, "images": 0}).Reload()
+    events = EventAccumulator(str(folders[-1]), size_guidance={"scalars": 0, "images": 0}).Reload()
     figure, axes = plt.subplots(3, 4, figsize=(14, 9), layout="constrained")
     for (title, names), place in zip(CURVES.items(), axes.flat, strict=False):
         draw_curves(place, events, title, names)
-    for place, name in zip(axes[2, :2], ("latents/level_1", "latents/level_2"), strict=True):
-        draw_histogram(place, events, name)
-    for place in axes[2, 2:]:
+    for place in axes[2, 1:]:
         place.remove()
-    draw_samples(figure.add_subplot(axes[2, 2].get_subplotspec().get_gridspec()[2, 2:]), events)
+    draw_samples(figure.add_subplot(axes[2, 1].get_subplotspec().get_gridspec()[2, 1:]), events)
     figure.savefig(picture, dpi=80)
 
 

@@ -33,6 +33,7 @@ class Stream(IntEnum):
     PREVIEW = 6
     SEARCH = 7
     DIAGNOSTICS = 8
+    GLOBAL_GENERATORS = 9
 
 
 def generator_for(stream: Stream, seed: int, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -10,7 +10,6 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
-from flows.errors import StorageError
 from flows.training import lightning_seams as seams
 
 
@@ -61,16 +60,6 @@ def fit(folder, *callbacks, ckpt_path=None, **options):
     )
     trainer.fit(Line(), ckpt_path=ckpt_path, weights_only=True)
     return trainer
-
-
-def test_dump_checkpoint_gives_what_save_checkpoint_writes(tmp_path):
-    def compare(trainer):
-        trainer.save_checkpoint(tmp_path / "x.ckpt")
-        return seams.checkpoint_content(trainer, False).keys() == torch.load(tmp_path / "x.ckpt").keys()
-
-    probe = Probe(compare)
-    fit(tmp_path, probe)
-    assert probe.found == [True] * 4
 
 
 @pytest.mark.parametrize("is_left_alone", [True, False])
@@ -147,20 +136,3 @@ def test_swap_models_puts_the_average_in_and_takes_it_out_again(tmp_path):
     probe = Probe(weights)
     fit(tmp_path, average, probe)
     assert probe.found[-1] is True
-
-
-def test_update_best_and_save_and_save_checkpoint_are_what_lightning_calls(tmp_path):
-    class Best(seams.HonestModelCheckpoint):
-        written = 0
-
-        def write(self, trainer, path):
-            self.written += 1
-            if self.written == 2:
-                raise StorageError("the disk is full")
-            trainer.save_checkpoint(path)
-
-    best = Best(dirpath=tmp_path, monitor="score", filename="best-{epoch}", save_on_train_epoch_end=False)
-    fit(tmp_path, best, max_epochs=2, enable_checkpointing=True)
-    assert best.written == 2
-    assert best.best_model_path == str(tmp_path / "best-epoch=0.ckpt")
-    assert (tmp_path / "best-epoch=0.ckpt").is_file()

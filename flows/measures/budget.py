@@ -7,7 +7,7 @@ parameters is therefore a polynomial of degree two in the width, and three small
 
 from __future__ import annotations
 
-import math
+import bisect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -58,9 +58,5 @@ class ParameterCount(NamedTuple):
             )
         if self(2) <= self(1):
             raise InputError("the number of parameters of this model does not grow with hidden_channels")
-        above = next(width for width in (2**exponent for exponent in range(1, 64)) if self(width) > budget)
-        below = above // 2
-        while above - below > 1:
-            middle = math.floor((below + above) / 2)
-            below, above = (below, middle) if self(middle) > budget else (middle, above)
-        return min((below, above), key=lambda width: abs(self(width) - budget))
+        above = bisect.bisect_right(range(2**62), budget, lo=1, key=self.__call__)
+        return min((above - 1, above), key=lambda width: abs(self(width) - budget))

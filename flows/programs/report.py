@@ -12,8 +12,17 @@ from omegaconf import DictConfig, ListConfig
 from flows import InputError, NonFiniteError, console, load_flow
 from flows.measures.timing import describe_machine, fastest_of_many
 from flows.programs.options import pick_device
-from flows.reporting import Collection, Comparison, Problem, Row, collect, compare, make_report, write_report
-from flows.reporting.figures import SamplingTimes
+from flows.reporting import (
+    Collection,
+    Comparison,
+    Problem,
+    Row,
+    SamplingTimes,
+    collect,
+    compare,
+    make_report,
+    write_report,
+)
 from flows.runs.checkpoint import Weights, find_checkpoint
 
 TEMPERATURE, SECONDS, ROUNDS = 0.7, 2.0, 3

@@ -6,7 +6,7 @@ with a name, and the rest of the report is still made.
 
 from flows.reporting.collect import Collection, Curve, Problem, Run, collect
 from flows.reporting.comparison import Comparison, Row, compare
-from flows.reporting.contents import make_report
+from flows.reporting.contents import SamplingTimes, make_report
 from flows.reporting.page import Report, write_report
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Report",
     "Row",
     "Run",
+    "SamplingTimes",
     "collect",
     "compare",
     "make_report",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from flows.reporting.collect import AVERAGED, RAW, Collection, Problem, Run, Status
+from flows.reporting.collect import SCORES, Collection, Problem, Run, Status
 from flows.reporting.statistics import Estimate
 from flows.runs.checkpoint import Weights
 from flows.runs.resume import LOADING_KEYS
@@ -72,7 +72,7 @@ class Setting:
         """One line for above a table."""
         images = f", {self.num_images:,} images" if self.num_images is not None else ""
         bits = f"{self.num_bits} bits a pixel"
-        noise = f"K = {self.num_noise_samples} draw{'' if self.num_noise_samples == 1 else 's'} of noise an image"
+        noise = f"K = {self.num_noise_samples} draw{'' if self.num_noise_samples == 1 else 's'} of noise per image"
         selection = (self.selection_note or "The checkpoint is the best on the validation split").rstrip(".")
         return f"Data: {self.data}; split: {self.split}{images}; {bits}; {noise}. {selection}."
 
@@ -101,8 +101,7 @@ class Row:
 
     def scores(self, weights: Weights) -> dict[int, float]:
         """Test bits/dim by seed."""
-        name = RAW if weights == "raw" else AVERAGED
-        found = {run.seed: run.result(name) for run in self.finished}
+        found = {run.seed: run.result(SCORES[weights]) for run in self.finished}
         return {seed: score for seed, score in found.items() if score is not None}
 
     def estimate(self, weights: Weights) -> Estimate | None:
@@ -135,8 +134,6 @@ class Comparison:
     setting: Setting
     blocks: list[Block]
     titles: dict[Row, str] = field(repr=False)
-    untold: list[str]
-    """Settings in which blocks differ besides those that they are told apart by."""
 
     @property
     def rows(self) -> list[Row]:
@@ -206,29 +203,23 @@ def _as_text(config: Flat, key: str) -> str:
 
 def _settings(runs: Sequence[Run]) -> list[Setting]:
     """The setting of each run; a run without results shares that of a finished one on the same data."""
-    by_data: dict[str, Setting] = {}
-    finished: dict[int, Setting] = {}
-    for number, run in enumerate(runs):
+    known: dict[str, Setting] = {}
+    for run in runs:
         if run.results is not None:
-            images = run.result("num_images")
-            finished[number] = Setting(
-                data=str(run.results.get("data", _name_of_data(run))),
-                split=str(run.results.get("split", "test")),
-                num_images=None if images is None else int(images),
-                num_bits=_num_bits(run),
-                num_noise_samples=int(run.result("num_noise_samples") or 1),
-                selection_note=str(run.results.get("selection_note") or ""),
-            )
-            by_data.setdefault(_data_identity(run), finished[number])
-    unknown = {
-        number: Setting(_name_of_data(run), "test", None, _num_bits(run), 1, "")
-        for number, run in enumerate(runs)
-        if number not in finished
-    }
-    return [
-        finished[number] if number in finished else by_data.get(_data_identity(run), unknown[number])
-        for number, run in enumerate(runs)
-    ]
+            known.setdefault(_data_identity(run), _setting(run))
+    return [_setting(run) if run.results is not None else known.get(_data_identity(run), _setting(run)) for run in runs]
+
+
+def _setting(run: Run) -> Setting:
+    results = run.results or {}
+    return Setting(
+        data=results.get("data") or _name_of_data(run),
+        split=results.get("split", "test"),
+        num_images=results.get("num_images"),
+        num_bits=_num_bits(run),
+        num_noise_samples=results.get("num_noise_samples", 1),
+        selection_note=results.get("selection_note") or "",
+    )
 
 
 def _data_identity(run: Run) -> str:
@@ -241,8 +232,7 @@ def _name_of_data(run: Run) -> str:
 
 
 def _num_bits(run: Run) -> int:
-    num_bits = run.config["model"].get("dequantizer", {}).get("num_bits", 8)
-    return num_bits if isinstance(num_bits, int) else 8
+    return int(run.config["model"].get("dequantizer", {}).get("num_bits", 8))
 
 
 def _keep_one_run_a_seed(row: Row, problems: list[Problem]) -> None:
@@ -267,22 +257,19 @@ def _check_codecs(setting: Setting, rows: Sequence[Row], problems: list[Problem]
 
 
 def _comparison(setting: Setting, rows: list[Row]) -> Comparison:
-    differing = differing_keys(rows)
-    conditions = [key for key in differing if not key.startswith(MIXING) and key != WIDTH]
-    telling = _enough_to_tell(rows, conditions)
+    keys = _distinguishing_keys(rows)
     groups: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: _sort_key(row, telling)):
-        groups.setdefault(_title(row, telling), []).append(row)
+    for row in sorted(rows, key=lambda row: _sort_key(row, keys)):
+        groups.setdefault(_title(row, keys), []).append(row)
     if all(len(group) == 1 for group in groups.values()):  # a sweep over something else: one list
         groups = {"": [row for group in groups.values() for row in group]}
-    blocks = [Block(title, group) for title, group in groups.items()]
-    untold = [_short(key) for key in conditions if key not in telling]
-    return Comparison(setting, blocks, _titles(rows, telling), untold)
+    return Comparison(setting, [Block(title, group) for title, group in groups.items()], _titles(rows, keys))
 
 
-def _enough_to_tell(rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
-    """As few of some keys, the most telling first, as tell the rows apart as well as all of them do."""
+def _distinguishing_keys(rows: Sequence[Row]) -> list[str]:
+    """As few keys besides layer and width, the most telling first, as tell the rows apart as well as all of them do."""
     known = [*SHORT_NAMES]
+    keys = [key for key in differing_keys(rows) if not key.startswith(MIXING) and key != WIDTH]
     chosen: list[str] = []
     for key in sorted(keys, key=lambda key: known.index(key) if key in known else len(known)):
         if len({_title(row, [*chosen, key]) for row in rows}) > len({_title(row, chosen) for row in rows}):
@@ -290,9 +277,9 @@ def _enough_to_tell(rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _sort_key(row: Row, conditions: Sequence[str]) -> tuple:
+def _sort_key(row: Row, keys: Sequence[str]) -> tuple:
     """Deeper models first, as in the paper; layers in the paper's order."""
-    values = [row.config.get(key) for key in conditions]
+    values = [row.config.get(key) for key in keys]
     numbers = [-value if isinstance(value, (int, float)) else 0 for value in values]
     known = [*LAYERS.values()]
     first_word = row.mixing.split(" ")[0].rstrip(",")
@@ -301,19 +288,15 @@ def _sort_key(row: Row, conditions: Sequence[str]) -> tuple:
 
 
 def _title(row: Row, keys: Sequence[str]) -> str:
-    return ", ".join(f"{_short(key)} {_plain(row.config.get(key, 'absent'))}" for key in keys)
+    values = {key: row.config.get(key, "absent") for key in keys}
+    return ", ".join(
+        f"{SHORT_NAMES.get(key, key)} {value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in values.items()
+    )
 
 
-def _titles(rows: Sequence[Row], conditions: Sequence[str]) -> dict[Row, str]:
+def _titles(rows: Sequence[Row], keys: Sequence[str]) -> dict[Row, str]:
     """A name for each row that no other row of its comparison has."""
-    names = {row: ", ".join(filter(None, [row.mixing, _title(row, conditions)])) for row in rows}
+    names = {row: ", ".join(filter(None, [row.mixing, _title(row, keys)])) for row in rows}
     taken = [*names.values()]
     return {row: name if taken.count(name) == 1 else f"{name}, width {row.width}" for row, name in names.items()}
-
-
-def _short(key: str) -> str:
-    return SHORT_NAMES.get(key, key)
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

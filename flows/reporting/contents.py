@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
 
 from flows.console import duration
-from flows.reporting.collect import NOT_FINITE, Collection, Run, Status
+from flows.reporting.collect import NOT_FINITE, SCORES, Collection, Run, Status
 from flows.reporting.comparison import BASELINE, Block, Comparison, Row, differing_keys
-from flows.reporting.figures import SamplingTimes, accuracy_against_time, training_curves
-from flows.reporting.page import Cell, Figure, Group, Report, Section, Table
-from flows.reporting.paper import orders_of, paper_sampling, paper_scores, scores_beside
-from flows.reporting.statistics import DIGITS, Estimate, agreement, best, order
+from flows.reporting.figures import training_curves
+from flows.reporting.page import NONE, Bold, Figure, Report, Section, Table
+from flows.reporting.paper import scores_beside
+from flows.reporting.statistics import DIGITS, Estimate, best
 from flows.runs.checkpoint import Weights
 from flows.runs.layout import FINAL_SAMPLES
 
-NONE = "-"
-"""In a table: there is no such figure."""
+MISSING, EVERY_RUN = "What is missing", "Every run"
 
-MISSING = "What is missing"
+
+@dataclass(frozen=True)
+class SamplingTimes:
+    """Milliseconds an image takes to sample, by row, and what that was measured with."""
+
+    milliseconds: Mapping[Row, float]
+    batch_size: int
+    machine: str
 
 
 def make_report(
@@ -32,18 +40,20 @@ def make_report(
     Args:
         collection: the runs and the problems met so far.
         comparisons: the same runs, sorted.
-        weights: which weights' scores decide where one is needed: for differences, orders and plots.
+        weights: which weights' scores the differences take.
         times: sampling times, where they were measured.
     """
     names = _names(comparisons)
-    sections = [_summary(collection, names, weights)]
-    for number, comparison in enumerate(comparisons, 1):
-        sections.append(_results(comparison, names[comparison], weights, times.get(comparison), f"{number}"))
-    sections += [
+    results = [
+        _results(comparison, names[comparison], weights, times.get(comparison), f"{number}")
+        for number, comparison in enumerate(comparisons, 1)
+    ]
+    sections = [
+        _summary(collection, names, weights),
+        *results,
         _missing(collection, comparisons),
-        _configurations(comparisons, names),
-        _every_run(collection, comparisons, names),
-        _paper(comparisons),
+        _configurations(names),
+        _every_run(collection, names),
     ]
     return Report("Invertible convolutions: report", _counted(comparisons), sections)
 
@@ -72,9 +82,9 @@ def _counted(comparisons: Sequence[Comparison]) -> str:
 def _summary(collection: Collection, names: Mapping[Comparison, str], weights: Weights) -> Section:
     paragraphs = [
         "Scores are bits/dim on held-out images, lower is better: an upper bound, from K draws of dequantisation noise "
-        "an image. Each is the mean over seeds ± the sample standard deviation (n - 1); a single run has none. Bold: "
-        f"the lowest of its block, to {DIGITS} decimals, ties included. Differences, orders and plots take the "
-        f"{weights} weights.",
+        "per image. Each is the mean over seeds ± the sample standard deviation (n - 1); a single run has none. Bold: "
+        f"the lowest of its block, to {DIGITS} decimals, ties included. Differences are of the {weights} weights. "
+        "Samples that are not finite are counted at temperature 1.",
     ]
     if len(names) > 1:
         paragraphs.append(
@@ -87,67 +97,61 @@ def _summary(collection: Collection, names: Mapping[Comparison, str], weights: W
 
 
 def _results(comparison: Comparison, name: str, weights: Weights, times: SamplingTimes | None, stem: str) -> Section:
+    tables = [_scores(comparison, weights, times), _evaluations(comparison), _codecs(comparison)]
     curves = training_curves(comparison, stem)
-    trade_off = accuracy_against_time(comparison, times, weights, stem) if times else None
-    codecs = _codecs(comparison)
-    orders = _orders(comparison, weights)
-    notes = []
-    if not any(scores_beside(row) for row in comparison.rows):
-        notes.append(
-            f"The paper has no figure for these configurations on {comparison.setting.data}. Its own are of other "
-            "images or models, and not comparable; what can be set beside each other is the order of the layers."
-        )
-    else:
-        notes.append(
-            "The paper's figures: raw weights, K = 1, test images, and the checkpoint with the best test score; it has "
-            "no validation split."
-        )
     return Section(
         f"Results on {name}",
         paragraphs=[comparison.setting.describe()],
-        tables=[_scores(comparison, weights), *filter(None, [_evaluations(comparison), codecs, orders])],
-        notes=notes,
-        figures=[figure for figure in (curves, trade_off) if figure is not None],
-        sheets=_samples(comparison, stem),
+        tables=[table for table in tables if table.header],
+        figures=[*([curves] if curves else []), *_samples(comparison, stem)],
     )
 
 
-def _scores(comparison: Comparison, weights: Weights) -> Table:
-    """The main table; columns that would be empty are left out."""
-    rows = comparison.rows
-    kinds: list[Weights] = [kind for kind in ("raw", "averaged") if any(row.scores(kind) for row in rows)]
-    with_difference = any(block.baseline for block in comparison.blocks)
-    noise = f"K = {comparison.setting.num_noise_samples}"
-    header = ["mixing layer", "width", "parameters", "runs", *(f"bits/dim, {kind} weights, {noise}" for kind in kinds)]
-    if with_difference:
-        header.append(f"difference to {BASELINE}, same seeds, {weights}")
-    unsafe = {row: [_not_finite(row, kind) for kind in kinds] for row in rows}
-    with_unsafe = any(any(cells) for cells in unsafe.values())
-    header += [f"samples not finite at temperature 1, {kind} weights" for kind in kinds if with_unsafe]
-    beside = {row: "; ".join(f"{score.show()} (table {score.table})" for score in scores_beside(row)) for row in rows}
-    header += ["the paper, raw weights, K = 1"] if any(beside.values()) else []
-    groups = []
-    for block in comparison.blocks:
-        estimates = {kind: [row.estimate(kind) for row in block.rows] for kind in kinds}
-        lines = []
-        for number, row in enumerate(block.rows):
-            parameters = row.first_result("num_parameters")
-            cells = [
-                Cell(row.mixing if len(comparison.blocks) > 1 else comparison.titles[row]),
-                Cell(NONE if row.width is None else str(row.width)),
-                Cell(NONE if parameters is None else f"{parameters:,.0f}"),
-                Cell(_how_many(row)),
+def _scores(comparison: Comparison, weights: Weights, times: SamplingTimes | None) -> Table:
+    """The main table."""
+    kinds: tuple[Weights, ...] = get_args(Weights)
+    header = [
+        "mixing layer",
+        "width",
+        "parameters",
+        "runs",
+        *(f"bits/dim, {kind} weights, K = {comparison.setting.num_noise_samples}" for kind in kinds),
+        f"difference to {BASELINE}, same seeds, {weights}",
+        *(f"samples not finite, {kind}" for kind in kinds),
+        "ms per sample",
+        "the paper, raw weights, K = 1",
+    ]
+    groups = {
+        block.title: [
+            [
+                row.mixing if len(comparison.blocks) > 1 else comparison.titles[row],
+                _show(row.width),
+                _show(row.first_result("num_parameters"), ","),
+                _how_many(row),
+                *scores,
+                _show_estimate(_difference(block, row, weights), "+"),
+                *(_not_finite(row, kind) for kind in kinds),
+                _show(times.milliseconds.get(row) if times else None, ".3g"),
+                "; ".join(score.show() for score in scores_beside(row)) or NONE,
             ]
-            for kind in kinds:
-                cells.append(Cell(_show(estimates[kind][number]), best(estimates[kind])[number]))
-            if with_difference:
-                cells.append(Cell(_show(_difference(block, row, weights), "+")))
-            cells += [Cell(found or NONE) for found in unsafe[row] if with_unsafe]
-            cells += [Cell(beside[row] or NONE)] if any(beside.values()) else []
-            lines.append(cells)
-        groups.append(Group(block.title, lines))
-    caption = f"Blocks differ also in {', '.join(comparison.untold)}." if comparison.untold else ""
-    return Table(header, groups, caption)
+            for row, *scores in zip(block.rows, *(_best_in_bold(block, kind) for kind in kinds), strict=True)
+        ]
+        for block in comparison.blocks
+    }
+    captions = []
+    if times and times.milliseconds:
+        captions.append(
+            f"Times: {times.batch_size} samples at temperature 0.7, the fastest of several runs; {times.machine}."
+        )
+    if any(scores_beside(row) for row in comparison.rows):
+        captions.append("The paper: test images, the checkpoint with the best test score; it has no validation split.")
+    return Table.of(header, groups, " ".join(captions))
+
+
+def _best_in_bold(block: Block, weights: Weights) -> list[str]:
+    estimates = [row.estimate(weights) for row in block.rows]
+    texts = [_show_estimate(estimate) for estimate in estimates]
+    return [Bold(text) if is_best else text for text, is_best in zip(texts, best(estimates), strict=True)]
 
 
 def _how_many(row: Row) -> str:
@@ -155,11 +159,11 @@ def _how_many(row: Row) -> str:
     return " + ".join([str(len(row.finished)), *(f"{count} {status}" for status, count in unfinished.items())])
 
 
-def _not_finite(row: Row, weights: Weights) -> str | None:
-    """How many samples of all of a row's runs together overflow; ``None`` if none of them has looked."""
+def _not_finite(row: Row, weights: Weights) -> str:
+    """How many samples of all of a row's runs together overflow."""
     counts = [(run.result(NOT_FINITE[weights]), run.result("num_samples")) for run in row.finished]
     known = [(lost, drawn) for lost, drawn in counts if lost is not None and drawn is not None]
-    return f"{sum(lost for lost, _ in known):,} of {sum(drawn for _, drawn in known):,}" if known else None
+    return f"{sum(lost for lost, _ in known):,} of {sum(drawn for _, drawn in known):,}" if known else NONE
 
 
 def _difference(block: Block, row: Row, weights: Weights) -> Estimate | None:
@@ -170,76 +174,46 @@ def _difference(block: Block, row: Row, weights: Weights) -> Estimate | None:
     return Estimate.of([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
 
 
-def _show(estimate: Estimate | None, sign: str = "") -> str:
-    return NONE if estimate is None else estimate.show(sign=sign)
+def _show(value: Any, style: str = "") -> str:
+    return NONE if value is None else format(value, style)
 
 
-def _evaluations(comparison: Comparison) -> Table | None:
+def _show_estimate(estimate: Estimate | None, sign: str = "") -> str:
+    return NONE if estimate is None else estimate.show(sign)
+
+
+def _evaluations(comparison: Comparison) -> Table:
     """What ``evaluate.py`` found for the same images, a column for each kind of weights, bound and noise."""
     setting = comparison.setting
-    columns: dict[tuple[str, int, int], dict[Row, list[float]]] = {}
+    found: dict[tuple[str, int, int], dict[Row, list[float]]] = {}
     for row in comparison.rows:
-        for run in row.runs:
-            for found in run.evaluations:
-                if (found.data, found.split, found.num_images) == (setting.data, setting.split, setting.num_images):
-                    kind = (found.weights, found.num_noise_samples, found.seed)
-                    columns.setdefault(kind, {}).setdefault(row, []).append(found.bits_per_dim)
-    if not columns:
-        return None
-    kinds = sorted(columns)
+        for one in (one for run in row.runs for one in run.evaluations):
+            if (one.data, one.split, one.num_images) == (setting.data, setting.split, setting.num_images):
+                kind = (one.weights, one.num_noise_samples, one.seed)
+                found.setdefault(kind, {}).setdefault(row, []).append(one.bits_per_dim)
+    kinds = sorted(found)
     header = [
         "configuration",
         *(f"bits/dim, {weights} weights, K = {k}, noise seed {seed}" for weights, k, seed in kinds),
     ]
     lines = []
     for row in comparison.rows:
-        estimates = [Estimate.of(columns[kind].get(row, [])) for kind in kinds]
+        estimates = [Estimate.of(found[kind].get(row, [])) for kind in kinds]
         if any(estimates):
             shown = [NONE if one is None else f"{one.show()} (n = {one.num})" for one in estimates]
             lines.append([comparison.titles[row], *shown])
     caption = "Evaluations of the best checkpoints on the same images, from evaluate.py; n: runs that have one."
-    return Table.of(header, lines, caption)
+    return Table.of(header, {"": lines}, caption)
 
 
-def _codecs(comparison: Comparison) -> Table | None:
-    titles = {"png": "PNG", "webp": "lossless WebP"}
+def _codecs(comparison: Comparison) -> Table:
     lines = []
-    for codec, title in titles.items():
+    for codec, title in {"png": "PNG", "webp": "lossless WebP"}.items():
         values = [row.first_result(f"test/{codec}_bits_per_dim") for row in comparison.rows]
-        value = next((value for value in values if value is not None), None)
-        if value is not None:
-            lines.append([title, f"{value:.{DIGITS}f}"])
+        lines += [[title, f"{value:.{DIGITS}f}"] for value in values if value is not None][:1]
     caption = "Lossless codecs on the same images, a file for each, headers included (of more than 2,000 images, on as "
     caption += "many evenly spaced ones). They code the images as they are; the flows' figures are a bound."
-    return Table.of(["codec", "bits/dim"], lines, caption) if lines else None
-
-
-def _orders(comparison: Comparison, weights: Weights) -> Table | None:
-    """The paper's order of the layers beside ours, block by block."""
-    lines = []
-    for block in comparison.blocks:
-        estimates = {row.mixing: row.estimate(weights) for row in block.rows}
-        means = {mixing: estimate.mean for mixing, estimate in estimates.items() if estimate is not None}
-        for expected in orders_of(means):
-            named = {mixing: means[mixing] for level in expected.levels for mixing in level}
-            here = order(named, DIGITS)
-            verdict = agreement(here, expected.levels)
-            lines.append(
-                [block.title or NONE, _chain(here), _chain(expected.levels), verdict, "; ".join(expected.sources)]
-            )
-    header = [
-        "rows",
-        f"order here ({weights} weights)",
-        "the paper's order",
-        "borne out",
-        "where in the paper, bits/dim",
-    ]
-    caption = "Lowest bits/dim first, by the digits shown; whether a gap is more than noise, the differences above say."
-    return Table.of(header, lines, caption, num_left=len(header)) if lines else None
-
-
-def _chain(levels: list[list[str]]) -> str:
-    return " < ".join(" = ".join(level) for level in levels)
+    return Table.of(["codec", "bits/dim"], {"": lines}, caption)
 
 
 def _samples(comparison: Comparison, stem: str) -> list[Figure]:
@@ -266,69 +240,43 @@ def _samples(comparison: Comparison, stem: str) -> list[Figure]:
 
 
 def _missing(collection: Collection, comparisons: Sequence[Comparison]) -> Section:
-    unfinished = [
-        [comparison.titles[row], run.name, run.status.value, _progress(run), _best_so_far(run), _silence(run)]
-        for comparison in comparisons
-        for row in comparison.rows
-        for run in row.runs
-        if run.status is not Status.FINISHED
-    ]
-    header = ["configuration", "run", "state", "epochs", "best validation bits/dim, raw, K = 1", "last written"]
-    caption = "A run without results that has written something within the last 15 minutes is taken to be running."
+    rows = [row for comparison in comparisons for row in comparison.rows]
+    unfinished = sum(run.status is not Status.FINISHED for row in rows for run in row.runs)
+    paragraphs = [f"{_plural(unfinished, 'unfinished run')}: see “{EVERY_RUN}”."] if unfinished else []
+    paragraphs += _missing_seeds(comparisons)
     problems = [[problem.where, problem.what] for problem in collection.problems]
-    notes = [*_missing_seeds(comparisons)]
-    complete = not (unfinished or problems or notes)
-    return Section(
-        MISSING,
-        paragraphs=["Nothing: every run has finished, and every configuration has the same seeds."] if complete else [],
-        notes=notes,
-        tables=[
-            *([Table.of(header, unfinished, caption, num_left=3)] if unfinished else []),
-            *([Table.of(["where", "problem"], problems, num_left=2)] if problems else []),
-        ],
-    )
+    if not paragraphs and not problems:
+        paragraphs = ["Nothing: every run has finished, and every configuration has the same seeds."]
+    table = Table.of(["where", "problem"], {"": problems}, num_left=2)
+    return Section(MISSING, paragraphs, [table] if problems else [])
 
 
 def _missing_seeds(comparisons: Sequence[Comparison]) -> list[str]:
     """Rows that lack finished seeds which other rows of their comparison have."""
-    notes = []
+    found = []
     for comparison in comparisons:
         seeds = {run.seed for row in comparison.rows for run in row.finished}
         for row in comparison.rows:
             lacking = sorted(seeds - {run.seed for run in row.finished})
             if lacking:
-                which = "seed" if len(lacking) == 1 else "seeds"
-                numbers = ", ".join(map(str, lacking))
+                numbers = f"seed{'' if len(lacking) == 1 else 's'} {', '.join(map(str, lacking))}"
                 title = f"{comparison.setting.data}, {comparison.titles[row]}"
-                notes.append(f"{title}: no finished run with {which} {numbers}, which others have.")
-    return notes
+                found.append(f"{title}: no finished run with {numbers}, which others have.")
+    return found
 
 
-def _progress(run: Run) -> str:
-    done = 0 if run.last_epoch is None else run.last_epoch + 1
-    planned = run.config["trainer"].get("max_epochs")
-    return f"{done} of {planned}" if isinstance(planned, int) and planned > 0 else str(done)
-
-
-def _best_so_far(run: Run) -> str:
-    return NONE if run.best_validation is None else f"{run.best_validation:.{DIGITS}f}"
-
-
-def _silence(run: Run) -> str:
-    return f"{duration(max(0.0, 60 * run.minutes_silent))} ago"
-
-
-def _configurations(comparisons: Sequence[Comparison], names: Mapping[Comparison, str]) -> Section:
-    rows = [(comparison, row) for comparison in comparisons for row in comparison.rows]
+def _configurations(names: Mapping[Comparison, str]) -> Section:
+    title = "Differences between configurations"
+    rows = [(comparison, row) for comparison in names for row in comparison.rows]
     keys = differing_keys([row for _, row in rows])
+    if not keys:
+        return Section(title, ["There are none: all runs have one configuration."])
     lines = [
         [names[comparison], comparison.titles[row], *(_value(row, key) for key in keys)] for comparison, row in rows
     ]
     text = "The settings in which the configurations differ, as they were resolved; seeds, paths and loggers aside."
-    if not keys:
-        return Section("Differences between configurations", ["There are none: all runs have one configuration."])
     header = ["data", "configuration", *keys]
-    return Section("Differences between configurations", [text], [Table.of(header, lines, num_left=len(header))])
+    return Section(title, [text], [Table.of(header, {"": lines}, num_left=len(header))])
 
 
 def _value(row: Row, key: str) -> str:
@@ -338,23 +286,45 @@ def _value(row: Row, key: str) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _every_run(collection: Collection, comparisons: Sequence[Comparison], names: Mapping[Comparison, str]) -> Section:
-    lines = []
-    for comparison in comparisons:
-        noise = f"K = {comparison.setting.num_noise_samples}"
-        for row in comparison.rows:
-            for run in row.runs:
-                scores = [_score(run, "test/bits_per_dim"), _score(run, "test/bits_per_dim_averaged")]
-                seconds = run.result("seconds")
-                time = NONE if seconds is None else duration(seconds)
-                which = [names[comparison], comparison.titles[row], str(run.seed), run.name]
-                lines.append([*which, run.status.value, noise, *scores, time])
-    header = ["data", "configuration", "seed", "folder", "state", "bound", "raw weights", "averaged weights", "time"]
+def _every_run(collection: Collection, names: Mapping[Comparison, str]) -> Section:
+    lines = [
+        [
+            name,
+            comparison.titles[row],
+            str(run.seed),
+            run.name,
+            run.status.value,
+            _progress(run),
+            _show(run.best_validation, f".{DIGITS}f"),
+            *(_score(run, score) for score in SCORES.values()),
+            NONE if (seconds := run.result("seconds")) is None else duration(seconds),
+        ]
+        for comparison, name in names.items()
+        for row in comparison.rows
+        for run in row.runs
+    ]
+    header = [
+        "data",
+        "configuration",
+        "seed",
+        "folder",
+        "state",
+        "epochs",
+        "best validation bits/dim, raw",
+        "test bits/dim, raw",
+        "test bits/dim, averaged",
+        "time",
+    ]
     text = (
-        "Test bits/dim ± standard error over the images of one run, which is not the spread over seeds. Folders are "
-        f"below {collection.top}."
+        "Test bits/dim ± standard error over the images of one run, which is not the spread over seeds; K as above, "
+        f"1 in validation. Folders are below {collection.top}."
     )
-    return Section("Every run", [text], [Table.of(header, lines, num_left=6)])
+    return Section(EVERY_RUN, [text], [Table.of(header, {"": lines}, num_left=5)])
+
+
+def _progress(run: Run) -> str:
+    planned = run.config["trainer"].get("max_epochs")
+    return f"{run.num_epochs} of {planned}" if isinstance(planned, int) and planned > 0 else str(run.num_epochs)
 
 
 def _score(run: Run, name: str) -> str:
@@ -362,33 +332,6 @@ def _score(run: Run, name: str) -> str:
     if value is None:
         return NONE
     return f"{value:.{DIGITS}f}" + ("" if error is None else f" ± {error:.{DIGITS}f}")
-
-
-def _paper(comparisons: Sequence[Comparison]) -> Section:
-    rows = [row for comparison in comparisons for row in comparison.rows]
-    lines = []
-    for score in paper_scores():
-        ours = [row for row in rows if score.belongs_to(row)]
-        found = "; ".join(
-            f"{estimate.show()} (n = {estimate.num}, {row.setting.data})"
-            for row in ours
-            if (estimate := row.estimate("raw")) is not None
-        )
-        lines.append([f"{score.table}", score.data_name, score.mixing, score.architecture, score.show(), found or NONE])
-    header = ["table", "data", "mixing layer", "architecture", "the paper, raw, K = 1", "here, raw, K = 1"]
-    text = (
-        "Tables 2, 3, 4 and 6, bits/dim, and the runs of the same data and architecture among these. The paper reports "
-        "the checkpoint with the best test score; runs with the holdout splits select on validation images instead."
-    )
-    sampling = [
-        [line.mixing, f"{line.mean:.2f}", f"{line.naive:g}", f"{line.accelerated:g}"] for line in paper_sampling()
-    ]
-    table5 = Table.of(
-        ["table 5", "bits/dim", "naive, ms an image", "accelerated, ms an image"],
-        sampling,
-        "Sampling from the models of table 3, CIFAR10; hardware and batch size are not stated.",
-    )
-    return Section("The paper's tables", [text], [Table.of(header, lines, num_left=4), table5])
 
 
 def _plural(count: int, noun: str) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -19,36 +20,36 @@ from flows.files import atomic_write
 HTML, MARKDOWN, FIGURES = "report.html", "report.md", "figures"
 """What a report's folder holds; the HTML file has its figures inside, the Markdown beside it."""
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One entry of a table."""
-
-    text: str
-    is_bold: bool = False
+NONE = "-"
+"""In a table: there is no such figure."""
 
 
-@dataclass(frozen=True)
-class Group:
-    """Rows of a table under a heading of their own, or under none."""
-
-    title: str
-    rows: list[list[Cell]]
+class Bold(str):
+    """An entry of a table that stands out."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: the first ``num_left`` columns are words, the others figures."""
+    """A table: the first ``num_left`` columns are words, the others figures; ``groups`` are its rows by their title."""
 
     header: list[str]
-    groups: list[Group]
-    caption: str = ""
-    num_left: int = 1
+    groups: dict[str, list[list[str]]]
+    caption: str
+    num_left: int
 
     @classmethod
-    def of(cls, header: list[str], rows: Sequence[Sequence[str]], caption: str = "", num_left: int = 1) -> Table:
-        """A table without groups or bold entries."""
-        return cls(header, [Group("", [[Cell(text) for text in row] for row in rows])], caption, num_left)
+    def of(
+        cls, header: Sequence[str], groups: Mapping[str, Sequence[Sequence[str]]], caption: str = "", num_left: int = 1
+    ) -> Table:
+        """A table without the columns that have no entry at all."""
+        rows = [row for group in groups.values() for row in group]
+        kept = [number for number in range(len(header)) if any(row[number] != NONE for row in rows)]
+        return cls(
+            [header[number] for number in kept],
+            {title: [[row[number] for number in kept] for row in group] for title, group in groups.items()},
+            caption,
+            sum(number < num_left for number in kept),
+        )
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,13 @@ class Figure:
     caption: str
 
     @property
+    def is_chart(self) -> bool:
+        """Whether it is drawn, and not a sheet of samples."""
+        return self.name.endswith(".svg")
+
+    @property
     def data_uri(self) -> str:
-        kind = "image/svg+xml" if self.name.endswith(".svg") else "image/png"
+        kind = "image/svg+xml" if self.is_chart else "image/png"
         return f"data:{kind};base64,{base64.b64encode(self.content).decode()}"
 
 
@@ -73,9 +79,7 @@ class Section:
     title: str
     paragraphs: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
-    sheets: list[Figure] = field(default_factory=list)
 
     @property
     def anchor(self) -> str:
@@ -98,7 +102,7 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
         StorageError: the folder cannot be written to.
     """
     for section in report.sections:
-        for figure in [*section.figures, *section.sheets]:
+        for figure in section.figures:
             with atomic_write(folder / FIGURES / figure.name) as file:
                 file.write(figure.content)
     paths = folder / HTML, folder / MARKDOWN
@@ -110,39 +114,24 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
 
 def as_html(report: Report) -> str:
     """One HTML page with everything inside: no script, no reference to anything else."""
-    environment = Environment(
-        loader=PackageLoader("flows.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(report=report)
+    return _render("report.html", report, autoescape=True)
 
 
 def as_markdown(report: Report) -> str:
     """Markdown whose figures lie in the folder ``figures``."""
-    parts = [f"# {escape_markdown(report.title)}", escape_markdown(report.subtitle)]
-    for section in report.sections:
-        parts += [f"## {escape_markdown(section.title)}", *map(escape_markdown, section.paragraphs)]
-        parts += map(_markdown_table, section.tables)
-        parts += ["\n".join(f"- {escape_markdown(note)}" for note in section.notes)] if section.notes else []
-        for figure in [*section.figures, *section.sheets]:
-            parts += [f"![{escape_markdown(figure.alt)}]({FIGURES}/{figure.name})", escape_markdown(figure.caption)]
-    return "\n\n".join(parts) + "\n"
+    return _render("report.md", report, finalize=escape_markdown)
 
 
-def _markdown_table(table: Table) -> str:
-    rules = ["---" if number < table.num_left else "---:" for number in range(len(table.header))]
-    lines = [[escape_markdown(name) for name in table.header], rules]
-    for group in table.groups:
-        if group.title:
-            lines.append([f"**{escape_markdown(group.title)}**"] + [""] * (len(table.header) - 1))
-        for row in group.rows:
-            texts = [escape_markdown(cell.text) for cell in row]
-            lines.append([f"**{text}**" if cell.is_bold else text for text, cell in zip(texts, row, strict=True)])
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return text + (f"\n\n{escape_markdown(table.caption)}" if table.caption else "")
+def _render(template: str, report: Report, **escaping: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("flows.reporting"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **escaping,
+    )
+    environment.tests["bold"] = lambda entry: isinstance(entry, Bold)
+    return environment.get_template(template).render(report=report)
 
 
 def escape_markdown(value: object) -> str:

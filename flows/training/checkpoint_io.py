@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from flows.console import warn
 from flows.errors import StorageError
 from flows.files import atomic_write
 from flows.runs.checkpoint import require_whole
-from flows.training.lightning_seams import checkpoint_content
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -39,20 +39,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return super().load_checkpoint(path, *arguments, **options)
 
 
-def try_to_save(trainer: pl.Trainer, path: str | Path, weights_only: bool = False) -> StorageError | None:
+def try_to_save(trainer: pl.Trainer, save: Callable[[], None]) -> StorageError | None:
     """Write a checkpoint of a training; a disk that fails costs the checkpoint, not the training.
 
     To be called by all ranks, of which one writes.
+
+    Args:
+        trainer: of the training.
+        save: calls ``trainer.save_checkpoint``, at most once.
 
     Returns:
         What went wrong, the same on all ranks, after a warning; or ``None``.
     """
     failure = None
-    checkpoint = checkpoint_content(trainer, weights_only)
     try:
-        trainer.strategy.save_checkpoint(checkpoint, path)
+        save()
     except StorageError as error:
         failure = error
+        trainer.strategy.barrier()  # where the other ranks wait for the one that writes
     failure = trainer.strategy.broadcast(failure)
     if failure is not None and trainer.is_global_zero:
         warn(f"step {trainer.global_step}: no checkpoint, the training goes on: {failure}")

@@ -9,12 +9,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 
 from datamodules import ImageDataModule
 from flows import console, load_flow
-from flows.errors import InputError
 from flows.files import atomic_write
 from flows.measures.bits_per_dim import Score, bits_per_dim
 from flows.measures.codecs import codec_bits_per_dim
@@ -22,8 +20,7 @@ from flows.measures.diagnostics import count_not_finite, count_parameters
 from flows.models.base import DensityModel
 from flows.pictures import grid, save_png, side_by_side
 from flows.runs.checkpoint import Weights, find_checkpoint, read_checkpoint
-from flows.runs.layout import FINAL_SAMPLES, METRICS_FILE, RESULTS, SAMPLES
-from flows.training.loggers import WandbLogger, log_checkpoint
+from flows.runs.layout import FINAL_SAMPLES, METRICS, METRICS_FILE, RESULTS, SAMPLES
 
 MAX_CODEC_IMAGES = 2000
 """The codecs are slow: of a larger test split this number of images, evenly spaced, stands for all."""
@@ -40,7 +37,6 @@ def conclude(
     """Score the best checkpoint on the test split, draw samples from it, and report.
 
     Raises:
-        InputError: something that was written has vanished.
         StorageError: something cannot be written.
     """
     checkpoint, device = find_checkpoint(run_dir), trainer.strategy.root_device
@@ -70,12 +66,17 @@ def conclude(
     tested = {key: value for key, value in results.items() if key.startswith("test/")}
     for logger in trainer.loggers:
         logger.log_metrics(tested, step=trainer.global_step)
-        log_checkpoint(logger, checkpoint, tested)
         logger.finalize("finished")
     with atomic_write(run_dir / RESULTS) as file:
         file.write(json.dumps(results, indent=2).encode())
     save_png(side_by_side(sheets), run_dir / SAMPLES / FINAL_SAMPLES)
-    _show_what_is_left(run_dir, checkpoint, trainer)
+    paths = {
+        "checkpoint": checkpoint,
+        "samples": run_dir / SAMPLES / FINAL_SAMPLES,
+        "results": run_dir / RESULTS,
+        "log": run_dir / METRICS / "version_0" / METRICS_FILE,
+    }
+    console.show_paths((name, path) for name, path in paths.items() if path.exists())
 
 
 def _score(checkpoint: Path, data: ImageDataModule, device: torch.device) -> tuple[dict[str, Any], Rows]:
@@ -118,20 +119,3 @@ def _sheets_of_samples(flow: DensityModel) -> dict[str, Tensor]:
         images, finite = flow.decode_finite(latents)
         sheets[f"temperature {temperature:g}"] = grid(images, 8, finite)
     return sheets
-
-
-def _show_what_is_left(run_dir: Path, checkpoint: Path, trainer: pl.Trainer) -> None:
-    logs = [Path(logger.log_dir) / METRICS_FILE for logger in trainer.loggers if isinstance(logger, CSVLogger)]
-    paths = [
-        ("checkpoint", checkpoint),
-        ("samples", run_dir / SAMPLES / FINAL_SAMPLES),
-        ("results", run_dir / RESULTS),
-        *(("log", path) for path in logs),
-    ]
-    console.show_paths(paths)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            console.say(f"Weights & Biases: {logger.whereabouts}")
-    missing = [str(path) for _, path in paths if not path.exists()]
-    if missing:
-        raise InputError(f"the run finished, but {', '.join(missing)} vanished meanwhile")

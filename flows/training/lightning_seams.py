@@ -6,22 +6,11 @@ fails by its name (tests/test_lightning_seams.py).
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
-from torch import Tensor
-
-from flows.errors import StorageError
-
-
-def checkpoint_content(trainer: pl.Trainer, weights_only: bool) -> dict[str, Any]:
-    """What ``trainer.save_checkpoint`` writes, without its barrier, at which ranks wait for one that has failed."""
-    content: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only)
-    return content
+from pytorch_lightning.callbacks import WeightAveraging
 
 
 def leave_signals_alone(trainer: pl.Trainer) -> None:
@@ -77,32 +66,3 @@ def average_swapped_in(callback: WeightAveraging, module: pl.LightningModule) ->
         yield
     finally:
         callback._swap_models(module)
-
-
-class HonestModelCheckpoint(ModelCheckpoint):
-    """Lightning's, but it records a checkpoint only after a successful write; subclasses say how to write."""
-
-    _TRACKED_FIELDS = ("best_model_path", "best_model_score", "current_score", "kth_best_model_path", "kth_value")
-
-    @abstractmethod
-    def write(self, trainer: pl.Trainer, path: str) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            StorageError: it could not be written; the previous best stays the best.
-        """
-
-    def _update_best_and_save(
-        self, current: Tensor, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]
-    ) -> None:
-        before = {name: getattr(self, name) for name in self._TRACKED_FIELDS}
-        before |= {"best_k_models": dict(self.best_k_models)}
-        try:
-            super()._update_best_and_save(current, trainer, monitor_candidates)
-        except StorageError:
-            vars(self).update(before)
-
-    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        self.write(trainer, filepath)
-        self._last_global_step_saved = trainer.global_step
-        self._last_checkpoint_saved = filepath

@@ -10,8 +10,8 @@ from flows.training.callbacks.nan_guard import StopOnNonFinite
 from flows.training.callbacks.peak_memory import PeakMemory
 from flows.training.callbacks.pictures import SamplePictures
 from flows.training.callbacks.progress import ProgressBar
-from flows.training.callbacks.random_states import RandomStates
 from flows.training.callbacks.rollback import Rollback
+from flows.training.callbacks.step_seeds import StepSeeds
 from flows.training.callbacks.throughput import Throughput
 
 __all__ = [
@@ -23,9 +23,9 @@ __all__ = [
     "LatentMonitor",
     "PeakMemory",
     "ProgressBar",
-    "RandomStates",
     "Rollback",
     "SamplePictures",
+    "StepSeeds",
     "StopOnNonFinite",
     "Throughput",
 ]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from flows.training.checkpoint_io import try_to_save
-from flows.training.lightning_seams import HonestModelCheckpoint
 
 
-class BestCheckpoint(HonestModelCheckpoint):
+class BestCheckpoint(ModelCheckpoint):
     """Lightning's, but it records only what was written, and finds its checkpoint after the run folder has moved.
 
     When the disk fails, the previous best stays the best. When the run's folder has been moved or copied, its best
@@ -31,7 +32,7 @@ class BestCheckpoint(HonestModelCheckpoint):
             }
         super().load_state_dict(state_dict)
 
-    def write(self, trainer: pl.Trainer, path: str) -> None:
-        failure = try_to_save(trainer, path, self.save_weights_only)
-        if failure is not None:
-            raise failure
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        before = self.state_dict() | {"best_k_models": dict(self.best_k_models)}
+        if try_to_save(trainer, partial(super().on_validation_end, trainer, pl_module)) is not None:
+            vars(self).update(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class LastCheckpoint(Checkpoint):
             raise InputError("callbacks.last: every_n_epochs and every_n_train_steps must be at least 1")
         if keep_last < 0:
             raise InputError(f"keep_last must be at least 0, not {keep_last}")
-        self.path = Path(dirpath) / LAST
+        self.dirpath, self.path = dirpath, Path(dirpath) / LAST
         self.every_n_epochs, self.every_n_train_steps, self.keep_last = every_n_epochs, every_n_train_steps, keep_last
         self.failure: StorageError | None = None
         self._saved_step = 0
@@ -104,7 +105,7 @@ class LastCheckpoint(Checkpoint):
         if not self.path.exists() or self.path.stat().st_mtime_ns < resumed.stat().st_mtime_ns:
             self._keep_predecessors()
             try:
-                _link_or_copy(resumed, self.path)
+                _copy(resumed, self.path)
             except OSError as error:
                 warn(f"{self.path} stays older than {resumed}: {error.strerror or error}")
 
@@ -124,7 +125,7 @@ class LastCheckpoint(Checkpoint):
             logger.save()  # who resumes from here should find the rows that led here
         if trainer.is_global_zero:
             self._keep_predecessors()
-        self.failure = try_to_save(trainer, self.path)
+        self.failure = try_to_save(trainer, partial(trainer.save_checkpoint, self.path))
 
     def _keep_predecessors(self) -> None:
         """Keep what is about to be replaced, and no more than :attr:`keep_last` of those that were."""
@@ -133,7 +134,7 @@ class LastCheckpoint(Checkpoint):
         try:
             if self.path.exists():
                 step = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-                _link_or_copy(self.path, self.path.with_name(predecessor(step)))
+                _copy(self.path, self.path.with_name(predecessor(step)))
             older = sorted(self.path.parent.glob(PREDECESSORS), key=lambda path: path.stat().st_mtime_ns)
             for path in older[: -self.keep_last]:
                 path.unlink()
@@ -151,16 +152,7 @@ def _require_same_step(trainer: pl.Trainer) -> None:
         )
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy of it: files of checkpoints are replaced, never written to."""
-    part = target.with_name(f".{target.name}.part")
-    part.unlink(missing_ok=True)
-    try:
-        os.link(source, part)
-        os.replace(part, target)
-    except OSError:  # a file system without hard links
-        with open(source, "rb") as reading, atomic_write(target) as writing:
-            shutil.copyfileobj(reading, writing)
-        shutil.copystat(source, target)  # by its time it is known which checkpoint is the newest
-    finally:
-        part.unlink(missing_ok=True)  # to rename one name of a file to another of its names does nothing
+def _copy(source: Path, target: Path) -> None:
+    with open(source, "rb") as reading, atomic_write(target) as writing:
+        shutil.copyfileobj(reading, writing)
+    shutil.copystat(source, target)  # by its time it is known which checkpoint is the newest

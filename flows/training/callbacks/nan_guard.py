@@ -7,14 +7,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.optim import Optimizer
 
 from flows.errors import InputError, NonFiniteError
 from flows.measures.diagnostics import first_non_finite, gradient_norm
 from flows.runs.checkpoint import newest_good
-from flows.training.callbacks.last_checkpoint import LastCheckpoint
 from flows.training.module import FlowModule
 
 
@@ -64,10 +62,8 @@ class StopOnNonFinite(pl.Callback):
 
     @staticmethod
     def _message(trainer: pl.Trainer, what: str, where: str) -> str:
-        callbacks = trainer.checkpoint_callbacks
-        folders = [Path(c.dirpath) for c in callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
-        folders += [c.path.parent for c in callbacks if isinstance(c, LastCheckpoint)]
-        saved = newest_good(folders[0], trainer.global_step) if folders else None
+        folders = filter(None, (getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks))
+        saved = next((newest_good(Path(folder), trainer.global_step) for folder in folders), None)
         remedy = f"the last good checkpoint is {saved}" if saved else "there is no good checkpoint yet"
         return (
             f"training stopped at step {trainer.global_step} (epoch {trainer.current_epoch}): {what}; first seen in "

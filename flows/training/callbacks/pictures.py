@@ -8,15 +8,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from flows.console import warn
 from flows.errors import InputError, StorageError
 from flows.models.base import DensityModel
-from flows.pictures import grid, save_png
+from flows.pictures import grid, save_png, to_array
 from flows.randomness import Stream, generator_for
 from flows.runs.layout import picture
-from flows.training.loggers import log_images
+from flows.training.loggers import WandbLogger
 from flows.training.module import FlowModule
 
 
@@ -69,7 +70,11 @@ class SamplePictures(pl.Callback):
         rows = zip(self.temperatures, images.split(self.num_columns), finite.split(self.num_columns), strict=True)
         captioned = {f"temperature {t:g}": grid(row, self.num_columns, is_finite) for t, row, is_finite in rows}
         for logger in trainer.loggers:
-            log_images(logger, "samples", captioned, step)
+            if isinstance(logger, TensorBoardLogger):
+                for caption, row in captioned.items():
+                    logger.experiment.add_image(f"samples/{caption}", row, step)
+            elif isinstance(logger, WandbLogger):
+                logger.log_image("samples", [*map(to_array, captioned.values())], step, caption=[*captioned])
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_validations": self._num_validations}

@@ -15,9 +15,10 @@ import numpy as np
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from flows.console import warn
+from flows.console import say, warn
 from flows.errors import InputError, first_line
 from flows.processes import signals
+from flows.runs.layout import BEST, CHECKPOINTS
 
 if TYPE_CHECKING:
     import wandb
@@ -48,7 +49,7 @@ class WandbLogger(Logger):
         tags: to find runs by.
         job_type: distinguishes kinds of runs in a group.
         id: of the run. A run with the same id is continued.
-        log_model: keep the best checkpoint as an artifact.
+        log_model: keep the best checkpoint as an artifact with the alias ``best``, once, when the run has finished.
         init_timeout: seconds after which an online run that has not started becomes an offline one.
         finish_timeout: seconds after which the end of a run no longer waits for its upload.
     """
@@ -175,28 +176,12 @@ class WandbLogger(Logger):
         self._log(metrics, step)
 
     @rank_zero_only
-    def log_images(self, name: str, images: Mapping[str, np.ndarray], step: int) -> None:
-        """Show images, each under its caption."""
+    def log_image(self, key: str, images: list[np.ndarray], step: int, caption: list[str]) -> None:
+        """Show images, each under its caption, as Lightning's own logger for W&B does."""
         import wandb
 
-        self._log({name: [wandb.Image(image, caption=caption) for caption, image in images.items()]}, step)
-
-    @rank_zero_only
-    def log_histogram(self, name: str, histogram: tuple[np.ndarray, np.ndarray], step: int) -> None:
-        """Show a histogram as numpy makes it: counts, and the edges of the bins."""
-        import wandb
-
-        self._log({name: wandb.Histogram(np_histogram=histogram)}, step)
-
-    @rank_zero_only
-    def log_checkpoint(self, path: Path, metadata: Mapping[str, float]) -> None:
-        """Keep a checkpoint as an artifact with the alias ``best``, if ``log_model`` asks for it."""
-        import wandb
-
-        if self._log_checkpoint and not self._has_failed:
-            artifact = wandb.Artifact(f"checkpoint-{self.run.id}", type="model", metadata=dict(metadata))
-            artifact.add_file(str(path), policy="immutable")  # not copied to the user's cache first
-            self._attempt(lambda: self.run.log_artifact(artifact, aliases=["best"]))
+        pairs = zip(images, caption, strict=True)
+        self._log({key: [wandb.Image(image, caption=text) for image, text in pairs]}, step)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -206,9 +191,18 @@ class WandbLogger(Logger):
             self._attempt(lambda: self._finish(status))
             if self._has_failed:
                 self._drop_client()  # it would end the program with a traceback
+            if status == "finished":
+                say(f"Weights & Biases: {self.whereabouts}")
 
     def _finish(self, status: str) -> None:
+        import wandb
+
         exit_code = 0 if status == "finished" else 1
+        best = self._folder / CHECKPOINTS / BEST
+        if self._log_checkpoint and status == "finished" and best.exists():
+            artifact = wandb.Artifact(f"checkpoint-{self.run.id}", type="model")
+            artifact.add_file(str(best), policy="immutable")  # not copied to the user's cache first
+            self.run.log_artifact(artifact, aliases=["best"])
         if isinstance(sys.exception(), signals.Interrupted):
             exit_code = signals.EXIT_CODE
             self.run.mark_preempting()
@@ -227,6 +221,4 @@ class WandbLogger(Logger):
     @property
     def whereabouts(self) -> str:
         """Where the run can be seen, or what uploads it so that it can be."""
-        if self._run is None:
-            return "nothing of this run was kept"
-        return self._run.url or "" if self._mode == "online" and not self._has_failed else self.sync_command
+        return self.run.url or "" if self._mode == "online" and not self._has_failed else self.sync_command
