@@ -19,11 +19,11 @@ from flows.config.overrides import SINGLE
 from flows.processes import signals
 
 CONF = ROOT / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
 OPTIONS = [
     (group, str(path.relative_to(CONF / group).with_suffix("")))
     for group in GROUPS
-    for path in sorted((CONF / group).rglob("[!_]*.yaml"))
+    for path in sorted((CONF / group).rglob("*.yaml"))
 ]
 
 schema.register()

@@ -18,7 +18,7 @@ from flows.config.checking import check
 from flows.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA_SETS = sorted(path.stem for path in (ROOT / "conf" / "data").glob("[!_]*.yaml"))
+DATA_SETS = sorted(path.stem for path in (ROOT / "conf" / "data").glob("*.yaml"))
 AUGMENTATIONS = sorted(path.stem for path in (ROOT / "conf" / "augment").glob("*.yaml"))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -169,14 +168,12 @@ def _choices(override: Override) -> list[str]:
 
 
 def _glob_matches(glob: Glob, name: str) -> bool:
-    included = any(_path_matches(name, pattern) for pattern in glob.include)
-    return included and not any(_path_matches(name, pattern) for pattern in glob.exclude)
-
-
-def _path_matches(name: str, pattern: str) -> bool:
     """Folder by folder, as a shell does: ``*`` is no folder's separator."""
-    parts, patterns = name.split("/"), pattern.split("/")
-    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+    def matches_any(patterns: list[str]) -> bool:
+        return any(PurePosixPath("/", name).match(f"/{pattern}") for pattern in patterns)
+
+    return matches_any(glob.include) and not matches_any(glob.exclude)
 
 
 def _explain(error: Exception, config_name: str, overrides: list[Override]) -> str:
@@ -242,8 +239,8 @@ def _groups(parent: str = "") -> Iterator[str]:
 
 
 def _options(group: str) -> list[str]:
-    """Options of a group, also those in folders below it (``laptop/table2``); a leading ``_`` marks parts of others."""
+    """Options of a group, also those in folders below it (``laptop/table2``)."""
     loader = GlobalHydra.instance().config_loader()
     options = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
     nested = [f"{child}/{name}" for child in loader.list_groups(group) for name in _options(f"{group}/{child}")]
-    return [*(name for name in options if not name.startswith("_")), *nested]
+    return [*options, *nested]
