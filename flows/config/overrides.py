@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from flows.config.hydra_seams import read_command_line
 
 SINGLE = "hydra.mode=RUN"
 """The override that distinguishes one trial of a search from the search."""
@@ -28,7 +25,5 @@ def as_single_run(overrides: Sequence[str], hydra_overrides: Sequence[str]) -> l
         overrides: those of the run.
         hydra_overrides: those of Hydra's own settings that this program was given; what concerns the run is kept.
     """
-    given = read_command_line(sys.argv[1:])
-    flags = [word for word in sys.argv[1:] if word not in given.overrides and word not in ("-m", "--multirun")]
     kept = [line for line in hydra_overrides if not line.lstrip("+~").startswith(OF_THE_SWEEP)]
-    return [*flags, *kept, SINGLE, *overrides]
+    return [*kept, SINGLE, *overrides]

@@ -14,8 +14,8 @@ import torch
 
 from flows.errors import InputError
 from flows.processes.ranks import LAUNCHED_BY
-from flows.sweeps.job_process import explain_end, open_output, program
-from flows.sweeps.launcher import Job, SweepLauncher, num_processes
+from flows.sweeps.job import Job, explain_end, open_output
+from flows.sweeps.launcher import JobLauncher, note_start, num_processes
 
 POLL_S = 0.2
 
@@ -72,7 +72,7 @@ class _Running:
             os.killpg(self.process.pid, number)
 
 
-class LocalPool(SweepLauncher):
+class LocalPool(JobLauncher):
     """Runs the program itself for every job, so that whatever a single run may do, a job may: DDP too.
 
     Args:
@@ -81,16 +81,13 @@ class LocalPool(SweepLauncher):
     """
 
     def __init__(self, n_jobs: int | None, grace_s: float) -> None:
+        if n_jobs is not None and n_jobs < 1:
+            raise InputError(f"hydra.launcher.n_jobs must be at least 1, not {n_jobs}")
         self.n_jobs, self.grace_s = n_jobs, grace_s
-
-    def check_settings(self) -> None:
-        if self.n_jobs is not None and self.n_jobs < 1:
-            raise InputError(f"hydra.launcher.n_jobs must be at least 1, not {self.n_jobs}")
 
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, str], None, None]:
         if not jobs:
             return
-        self.wait_for_former_attempts(jobs)
         waiting, running = list(jobs), list[_Running]()
         free = self._slots(jobs)
         try:
@@ -117,12 +114,11 @@ class LocalPool(SweepLauncher):
         return divide_machine(min(at_a_time, len(jobs)), cores, gpus, wanted)
 
     def _start(self, job: Job, slot: Slot) -> _Running:
-        self.note_start(job)
+        note_start(job)
         num_threads = len(slot.cores) // num_processes(job.config.trainer, len(slot.gpus))
-        command = program(job.in_its_folder(), list(self.config.hydra.overrides.hydra))
         with open_output(job.folder) as output:
             process = subprocess.Popen(
-                command,
+                job.command(),
                 env=environment(slot, num_threads, os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
