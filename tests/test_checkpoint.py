@@ -13,8 +13,7 @@ from programs import ROOT
 import flows
 import flows.layers
 from flows import InputError, StorageError, load_flow
-from flows.cli import schema
-from flows.cli.command_line import check_command_line
+from flows.cli.command_line import check_command_line, register_schemas
 from flows.config.building import build, build_trusted
 from flows.files import atomic_write
 from flows.runs.checkpoint import FORMAT, find_checkpoint, newest_good, newest_whole, read_checkpoint
@@ -22,7 +21,7 @@ from flows.runs.claim import require_unclaimed, require_writable, run_name, writ
 from flows.runs.resume import checkpoint_to_resume, replay_when_resuming, require_same_model
 from flows.training.checkpoint_io import AtomicCheckpointIO
 
-schema.register()
+register_schemas(ROOT / "conf")
 
 MODEL = {
     "_target_": "flows.Flow",

@@ -10,11 +10,9 @@ from hydra import initialize_config_dir
 from programs import ROOT
 
 from flows import Flow, InputError
-from flows.cli import schema
-from flows.cli.command_line import check_command_line, compose_resolved
+from flows.cli.command_line import check_command_line, compose_resolved, register_schemas
 from flows.cli.entry import EXIT_CODES
-from flows.config.building import build
-from flows.config.checking import check
+from flows.config.building import build, check
 from flows.config.overrides import SINGLE
 from flows.processes import signals
 
@@ -26,7 +24,7 @@ OPTIONS = [
     for path in sorted((CONF / group).rglob("*.yaml"))
 ]
 
-schema.register()
+register_schemas(CONF)
 
 
 def check_train(*arguments):

@@ -12,9 +12,8 @@ from PIL import Image
 from small_sources import picture, random_images, write_files
 
 from datamodules import Augmentation, ImageDataModule
-from flows.cli import schema
-from flows.config.building import build, build_trusted
-from flows.config.checking import check
+from flows.cli.command_line import register_schemas
+from flows.config.building import build, build_trusted, check
 from flows.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +22,7 @@ AUGMENTATIONS = sorted(path.stem for path in (ROOT / "conf" / "augment").glob("*
 
 
 def composed(root, *overrides):
-    schema.register()
+    register_schemas(ROOT / "conf")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose(root, list(overrides), return_hydra_config=False)
     own = OmegaConf.masked_copy(config, ["data", "augment", "seed"])

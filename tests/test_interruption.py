@@ -59,8 +59,8 @@ def test_interrupted_runs_end_with_the_same_weights(undisturbed, tmp_path):  # n
 def test_only_programs_that_can_go_on_say_how(is_resumable, remedy, tmp_path):
     program = f"""
 import os
-from flows.processes import startup
-startup.begin({is_resumable})
+from flows.processes import signals
+signals.install({is_resumable})
 os.kill(os.getpid(), {int(signal.SIGTERM)})
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600)

@@ -16,7 +16,7 @@ from PIL import Image
 from programs import ROOT, TINY, error_line, run
 
 from flows import load_flow
-from flows.processes import startup
+from flows.cli import startup
 from flows.runs import layout
 
 
@@ -141,7 +141,7 @@ def unsafe(trained):
 
 
 def test_samples_that_overflow_are_hatched_and_named_and_the_others_written(unsafe):
-    done = run("sample.py", "checkpoint=unsafe.ckpt", "num_samples=25", "temperature=1", "output=some", cwd=unsafe)
+    done = run("sample.py", "checkpoint=unsafe.ckpt", "num_samples=25", "temperature=1", "output=some.png", cwd=unsafe)
     content = np.load(unsafe / "some.npz")
     images, finite, lost_in = (content[name] for name in ("images", "finite", "lost_in"))
     assert 0 < finite.sum() < 25

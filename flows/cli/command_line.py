@@ -4,31 +4,61 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import field, make_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flows.config.checking import check, did_you_mean, require_targets
+from flows.config.building import check, did_you_mean, require_targets
 from flows.config.hydra_seams import read_command_line
 from flows.config.matching import matches
 from flows.config.overrides import SINGLE
 from flows.errors import InputError, first_line
-from flows.runs.claim import require_writable
+from flows.runs.claim import require_writable, run_name
 
 MAX_CHOICES_CHECKED = 64
 """How many single choices of a sweep are composed beforehand; the rest are checked as they come up."""
 
 SEARCH = "hparams_search"
 """The group that chooses a search."""
+
+
+def register_schemas(config_dir: Path) -> None:
+    """Make known to Hydra what may stand at each program's root, from its YAML file; and ``${run_name:}``.
+
+    The groups that have an option are dictionaries: their contents are checked against the signatures of what they
+    build. Any other key has the type of its default; null stands for a text, and what must be given may be anything.
+    """
+    OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
+    for path in config_dir.glob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        groups = [entry for entry in content.pop("defaults", []) if isinstance(entry, dict)]
+        content.pop("hydra", None)
+        keys = {group: {} for entry in groups for group, option in entry.items() if option and " " not in group}
+        fields = [
+            (key, dict[str, Any], field(default_factory=dict))
+            if isinstance(default, dict)
+            else (key, _type_of(default), field(default=MISSING))
+            for key, default in (keys | content).items()
+        ]
+        ConfigStore.instance().store(name=f"{path.stem}_schema", node=make_dataclass("Root", fields))
+
+
+def _type_of(default: Any) -> Any:
+    if default is None:
+        return str | None
+    return Any if default == MISSING else type(default)
 
 
 def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, is_replayed: bool = False) -> None:

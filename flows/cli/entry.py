@@ -17,8 +17,7 @@ from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig
 
-from flows.cli import schema
-from flows.cli.command_line import check_command_line, expand_globs
+from flows.cli.command_line import check_command_line, expand_globs, register_schemas
 from flows.errors import InputError, NonFiniteError, ProcessError, StorageError, SweepError, one_line
 from flows.runs.resume import replay_when_resuming
 
@@ -45,7 +44,7 @@ def run(task: str, config_name: str) -> None:
         config_name: the program's root configuration.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive here as they are, instead of as Hydra's summary of them
-    schema.register()
+    register_schemas(CONFIG_DIR)
     with _mendable_failures_in_one_line():
         given = sys.argv[1:]
         replayed = replay_when_resuming(given)

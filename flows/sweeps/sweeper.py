@@ -20,8 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows import console
-from flows.config.building import build
-from flows.config.checking import check
+from flows.config.building import build, check
 from flows.console import warn
 from flows.errors import InputError, StorageError, SweepError, first_line
 from flows.files import write_csv
