@@ -47,8 +47,8 @@ def test_every_data_set_is_built_with_its_own_augmentation_and_with_none(root, n
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.batch_size=many", "data.batch_size must be an integer, not 'many'"),
-        ("data.seed=x", "data.seed must be an integer"),
+        ("data.batch_size=many", "data.batch_size must be a valid integer, not 'many'"),
+        ("data.seed=x", "data.seed must be a valid integer"),
         ("+data.bath_size=3", r"data.bath_size: datamodules\.\w+ takes no 'bath_size'; did you mean 'batch_size'"),
     ],
 )

@@ -214,8 +214,8 @@ def test_other_loggers_need_no_account_and_no_network(tmp_path, logger):
     ("arguments", "words"),
     [
         (["mixing=emergin"], "did you mean 'emerging'"),
-        (["model.num_levels=many"], "must be an integer"),
-        (["data.batch_size=many"], "data.batch_size must be an integer"),
+        (["model.num_levels=many"], "must be a valid integer"),
+        (["data.batch_size=many"], "data.batch_size must be a valid integer"),
         (["+data.bath_size=3"], "did you mean 'batch_size'"),
         (["model.num_levels=6"], "cannot be halved 6 times"),
         (["mixing.kernel_size=4"], "kernel_size must be odd"),

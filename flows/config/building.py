@@ -14,12 +14,12 @@ import inspect
 import json
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from types import NoneType, UnionType
-from typing import Any, Literal
+from types import UnionType
+from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from flows.errors import InputError, NonFiniteError, StorageError, first_line, one_line
 
@@ -54,10 +54,8 @@ def _check_node(path: str, node: Config) -> None:
             continue
         if key not in parameters and not takes_any:
             raise InputError(f"{path}.{key}: {target} takes no '{key}'{did_you_mean(key, parameters)}")
-        hint = _plain(hints.get(key, Any))
-        if not _fits(value, hint):
-            wanted = _describe(hint)
-            raise InputError(f"{path}.{key} must be {wanted}, not {value!r}")
+        if complaint := _complaint(value, _plain(hints.get(key, Any))):
+            raise InputError(f"{path}.{key} must be {complaint}, not {value!r}")
 
 
 def require_targets(config: Any, known: Collection[str]) -> None:
@@ -73,8 +71,12 @@ def require_targets(config: Any, known: Collection[str]) -> None:
 
 def did_you_mean(word: str, candidates: Iterable[str], *, num: int = 3) -> str:
     """``; did you mean 'a' or 'b'?`` with the nearest candidates, or nothing if none is near."""
-    near = difflib.get_close_matches(word, list(dict.fromkeys(candidates)), n=num, cutoff=0.6)
-    return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    return suggestion(difflib.get_close_matches(word, list(dict.fromkeys(candidates)), n=num, cutoff=0.6))
+
+
+def suggestion(near: Sequence[str]) -> str:
+    """``; did you mean 'a' or 'b'?``, or nothing if there is nothing to suggest."""
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -181,37 +183,15 @@ def _plain(hint: Any) -> Any:
     return origin[tuple(map(_plain, arguments))] if origin in (list, tuple) else hint
 
 
-def _is_checkable(hint: Any) -> bool:
-    """Whether a type hint speaks of plain values only, so that a value from YAML can be held against it."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return True
-    if origin in (typing.Union, UnionType, list, tuple, Sequence):
-        return all(map(_is_checkable, arguments))
-    return hint in (int, float, bool, str, NoneType)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if not _is_checkable(hint):
-        return True
-    if isinstance(value, Mapping):  # a node that is built into an object first
-        return "_target_" in value
+def _complaint(value: Any, hint: Any) -> str:
+    """What a value of YAML should be by a type hint, in pydantic's words; empty if it is that, or if none can say."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        return ""  # a node that is built into an object first
     try:
         TypeAdapter(hint).validate_json(json.dumps(value), strict=True)  # which knows no tuples, as YAML does not
-    except ValidationError:
-        return False
-    return True
-
-
-def _describe(hint: Any) -> str:
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) is Literal:
-        return " or ".join(repr(choice) for choice in arguments)
-    if typing.get_origin(hint) in (typing.Union, UnionType):
-        return " or ".join(_describe(argument) for argument in arguments)
-    if typing.get_origin(hint) is tuple and Ellipsis not in arguments:
-        return f"a list of {len(arguments)}: {', '.join(map(_describe, arguments))}"
-    if arguments:
-        return f"a list of {_describe(arguments[0])}"
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
-    return names.get(hint, str(hint))
+    except PydanticSchemaGenerationError:
+        return ""
+    except ValidationError as error:
+        words = " or ".join(dict.fromkeys(one["msg"].removeprefix("Input should be ") for one in error.errors()))
+        return words.replace("Field required", "longer").replace("Tuple should have", "a list of")
+    return ""

@@ -5,11 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+
+from flows.errors import InputError
+
 SINGLE = "hydra.mode=RUN"
 """The override that distinguishes one trial of a search from the search."""
 
 OF_THE_SWEEP = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep")
 """Settings that belong to the sweep and not to its jobs."""
+
+
+def parse(lines: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra understands them.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(lines))
+    except OverrideParseException as error:
+        raise InputError(
+            f"cannot read the override {error.override!r}: it should be key=value; put the value in quotes of its own "
+            f"if it has special characters"
+        ) from error
 
 
 def quoted(path: Path) -> str:

@@ -76,14 +76,11 @@ class Search(JobSweeper):
             raise SweepError(f"no trial of the study {self.study_name} in {self.sweep_dir} gave a score, see the table")
 
     def _record(self, row: Row) -> None:
-        if row.score is None:
-            self.study.fail(row.job, row.error)
-        elif math.isfinite(row.score.validation):
-            self.study.complete(row.job, row.score.validation)
-        else:
-            error = f"its score is {row.score.validation}"
-            self.study.fail(row.job, error)
+        score, error = row.score.validation if row.score else None, row.error
+        if score is not None and not math.isfinite(score):
+            score, error = None, f"its score is {score}"
             warn(f"trial {row.job} counts as failed: {error}")
+        self.study.record(row.job, score, error)
 
     def all_rows(self) -> list[Row]:
         """The study's finished trials, whichever worker has run them, and this one's."""
@@ -102,17 +99,13 @@ class Search(JobSweeper):
 
     def _report(self, fixed: Sequence[str]) -> None:
         best = self.study.best()
-        counts = Counter(f"trials {STATES[trial.state.name]}" for trial in self.study.trials())
+        counts = Counter(f"trials {trial.state.name.lower()}" for trial in self.study.trials())
         rows = [] if best is None else [("best score", best.value), ("of trial", best.number), *best.params.items()]
         console.show_table(f"Study {self.study_name}", [*rows, *counts.items()])
         if best is not None:
             console.show_paths([("best run", Path(self.config.hydra.sweep.dir, str(best.number)))])
             command = ["python", Path(sys.argv[0]).name, *fixed, *_assignments(best), SINGLE]
             console.say(f"to train it again: {shlex.join(command)}")
-
-
-STATES = {"COMPLETE": "with a score", "FAIL": "failed", "RUNNING": "running or stopped", "WAITING": "waiting"}
-"""Optuna's words, in plain ones."""
 
 
 def _assignments(trial: FrozenTrial) -> list[str]:

@@ -153,8 +153,6 @@ class Slurm(JobLauncher):
         self.parameters = {name: value for name, value in given.items() if value is not None}
 
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, str], None, None]:
-        if not jobs:
-            return
         queued = _queued()
         if queued is None:
             raise InputError("squeue --me fails: SLURM is not up, or older than 20.11")

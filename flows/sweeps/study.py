@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
@@ -21,23 +21,6 @@ from flows.randomness import Stream, generator_for
 
 SETTINGS = "settings"
 """Attribute of a study: what it searches."""
-
-
-class _Journal(JournalFileBackend):
-    """Optuna's journal, where a worker that dies while it writes leaves neither its lock nor half a line.
-
-    Optuna's own locks are files, which a killed worker leaves behind; half a line would spoil the next.
-    """
-
-    def __init__(self, path: Path, lock: FileLock) -> None:
-        super().__init__(str(path), lock)  # type: ignore[arg-type] # it can be acquired and released
-        self.path, self.lock = path, lock
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        with self.lock:
-            with open(self.path, "rb+") as file:
-                file.truncate(file.read().rfind(b"\n") + 1)
-            super().append_logs(logs)
 
 
 class Study:
@@ -78,7 +61,10 @@ class Study:
         except OSError as error:
             raise StorageError(f"cannot write to {folder}: {error.strerror or error}") from error
         with held:
-            storage = JournalStorage(_Journal(folder / "study.journal", self.lock))
+            journal = JournalFileBackend(str(folder / "study.journal"), self.lock)  # type: ignore[arg-type] # has its methods
+            content = (folder / "study.journal").read_bytes()
+            os.truncate(folder / "study.journal", content.rfind(b"\n") + 1)  # half a line would spoil the next
+            storage = JournalStorage(journal)
             self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
             begun_with = self._study.user_attrs.get(SETTINGS)
             if begun_with is None:
@@ -102,14 +88,10 @@ class Study:
                 numbers.append(self._ask())
             return [trial for trial in self.trials() if trial.number in numbers]
 
-    def complete(self, number: int, score: float) -> None:
-        """Record the score of a trial."""
-        self._study.tell(number, score)
-
-    def fail(self, number: int, error: str) -> None:
-        """Record why a trial has no score."""
+    def record(self, number: int, score: float | None, error: str) -> None:
+        """Record the score of a trial, or why it has none."""
         self._study.set_user_attr(_reason(number), error)
-        self._study.tell(number, state=TrialState.FAIL)
+        self._study.tell(number, score, TrialState.COMPLETE if score is not None else TrialState.FAIL)
 
     def trials(self) -> list[FrozenTrial]:
         """All workers', by their numbers."""
@@ -138,7 +120,7 @@ class Study:
             return False
         is_proposed = trial.params.keys() == self.space.keys()
         if not is_proposed:
-            self.fail(trial.number, "its worker ended while proposing it")
+            self.record(trial.number, None, "its worker ended while proposing it")
         return is_proposed
 
     def _hold(self, number: int) -> bool:

@@ -127,6 +127,8 @@ class JobSweeper(ABC):
                 self._note(Row(job.index, job.title, job.folder, score, error, is_old=True))
             else:
                 missing.append(job)
+        if not missing:
+            return
         try:
             with closing(self.launcher.run(missing)) as ended:
                 for job, error in ended:
