@@ -106,7 +106,8 @@ def test_a_living_run_s_folder_is_refused_and_a_dead_one_s_is_resumed(undisturbe
     second = tmp_path / "second"
     second.mkdir()
     assert wait(fork([*SHORT, f"run_dir={tmp_path}/run", "resume=auto"], second)) == 2
-    assert output(second).startswith("error: ")
+    said, refused = output(second).splitlines()
+    assert said.endswith("waiting for its end") and refused.startswith("error: ")
     assert f"still going (process {living} on " in output(second)
     os.kill(living, signal.SIGKILL)
     wait(living)
