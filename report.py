@@ -1,10 +1,6 @@
 """A report on any set of runs, as Markdown and as one HTML page: ``python report.py runs=FOLDER``; ``--help``."""
 
 if __name__ == "__main__":
-    from flows.processes import startup
+    from flows.cli import startup
 
-    startup.begin()  # before the seconds that imports take
-
-    from flows.cli import entry
-
-    entry.run("flows.programs.report.report", "report")
+    startup.run("flows.programs.report.report", "report")

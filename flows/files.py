@@ -1,13 +1,14 @@
-"""Files that are whole or not there, and locks on them."""
+"""Files that are whole or not there."""
 
 from __future__ import annotations
 
-import fcntl
+import csv
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from flows.errors import StorageError
 
@@ -39,44 +40,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             beside.unlink()
 
 
-class LockedError(Exception):
-    """Another process holds a lock; ``owner`` is what it says of itself."""
-
-    def __init__(self, owner: str) -> None:
-        super().__init__(owner)
-        self.owner = owner
-
-
-@contextmanager
-def exclusive_lock(path: str | os.PathLike[str], owner: str | None = None) -> Iterator[None]:
-    """Hold a file's lock, without waiting for it; the file stays when the lock ends.
-
-    The lock is the operating system's and ends with the process, however that ends. It is a POSIX lock, not flock's:
-    processes that load data inherit the latter, and would hold it for some seconds after their parent was killed.
-
-    Args:
-        path: of the file, which is made with its folder.
-        owner: what is written into it for others to read; ``None`` leaves what is there.
-
-    Raises:
-        LockedError: another process holds the lock.
-        StorageError: the file cannot be made or locked.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")  # noqa: SIM115 closed below
-    except OSError as error:
-        raise StorageError(f"cannot write to {path.parent}: {error.strerror or error}") from error
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
-            raise LockedError(file.read().strip() or "another process") from error
-        except OSError as error:
-            raise StorageError(f"cannot lock {path.parent}: {error.strerror or error}") from error
-        if owner is not None:
-            file.truncate(0)
-            print(owner, file=file, flush=True)
-        yield
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table, its heads among the rows; like :func:`atomic_write`."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())

@@ -13,16 +13,15 @@ from programs import ROOT
 import flows
 import flows.layers
 from flows import InputError, StorageError, load_flow
-from flows.cli import schema
-from flows.cli.command_line import check_command_line
+from flows.cli.command_line import check_command_line, register_schemas
 from flows.config.building import build, build_trusted
 from flows.files import atomic_write
 from flows.runs.checkpoint import FORMAT, find_checkpoint, newest_good, newest_whole, read_checkpoint
-from flows.runs.claim import claim_run_folder, release_if_unclaimed, require_writable, run_name
+from flows.runs.claim import require_unclaimed, require_writable, run_name, write_config
 from flows.runs.resume import checkpoint_to_resume, replay_when_resuming, require_same_model
 from flows.training.checkpoint_io import AtomicCheckpointIO
 
-schema.register()
+register_schemas(ROOT / "conf")
 
 MODEL = {
     "_target_": "flows.Flow",
@@ -323,13 +322,10 @@ def test_checkpoints_are_found_by_file_folder_and_name(tmp_path, monkeypatch):
 
 
 def test_a_run_folder_is_claimed_once(tmp_path):
-    claim_run_folder(tmp_path / "run", {"seed": 0}, [])
-    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    require_unclaimed(tmp_path / "run")
+    write_config(tmp_path / "run", {"seed": 0}, [])
     with pytest.raises(InputError, match="holds a run already"):
-        claim_run_folder(tmp_path / "run", {"seed": 1}, [])
-    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
-    release_if_unclaimed(tmp_path / "run")
-    assert (tmp_path / "run" / "config.yaml").exists()
+        require_unclaimed(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -357,15 +353,6 @@ def test_a_place_where_no_folder_can_be_is_refused_before_any_work(tmp_path):
     require_writable(tmp_path / "new" / "run")
     with pytest.raises(StorageError, match="is not a folder"):
         check_command_line(ROOT / "conf", "train", [f"run_dir={tmp_path}/file/run"])
-
-
-def test_only_empty_unclaimed_folders_are_removed(tmp_path):
-    for name in ("empty", "full"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "full" / "notes.txt").touch()
-    release_if_unclaimed(tmp_path / "empty")
-    release_if_unclaimed(tmp_path / "full")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["full"]
 
 
 @pytest.mark.parametrize(

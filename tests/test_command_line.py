@@ -10,23 +10,21 @@ from hydra import initialize_config_dir
 from programs import ROOT
 
 from flows import Flow, InputError
-from flows.cli import schema
-from flows.cli.command_line import check_command_line, compose_resolved
+from flows.cli.command_line import check_command_line, compose_resolved, register_schemas
 from flows.cli.entry import EXIT_CODES
-from flows.config.building import build
-from flows.config.checking import check
+from flows.config.building import build, check
 from flows.config.overrides import SINGLE
 from flows.processes import signals
 
 CONF = ROOT / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
 OPTIONS = [
     (group, str(path.relative_to(CONF / group).with_suffix("")))
     for group in GROUPS
-    for path in sorted((CONF / group).rglob("[!_]*.yaml"))
+    for path in sorted((CONF / group).rglob("*.yaml"))
 ]
 
-schema.register()
+register_schemas(CONF)
 
 
 def check_train(*arguments):
@@ -92,16 +90,16 @@ def test_good_command_lines_pass(arguments):
         (["lr=1"], ["'lr'", "'optimizer.lr'"]),
         (["sede=1"], ["'sede'", "'seed'"]),
         (["seed=abc"], ["seed", "abc"]),
-        (["model.num_levels=three"], ["model.num_levels must be an integer", "'three'"]),
-        (["model.num_levels=2.5"], ["model.num_levels must be an integer", "2.5"]),
-        (["optimizer.lr=fast"], ["optimizer.lr must be a number", "'fast'"]),
-        (["network.edge_bias=1"], ["network.edge_bias must be true or false"]),
-        (["mixing=conv1x1", "mixing.parametrization=lu"], ["mixing.parametrization must be 'plain' or 'plu' or 'qr'"]),
+        (["model.num_levels=three"], ["model.num_levels must be a valid integer", "'three'"]),
+        (["model.num_levels=2.5"], ["model.num_levels must be a valid integer", "2.5"]),
+        (["optimizer.lr=fast"], ["optimizer.lr must be a valid number", "'fast'"]),
+        (["network.edge_bias=1"], ["network.edge_bias must be a valid boolean"]),
+        (["mixing=conv1x1", "mixing.parametrization=lu"], ["mixing.parametrization must be 'plain', 'plu' or 'qr'"]),
         (["+mixing.kernl_size=3"], ["kernl_size", "did you mean 'kernel_size'"]),
         (["+trainer.max_epoch=3"], ["max_epoch", "did you mean 'max_epochs'"]),
         (["experiment=smok"], ["there is no experiment=smok", "did you mean 'smoke'"]),
         (["-m", "mixing=conv1x1,emergin"], ["there is no mixing=emergin"]),
-        (["-m", "model.num_steps=2,many"], ["model.num_steps must be an integer", "'many'"]),
+        (["-m", "model.num_steps=2,many"], ["model.num_steps must be a valid integer", "'many'"]),
         (["-m", "experiment=glob(nothing*)"], ["matches no option"]),
         (["mixing=conv1x1,emerging"], ["add -m"]),
         (["logger=null"], ["'logger=null' names no option; some are csv, tensorboard, wandb"]),

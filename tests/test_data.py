@@ -15,7 +15,7 @@ from flows import InputError
 from flows.measures.bits_per_dim import Score
 from flows.measures.codecs import codec_bits_per_dim
 from flows.pictures import find_pictures, grid, read_picture, save_png
-from flows.programs.images import batches
+from flows.programs.inputs import batches
 
 
 @pytest.fixture(scope="module", params=["photos", "hubble"])

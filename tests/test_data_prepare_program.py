@@ -12,18 +12,17 @@ from PIL import Image
 from small_sources import picture, random_images, write_files
 
 from datamodules import Augmentation, ImageDataModule
-from flows.cli import schema
-from flows.config.building import build, build_trusted
-from flows.config.checking import check
+from flows.cli.command_line import register_schemas
+from flows.config.building import build, build_trusted, check
 from flows.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA_SETS = sorted(path.stem for path in (ROOT / "conf" / "data").glob("[!_]*.yaml"))
+DATA_SETS = sorted(path.stem for path in (ROOT / "conf" / "data").glob("*.yaml"))
 AUGMENTATIONS = sorted(path.stem for path in (ROOT / "conf" / "augment").glob("*.yaml"))
 
 
 def composed(root, *overrides):
-    schema.register()
+    register_schemas(ROOT / "conf")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose(root, list(overrides), return_hydra_config=False)
     own = OmegaConf.masked_copy(config, ["data", "augment", "seed"])
@@ -48,8 +47,8 @@ def test_every_data_set_is_built_with_its_own_augmentation_and_with_none(root, n
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.batch_size=many", "data.batch_size must be an integer, not 'many'"),
-        ("data.seed=x", "data.seed must be an integer"),
+        ("data.batch_size=many", "data.batch_size must be a valid integer, not 'many'"),
+        ("data.seed=x", "data.seed must be a valid integer"),
         ("+data.bath_size=3", r"data.bath_size: datamodules\.\w+ takes no 'bath_size'; did you mean 'batch_size'"),
     ],
 )

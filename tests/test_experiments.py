@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 from small_sources import cifar_files, expect_small_releases, galaxy_tree, oord_archives, random_images, write_files
 from test_command_line import CONF, OPTIONS, check_train, compose
 
-from flows.cli.command_line import expand_globs
+from flows.cli.command_line import check_command_line
 from flows.config.building import build
 from flows.errors import InputError
 from flows.training.module import FlowModule
@@ -77,14 +77,13 @@ def test_the_header_says_what_the_paper_found(experiment):
 def test_a_whole_table_is_one_sweep():
     sweep = ["-m", "experiment=glob(table4/cifar10_*)", "seed=1,2,3"]
     rows = ",".join(f"table4/cifar10_{mixing}_d{steps}" for mixing in ("conv1x1", "emerging") for steps in (4, 8))
-    assert expand_globs(CONF, sweep) == ["-m", f"experiment={rows}", "seed=1,2,3"]
-    check_train(*expand_globs(CONF, sweep))
+    assert check_command_line(CONF, "train", sweep) == ["-m", f"experiment={rows}", "seed=1,2,3"]
 
 
 def test_a_glob_stays_in_its_folder_and_must_match():
-    assert expand_globs(CONF, ["-m", "experiment=glob(smo*)"]) == ["-m", "experiment=smoke"]
+    assert check_command_line(CONF, "train", ["-m", "experiment=glob(smo*)"]) == ["-m", "experiment=smoke"]
     with pytest.raises(InputError, match="matches no option"):
-        expand_globs(CONF, ["-m", "experiment=glob(table9/*)"])
+        check_train("-m", "experiment=glob(table9/*)")
 
 
 def test_the_recipe_chooses_how_a_score_is_selected():

@@ -16,19 +16,18 @@ import numpy as np
 import optuna
 import pytest
 from cluster import wait_until
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from programs import TINY, run
+from programs import ROOT, TINY, run
 
 from flows.errors import InputError, SweepError
-from flows.sweeps.in_process import InProcess
-from flows.sweeps.space import dimension_of
+from flows.sweeps.launcher import InProcess
+from flows.sweeps.study import dimension_of
 
-CONFIG = """
+CONFIG = f"""
 defaults:
   - override hydra/sweeper: optuna
   - override hydra/job_logging: disabled
@@ -39,7 +38,8 @@ run_dir: null
 resume: null
 hydra:
   output_subdir: null
-  sweep: {dir: study, subdir: '${hydra.job.num}'}
+  searchpath: [{ROOT}/conf]
+  sweep: {{dir: study}}
 """
 
 X = "x=tag(log,interval(1e-3,10))"
@@ -56,7 +56,7 @@ def search(tmp_path, monkeypatch):
     def start(task, trials, *arguments):
         def job(cfg):
             scores = {"val/bits_per_dim": task(cfg), "test/bits_per_dim": 0.0}
-            Path(HydraConfig.get().runtime.output_dir, "results.json").write_text(json.dumps(scores))
+            Path(cfg.run_dir, "results.json").write_text(json.dumps(scores))
 
         monkeypatch.setattr(sys, "argv", ["train.py", "-m", f"hydra.sweeper.n_trials={trials}", *arguments])
         hydra.main(version_base="1.3", config_path=str(tmp_path / "conf"), config_name="root")(job)()
@@ -151,13 +151,13 @@ def test_a_finished_study_is_only_reported_and_a_longer_one_continued(search):
 
 
 def test_batches_go_to_the_launcher_together(search, monkeypatch):
-    sizes, launch = [], InProcess.launch
+    sizes, run_jobs = [], InProcess.run
 
-    def counting(self, job_overrides, initial_job_idx):
-        sizes.append((initial_job_idx, len(job_overrides)))
-        return launch(self, job_overrides, initial_job_idx)
+    def counting(self, jobs):
+        sizes.append((jobs[0].index, len(jobs)))
+        return run_jobs(self, jobs)
 
-    monkeypatch.setattr(InProcess, "launch", counting)
+    monkeypatch.setattr(InProcess, "run", counting)
     search(distance, 7, X, "hydra.sweeper.n_jobs=3")
     assert sizes == [(0, 3), (3, 3), (6, 1)]
 
@@ -275,7 +275,7 @@ def test_what_cannot_be_searched_is_named(line):
 
 
 def test_params_of_the_configuration_are_searched_and_the_command_line_goes_before(search):
-    search(distance, 2, "+hydra.sweeper.params={x: 'interval(1,2)', kind: 'choice(a,b)'}", "kind=c")
+    search(distance, 2, "hydra.sweeper.params={x: 'interval(1,2)', kind: 'choice(a,b)'}", "kind=c")
     assert all(list(trial.params) == ["x"] for trial in trials_of())
 
 
@@ -283,8 +283,8 @@ def test_params_of_the_configuration_are_searched_and_the_command_line_goes_befo
     ("arguments", "message"),
     [
         ([], "nothing to search"),
-        (["+hydra.sweeper.params={y: 'interval(1,2)'}"], "y"),
-        (["+hydra.sweeper.params={x: 'interval(1,'}"], "params cannot be read"),
+        (["hydra.sweeper.params={y: 'interval(1,2)'}"], "y"),
+        (["hydra.sweeper.params={x: 'interval(1,'}"], "params cannot be read"),
         ([X, "hydra.sweeper.n_jobs=0"], "n_jobs must be at least 1"),
     ],
 )

@@ -59,8 +59,8 @@ def test_interrupted_runs_end_with_the_same_weights(undisturbed, tmp_path):  # n
 def test_only_programs_that_can_go_on_say_how(is_resumable, remedy, tmp_path):
     program = f"""
 import os
-from flows.processes import startup
-startup.begin({is_resumable})
+from flows.processes import signals
+signals.install({is_resumable})
 os.kill(os.getpid(), {int(signal.SIGTERM)})
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600)
@@ -106,7 +106,8 @@ def test_a_living_run_s_folder_is_refused_and_a_dead_one_s_is_resumed(undisturbe
     second = tmp_path / "second"
     second.mkdir()
     assert wait(fork([*SHORT, f"run_dir={tmp_path}/run", "resume=auto"], second)) == 2
-    assert output(second).startswith("error: ")
+    said, refused = output(second).splitlines()
+    assert said.endswith("waiting for its end") and refused.startswith("error: ")
     assert f"still going (process {living} on " in output(second)
     os.kill(living, signal.SIGKILL)
     wait(living)

@@ -55,11 +55,12 @@ def test_schedules_of_torch_are_told_the_planned_steps_if_they_ask(name, options
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("optimizer.lr=fast", "optimizer.lr must be a number, not 'fast'"),
-        ("optimizer.betas=[0.9]", "optimizer.betas must be a list of 2: a number, a number"),
-        ("optimizer.betas=[0.9,x]", "optimizer.betas must be a list of 2"),
+        ("optimizer.lr=fast", "optimizer.lr must be a valid number, not 'fast'"),
+        ("optimizer.betas=[0.9]", "optimizer.betas must be longer, not [0.9]"),
+        ("optimizer.betas=[0.9,0.9,0.9]", "optimizer.betas must be a list of at most 2 items"),
+        ("optimizer.betas=[0.9,x]", "optimizer.betas must be a valid number, not [0.9, 'x']"),
         ("+optimizer.momentm=0.9", "torch.optim.Adamax takes no 'momentm'"),
-        ("optimizer.eps=null", "optimizer.eps must be a number"),
+        ("optimizer.eps=null", "optimizer.eps must be a valid number"),
     ],
 )
 def test_settings_are_held_against_the_types_that_torch_states(override, words):

@@ -16,7 +16,7 @@ from PIL import Image
 from programs import ROOT, TINY, error_line, run
 
 from flows import load_flow
-from flows.processes import startup
+from flows.cli import startup
 from flows.runs import layout
 
 
@@ -141,7 +141,7 @@ def unsafe(trained):
 
 
 def test_samples_that_overflow_are_hatched_and_named_and_the_others_written(unsafe):
-    done = run("sample.py", "checkpoint=unsafe.ckpt", "num_samples=25", "temperature=1", "output=some", cwd=unsafe)
+    done = run("sample.py", "checkpoint=unsafe.ckpt", "num_samples=25", "temperature=1", "output=some.png", cwd=unsafe)
     content = np.load(unsafe / "some.npz")
     images, finite, lost_in = (content[name] for name in ("images", "finite", "lost_in"))
     assert 0 < finite.sum() < 25
@@ -214,8 +214,8 @@ def test_other_loggers_need_no_account_and_no_network(tmp_path, logger):
     ("arguments", "words"),
     [
         (["mixing=emergin"], "did you mean 'emerging'"),
-        (["model.num_levels=many"], "must be an integer"),
-        (["data.batch_size=many"], "data.batch_size must be an integer"),
+        (["model.num_levels=many"], "must be a valid integer"),
+        (["data.batch_size=many"], "data.batch_size must be a valid integer"),
         (["+data.bath_size=3"], "did you mean 'batch_size'"),
         (["model.num_levels=6"], "cannot be halved 6 times"),
         (["mixing.kernel_size=4"], "kernel_size must be odd"),

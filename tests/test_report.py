@@ -297,9 +297,7 @@ def test_the_papers_tables_are_whole():
 def test_running_and_dead_runs_are_told_apart_and_named_with_their_progress(runs):
     running = write_run(runs / "b/seed=4", "emerging", 4, finished=False, hidden_channels=57)
     write_run(runs / "b/seed=5", "emerging", 5, finished=False, hidden_channels=57)
-    script = (
-        f"from flows.files import exclusive_lock\nwith exclusive_lock({str(running / '.lock')!r}): print(); input()"
-    )
+    script = f"from filelock import FileLock\nwith FileLock({str(running / '.lock')!r}): print(flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, **pipes) as process:
         process.stdout.readline()

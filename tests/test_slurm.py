@@ -88,7 +88,7 @@ BEGIN = (
 ENDS_WHEN_TOLD = f"""
 import sys
 from pathlib import Path
-from flows.sweeps.slurm_task import SlurmTask
+from flows.sweeps.slurm import SlurmTask
 SlurmTask((sys.executable, "-c", {BEGIN!r}), Path())()
 """
 

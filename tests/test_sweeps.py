@@ -23,12 +23,10 @@ from flows import InputError, StorageError
 from flows.cli import entry
 from flows.processes import signals
 from flows.runs import claim, layout
-from flows.sweeps import summary
-from flows.sweeps.folders import RunScore, finished, read_score
-from flows.sweeps.job_process import explain_end, open_output
+from flows.sweeps import sweeper
+from flows.sweeps.job import MAX_LENGTH, RunScore, explain_end, finished, job_name, open_output, read_score
 from flows.sweeps.launcher import num_processes
 from flows.sweeps.local_pool import Slot, divide_machine, environment
-from flows.sweeps.names import MAX_LENGTH, job_name, keys_in_common
 
 CONF = ROOT / "conf"
 RAISED = "Traceback (most recent call last):\n  File x\n"
@@ -67,21 +65,6 @@ def test_different_overrides_never_share_a_name():
     long = "a.key.of.some.length=1," * 20
     names = [job_name(text) for text in (f"{long}seed=1", f"{long}seed=2", "r=a/b", "r=a_b", "r='a_b'", "r=a'b")]
     assert len(set(names)) == len(names)
-
-
-def test_what_all_jobs_have_in_common_is_not_in_their_names():
-    given = ["experiment=smoke", "mixing=conv1x1,reverse", "run_dir=x", "trainer.max_epochs=2"]
-    job = ["experiment=smoke", "mixing=reverse", "run_dir=x", "trainer.max_epochs=2", "optimizer.lr=0.1"]
-    assert keys_in_common(job, given) == ["experiment", "run_dir", "trainer.max_epochs"][::2]
-    assert keys_in_common(["experiment=smoke"], ["experiment=smoke"]) == []
-
-
-def test_a_key_given_first_for_all_and_then_swept_is_in_the_names():
-    job = ["data=digits", "model.num_steps=1", "model.num_steps=3"]
-    assert keys_in_common(job, ["data=digits", "model.num_steps=1", "model.num_steps=2,3"]) == ["data"]
-    assert keys_in_common(job, ["data=digits,photos", "model.num_steps=1,2", "model.num_steps=3"]) == [
-        "model.num_steps"
-    ]
 
 
 # -- what is missing ---------------------------------------------------------------------------------------------------
@@ -212,19 +195,14 @@ def sweep(tmp_path, monkeypatch):
     done = []
 
     def task(cfg):
-        from hydra.core.hydra_config import HydraConfig
-
         done.append(cfg.seed)
         if cfg.seed == 2:
             raise InputError("this seed is\nnot welcome")
         if cfg.seed == 3:
             raise ZeroDivisionError("a bug")
-        if cfg.seed == 4:
-            sys.exit(9)
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        cfg.run_dir = str(folder)
-        claim.write_config(folder, OmegaConf.to_container(cfg, resolve=True), [])
-        (folder / layout.RESULTS).write_text(json.dumps(RESULTS))
+        with claim.run_folder_lock(Path(cfg.run_dir)):
+            claim.write_config(Path(cfg.run_dir), OmegaConf.to_container(cfg, resolve=True), [])
+            Path(cfg.run_dir, layout.RESULTS).write_text(json.dumps(RESULTS))
 
     def start(*arguments):
         done.clear()
@@ -243,37 +221,41 @@ def sweep(tmp_path, monkeypatch):
 
 
 def test_a_failing_job_never_takes_the_sweep_with_it(sweep, capsys):
-    code, rows, _ = sweep("seed=1,2,3,4,5")
+    code, rows, _ = sweep("seed=1,2,3,5")
     assert code == 6
-    assert [row["status"] for row in rows] == ["done", "failed", "failed", "failed", "done"]
-    assert [row["error"] for row in rows[1:4]] == [
-        "this seed is not welcome",
-        "ZeroDivisionError: a bug",
-        "ended with exit code 9",
-    ]
+    assert [row["status"] for row in rows] == ["done", "failed", "failed", "done"]
+    assert [row["error"] for row in rows[1:3]] == ["this seed is not welcome", "ZeroDivisionError: a bug"]
     assert [row["overrides"] for row in rows[:2]] == ["seed=1", "seed=2"]
     assert rows[0]["folder"].endswith("grid/seed=1")
     assert float(rows[0]["val/bits_per_dim"]) == 3.5
     said = capsys.readouterr()
     assert "Traceback" in said.err
     assert "ZeroDivisionError: a bug" in said.err
-    assert "3 of 5 jobs failed" in said.err.splitlines()[-1]
+    assert "2 of 4 jobs failed" in said.err.splitlines()[-1]
     for row in rows:
         assert row["error"][:12] in said.out
 
 
 def test_a_disk_that_fails_costs_the_summary_and_not_the_jobs(sweep, monkeypatch, capsys):
-    def fail(path):
+    def fail(path, rows):
         raise StorageError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(summary, "atomic_write", fail)
+    monkeypatch.setattr(sweeper, "write_csv", fail)
     code, rows, done = sweep("seed=1,5")
     assert (code, rows, done) == (0, [], [1, 5])
     assert "its summary is not up to date: cannot write" in capsys.readouterr().err
 
 
-def test_a_batch_with_a_failure_does_not_keep_the_next_from_running(sweep):
-    assert sweep("seed=2,1", "hydra.sweeper.max_batch_size=1")[2] == [2, 1]
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        (["seed=5", "seed=1,5"], "seed=1"),  # given first for all, and then swept
+        (["seed=1", "optimizer.lr=0.5,0.1"], "optimizer.lr=0.5"),
+        (["seed=1"], "experiment=smoke,seed=1"),  # there is nothing else
+    ],
+)
+def test_what_all_jobs_have_in_common_is_not_in_their_names(sweep, arguments, folder):
+    assert Path(sweep(*arguments)[1][0]["folder"]).name == folder
 
 
 def test_the_same_sweep_again_runs_only_what_is_missing(sweep):
@@ -296,7 +278,7 @@ def test_a_search_survives_its_failures_and_names_the_run_that_did_best(sweep, c
     assert {row["error"][:18] for row in rows} >= {"", "this seed is not w"}
     best = next(row for row in rows if row["status"] == "done")
     assert f"best run: grid/{best['job']}\n" in said.out
-    assert f".py experiment=smoke run_dir=kept hparams_search=optuna {best['overrides']} hydra.mode=RUN\n" in said.out
+    assert f".py experiment=smoke hparams_search=optuna {best['overrides']} hydra.mode=RUN\n" in said.out
     code, again, done = sweep(*search, "hydra.sweeper.n_trials=4")
     assert (code, done) == (0, [])
     assert [(row["overrides"], row["error"]) for row in again] == [(row["overrides"], row["error"]) for row in rows]
@@ -322,7 +304,7 @@ def test_a_sweep_waits_for_what_a_killed_one_left_in_its_folders(sweep, tmp_path
 def test_a_job_that_is_asked_for_twice_is_run_once(sweep):
     _, rows, done = sweep("seed=1,1")
     assert done == [1]
-    assert [row["status"] for row in rows] == ["done", "done"]
+    assert [row["status"] for row in rows] == ["done"]
 
 
 @pytest.mark.parametrize(
@@ -385,7 +367,6 @@ def test_a_program_without_a_sweep_imports_nothing_of_sweeps(command):
 STUB = f"""
 import json, os, time
 from pathlib import Path
-from hydra.core.hydra_config import HydraConfig
 from flows.processes import signals
 from flows.cli import entry
 from flows.processes import ranks
@@ -396,7 +377,7 @@ def task(cfg):
     "Does not end in its first attempt, and at once in its second."
     ranks.end_with_launcher()
     print("cores", len(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"], flush=True)
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = Path(cfg.run_dir)
     if (folder / "begun").exists():
         (folder / layout.RESULTS).write_text({json.dumps(RESULTS)!r})
     else:

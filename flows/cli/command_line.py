@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
-from pathlib import Path
+from dataclasses import field, make_dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
-from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flows.config.checking import check, did_you_mean, require_targets
+from flows.config.building import check, did_you_mean, nodes, require_targets, suggestion
 from flows.config.hydra_seams import read_command_line
 from flows.config.matching import matches
-from flows.config.overrides import SINGLE
+from flows.config.overrides import SINGLE, parse
 from flows.errors import InputError, first_line
-from flows.runs.claim import require_writable
+from flows.runs.claim import require_writable, run_name
 
 MAX_CHOICES_CHECKED = 64
 """How many single choices of a sweep are composed beforehand; the rest are checked as they come up."""
@@ -32,7 +33,36 @@ SEARCH = "hparams_search"
 """The group that chooses a search."""
 
 
-def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, is_replayed: bool = False) -> None:
+def register_schemas(config_dir: Path) -> None:
+    """Make known to Hydra what may stand at each program's root, from its YAML file; and ``${run_name:}``.
+
+    The groups that have an option are dictionaries: their contents are checked against the signatures of what they
+    build. Any other key has the type of its default; null stands for a text, and what must be given may be anything.
+    """
+    OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
+    for path in config_dir.glob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        groups = [entry for entry in content.pop("defaults", []) if isinstance(entry, dict)]
+        content.pop("hydra", None)
+        keys: dict[str, Any] = {
+            group: {} for entry in groups for group, option in entry.items() if option and " " not in group
+        }
+        fields = [
+            (key, dict[str, Any], field(default_factory=dict))
+            if isinstance(default, dict)
+            else (key, _type_of(default), field(default=MISSING))
+            for key, default in (keys | content).items()
+        ]
+        ConfigStore.instance().store(name=f"{path.stem}_schema", node=make_dataclass("Root", fields))
+
+
+def _type_of(default: Any) -> Any:
+    if default is None:
+        return str | None
+    return Any if default == MISSING else type(default)
+
+
+def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, is_replayed: bool = False) -> list[str]:
     """Compose the configuration that ``argv`` asks for, and every choice of a sweep on its own, and check each.
 
     Args:
@@ -41,25 +71,24 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
         argv: the command line without the program's name.
         is_replayed: part of it comes out of a checkpoint; then nothing may be built that the YAML files do not name.
 
+    Returns:
+        The command line with ``experiment=glob(table4/*)`` as the list of the options that it matches: Hydra's own glob
+        knows no folders.
+
     Raises:
         InputError: a group, option, key or value that does not exist or has the wrong type.
         StorageError: the run folder cannot be made there.
     """
     arguments = read_command_line(argv)
     if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.info:
-        return
+        return argv
     _require_shipped_files(arguments)
-    try:
-        overrides = OverridesParser.create().parse_overrides(arguments.overrides)
-    except OverrideParseException as error:
-        raise InputError(
-            f"cannot read the override {error.override!r}: it should be key=value; put the value in quotes of its own "
-            f"if it has special characters"
-        ) from error
+    overrides = parse(arguments.overrides)
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir)):
-        if not _is_multirun(arguments.multirun, overrides):
+        if not arguments.multirun and "hydra.mode=MULTIRUN" not in arguments.overrides:
             _require_single_run(overrides, is_replayed)
-        for lines in _single_runs(overrides):
+        choices = {str(override.input_line): _choices(override) for override in overrides}
+        for lines in _single_runs(list(choices.values())):
             config = compose_resolved(config_name, lines)
             if "budget" in config and matches(config):
                 config["model"]["hidden_channels"] = 1  # found when the run starts
@@ -68,6 +97,9 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
             check(config)
             if "run_dir" in config:
                 require_writable(Path(config["run_dir"]))
+    globs = [str(override.input_line) for override in overrides if isinstance(override.value(), Glob)]
+    options = {word: ",".join(line.partition("=")[2] for line in choices[word]) for word in globs}
+    return [f"{word.partition('=')[0]}={options[word]}" if word in options else word for word in argv]
 
 
 def _require_shipped_files(arguments: Namespace) -> None:
@@ -80,10 +112,6 @@ def _require_shipped_files(arguments: Namespace) -> None:
             )
 
 
-def _is_multirun(is_asked_for: bool, overrides: list[Override]) -> bool:
-    return is_asked_for or any(override.input_line == "hydra.mode=MULTIRUN" for override in overrides)
-
-
 def _require_single_run(overrides: list[Override], is_replayed: bool) -> None:
     """Refuse what one run cannot do. A trial is one: of a search, or resumed from its checkpoint."""
     is_trial = is_replayed or any(override.input_line == SINGLE for override in overrides)
@@ -92,27 +120,6 @@ def _require_single_run(overrides: list[Override], is_replayed: bool) -> None:
             raise InputError(f"{override.input_line!r} is a sweep of several values: add -m to run each of them")
         if override.key_or_group == SEARCH and override.value() is not None and not is_trial:
             raise InputError(f"{override.input_line!r} searches among several values: add -m")
-
-
-def expand_globs(config_dir: Path, argv: list[str]) -> list[str]:
-    """``experiment=glob(table4/*)`` as the list of the options that it matches; Hydra's own glob knows no folders.
-
-    Raises:
-        InputError: a glob matches nothing.
-    """
-    words = read_command_line(argv).overrides
-    try:
-        overrides = OverridesParser.create().parse_overrides(words)
-    except OverrideParseException:
-        return argv  # the check of the command line explains it
-    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir)):
-        expanded = {
-            str(override.input_line): ",".join([matching[0], *(line.partition("=")[2] for line in matching[1:])])
-            for override in overrides
-            if isinstance(override.value(), Glob)
-            for matching in [_choices(override)]
-        }
-    return [expanded.get(word, word) for word in argv]
 
 
 def compose_resolved(config_name: str, overrides: list[str]) -> dict[str, Any]:
@@ -126,7 +133,7 @@ def compose_resolved(config_name: str, overrides: list[str]) -> dict[str, Any]:
             raise InputError(f"{missing[0]}=... must be given; --help says what it is")
         return OmegaConf.to_container(own, resolve=True)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_explain(error, config_name, OverridesParser.create().parse_overrides(overrides))) from error
+        raise InputError(_explain(error, config_name, parse(overrides))) from error
 
 
 def _shipped_targets(config_dir: Path) -> set[str]:
@@ -135,9 +142,8 @@ def _shipped_targets(config_dir: Path) -> set[str]:
     return {line.removeprefix("_target_:").strip() for line in lines if line.startswith("_target_:")}
 
 
-def _single_runs(overrides: list[Override]) -> Iterator[list[str]]:
+def _single_runs(choices: list[list[str]]) -> Iterator[list[str]]:
     """Command lines without sweeps that together contain every choice of every sweep."""
-    choices = [_choices(override) for override in overrides]
     first = [options[0] for options in choices]
     yield first
     count = 0
@@ -169,14 +175,12 @@ def _choices(override: Override) -> list[str]:
 
 
 def _glob_matches(glob: Glob, name: str) -> bool:
-    included = any(_path_matches(name, pattern) for pattern in glob.include)
-    return included and not any(_path_matches(name, pattern) for pattern in glob.exclude)
-
-
-def _path_matches(name: str, pattern: str) -> bool:
     """Folder by folder, as a shell does: ``*`` is no folder's separator."""
-    parts, patterns = name.split("/"), pattern.split("/")
-    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+    def matches_any(patterns: list[str]) -> bool:
+        return any(PurePosixPath("/", name).match(f"/{pattern}") for pattern in patterns)
+
+    return matches_any(glob.include) and not matches_any(glob.exclude)
 
 
 def _explain(error: Exception, config_name: str, overrides: list[Override]) -> str:
@@ -192,25 +196,14 @@ def _explain(error: Exception, config_name: str, overrides: list[Override]) -> s
         if key in groups or override.is_add():
             continue
         if key not in keys:
-            keys = [name for name in keys if not name.endswith("_target_")]
-            alike = [name for name in [*keys, *groups] if is_hydra_key(name) == is_hydra_key(key)]
-            near = did_you_mean(key, alike) or _same_leaf(key, [name for name in keys if not is_hydra_key(name)])
+            of_hydra = [name.startswith(("hydra.", "hydra/")) for name in (key, *keys, *groups)]
+            alike = [name for name, same in zip([*keys, *groups], of_hydra[1:], strict=True) if same == of_hydra[0]]
+            same_leaf = [name for name in alike if name.split(".")[-1] == key.split(".")[-1]][:3]
+            near = did_you_mean(key, alike) or suggestion(same_leaf)  # lr for optimizer.lr
             return f"there is no configuration key {key!r}{near}; --help lists what there is"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     where = f"{cause.full_key}: " if isinstance(cause, OmegaConfBaseException) and cause.full_key else ""
     return f"{where}{first_line(cause)}"
-
-
-def is_hydra_key(key: str) -> bool:
-    """Whether a key is about how the program runs, not about what it does."""
-    return key.startswith(("hydra.", "hydra/"))
-
-
-def _same_leaf(key: str, keys: list[str]) -> str:
-    """``lr`` for ``optimizer.lr``: a key that is right but for its path."""
-    leaf = key.split(".")[-1]
-    same = [candidate for candidate in keys if candidate.split(".")[-1] == leaf][:3]
-    return f"; did you mean {' or '.join(repr(name) for name in same)}?" if same else ""
 
 
 def _keys(config_name: str, group_overrides: list[Override]) -> list[str]:
@@ -220,17 +213,7 @@ def _keys(config_name: str, group_overrides: list[Override]) -> list[str]:
         config = compose(config_name, lines, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException):
         config = compose(config_name, return_hydra_config=True)
-    return list(_dotted(config))
-
-
-def _dotted(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in map(str, config):
-        path = f"{prefix}.{key}" if prefix else key
-        yield path
-        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
-            child = config[key]
-            if isinstance(child, DictConfig):
-                yield from _dotted(child, path)
+    return [path for path, _ in nodes(OmegaConf.to_container(config)) if not path.endswith("_target_")]
 
 
 def _groups(parent: str = "") -> Iterator[str]:
@@ -242,8 +225,8 @@ def _groups(parent: str = "") -> Iterator[str]:
 
 
 def _options(group: str) -> list[str]:
-    """Options of a group, also those in folders below it (``laptop/table2``); a leading ``_`` marks parts of others."""
+    """Options of a group, also those in folders below it (``laptop/table2``)."""
     loader = GlobalHydra.instance().config_loader()
     options = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
     nested = [f"{child}/{name}" for child in loader.list_groups(group) for name in _options(f"{group}/{child}")]
-    return [*(name for name in options if not name.startswith("_")), *nested]
+    return [*options, *nested]

@@ -17,8 +17,7 @@ from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig
 
-from flows.cli import schema
-from flows.cli.command_line import check_command_line, expand_globs
+from flows.cli.command_line import check_command_line, register_schemas
 from flows.errors import InputError, NonFiniteError, ProcessError, StorageError, SweepError, one_line
 from flows.runs.resume import replay_when_resuming
 
@@ -45,12 +44,11 @@ def run(task: str, config_name: str) -> None:
         config_name: the program's root configuration.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive here as they are, instead of as Hydra's summary of them
-    schema.register()
+    register_schemas(CONFIG_DIR)
     with _mendable_failures_in_one_line():
         given = sys.argv[1:]
         replayed = replay_when_resuming(given)
-        sys.argv[1:] = expand_globs(CONFIG_DIR, replayed)
-        check_command_line(CONFIG_DIR, config_name, sys.argv[1:], is_replayed=replayed != given)
+        sys.argv[1:] = check_command_line(CONFIG_DIR, config_name, replayed, is_replayed=replayed != given)
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(_job(task))()
 
 

@@ -1,21 +1,94 @@
-"""What a configuration is built to, and whether it may be built at all.
+"""Whether a configuration is right, what it is built to, and whether it may be built at all.
 
-A configuration that comes out of a file (a checkpoint) may name classes of this project only, so that loading
-somebody's file never runs somebody's code.
+Every node is compared with the signature of what its ``_target_`` names: unknown arguments and values of the wrong
+type are the user's mistake and get one line. A configuration that comes out of a file (a checkpoint) may name classes
+of this project only, so that loading somebody's file never runs somebody's code.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from types import UnionType
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from flows.config.checking import Config, check, nodes
 from flows.errors import InputError, NonFiniteError, StorageError, first_line, one_line
+
+Config = Mapping[str, Any]
+
+SPECIAL_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+
+
+def check(config: Any) -> None:
+    """Compare every node of a resolved configuration with the signature of what its ``_target_`` names.
+
+    Raises:
+        InputError: a target that does not exist, an argument that it does not take (naming the nearest that it does),
+            or a value of the wrong type; in one line with the full path of the key.
+    """
+    for path, node in nodes(config):
+        if isinstance(node, Mapping) and "_target_" in node:
+            _check_node(path, node)
+
+
+def _check_node(path: str, node: Config) -> None:
+    target = node["_target_"]
+    try:
+        called: Callable[..., Any] = get_object(target)
+    except Exception as error:  # Hydra raises plain Exceptions of several kinds here
+        raise InputError(f"{path}._target_ names {target}, which cannot be imported: {first_line(error)}") from error
+    parameters = inspect.signature(called).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    hints = _type_hints(called)
+    for key, value in node.items():
+        if key in SPECIAL_KEYS:
+            continue
+        if key not in parameters and not takes_any:
+            raise InputError(f"{path}.{key}: {target} takes no '{key}'{did_you_mean(key, parameters)}")
+        if complaint := _complaint(value, _plain(hints.get(key, Any))):
+            raise InputError(f"{path}.{key} must be {complaint}, not {value!r}")
+
+
+def require_targets(config: Any, known: Collection[str]) -> None:
+    """Refuse a configuration that wants to build something else than what is known.
+
+    Raises:
+        InputError: naming it.
+    """
+    for path, node in nodes(config):
+        if isinstance(node, Mapping) and node.get("_target_", None) not in {None, *known}:
+            raise InputError(f"{path} would build {node['_target_']!r}, which conf/ does not name: add it there first")
+
+
+def did_you_mean(word: str, candidates: Iterable[str], *, num: int = 3) -> str:
+    """``; did you mean 'a' or 'b'?`` with the nearest candidates, or nothing if none is near."""
+    return suggestion(difflib.get_close_matches(word, list(dict.fromkeys(candidates)), n=num, cutoff=0.6))
+
+
+def suggestion(near: Sequence[str]) -> str:
+    """``; did you mean 'a' or 'b'?``, or nothing if there is nothing to suggest."""
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every node below ``node``, itself included, with its dotted path."""
+    yield path, node
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, Mapping):
+        children = node.items()
+    elif isinstance(node, (list, tuple)):
+        children = enumerate(node)
+    for key, child in children:
+        yield from nodes(child, f"{path}.{key}" if path else str(key))
 
 
 def build(config: Config, mistakes: tuple[type[Exception], ...] = (ValueError,)) -> Any:
@@ -87,3 +160,38 @@ def _require_allowed(path: str, target: Any, allowed: tuple[type, ...], packages
         raise InputError(f"the stored configuration names {target}, which this version does not have") from error
     if not (inspect.isclass(named) and issubclass(named, allowed) and named.__module__.split(".")[0] in packages):
         raise refusal
+
+
+def _type_hints(called: Callable[..., Any]) -> dict[str, Any]:
+    # A data class states its arguments as fields, each in the module that declares it.
+    states_itself = dataclasses.is_dataclass(called) or not inspect.isclass(called)
+    try:
+        return typing.get_type_hints(called if states_itself else called.__init__)
+    except (NameError, TypeError):  # hints of other people's code that cannot be evaluated are not checked
+        return {}
+
+
+def _is_tensor(hint: Any) -> bool:
+    return getattr(hint, "__name__", "") == "Tensor"  # without the import of torch, which takes seconds
+
+
+def _plain(hint: Any) -> Any:
+    """A type hint without the tensors that a value may also be: YAML has none."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, UnionType):
+        return typing.Union[tuple(_plain(argument) for argument in arguments if not _is_tensor(argument))]  # noqa: UP007 | joins no list
+    return origin[tuple(map(_plain, arguments))] if origin in (list, tuple) else hint
+
+
+def _complaint(value: Any, hint: Any) -> str:
+    """What a value of YAML should be by a type hint, in pydantic's words; empty if it is that, or if none can say."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        return ""  # a node that is built into an object first
+    try:
+        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)  # which knows no tuples, as YAML does not
+    except PydanticSchemaGenerationError:
+        return ""
+    except ValidationError as error:
+        words = " or ".join(dict.fromkeys(one["msg"].removeprefix("Input should be ") for one in error.errors()))
+        return words.replace("Field required", "longer").replace("Tuple should have", "a list of")
+    return ""

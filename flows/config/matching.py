@@ -9,8 +9,7 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from flows.config.building import build
-from flows.config.checking import did_you_mean
+from flows.config.building import build, did_you_mean
 from flows.errors import InputError
 
 if TYPE_CHECKING:  # torch takes seconds, which matches() need not

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.config.hydra_seams import read_command_line
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+
+from flows.errors import InputError
 
 SINGLE = "hydra.mode=RUN"
 """The override that distinguishes one trial of a search from the search."""
 
 OF_THE_SWEEP = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep")
 """Settings that belong to the sweep and not to its jobs."""
+
+
+def parse(lines: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra understands them.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(lines))
+    except OverrideParseException as error:
+        raise InputError(
+            f"cannot read the override {error.override!r}: it should be key=value; put the value in quotes of its own "
+            f"if it has special characters"
+        ) from error
 
 
 def quoted(path: Path) -> str:
@@ -28,7 +46,5 @@ def as_single_run(overrides: Sequence[str], hydra_overrides: Sequence[str]) -> l
         overrides: those of the run.
         hydra_overrides: those of Hydra's own settings that this program was given; what concerns the run is kept.
     """
-    given = read_command_line(sys.argv[1:])
-    flags = [word for word in sys.argv[1:] if word not in given.overrides and word not in ("-m", "--multirun")]
     kept = [line for line in hydra_overrides if not line.lstrip("+~").startswith(OF_THE_SWEEP)]
-    return [*flags, *kept, SINGLE, *overrides]
+    return [*kept, SINGLE, *overrides]

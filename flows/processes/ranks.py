@@ -68,7 +68,7 @@ def must_launch_ranks(trainer: pl.Trainer) -> bool:
 
     Raises:
         InputError: ``torchrun`` or ``srun`` started another number than the trainer has devices, several nodes have
-            nobody who could start processes there, or the port where the processes meet is taken.
+            nobody who could start processes there.
     """
     started, wanted = num_launched(), trainer.num_devices * trainer.num_nodes
     if started == 1 and wanted > 1 and not is_torchelastic_launched():
@@ -83,19 +83,7 @@ def must_launch_ranks(trainer: pl.Trainer) -> bool:
             f"{started} processes were started, but trainer.devices x trainer.num_nodes = {trainer.num_devices} x "
             f"{trainer.num_nodes} = {wanted}: make them equal (trainer=ddp or trainer=ddp_cpu trains with several)"
         )
-    if wanted > 1 and trainer.is_global_zero and not is_torchelastic_launched():  # torchrun listens there itself
-        _require_free_port(trainer.strategy.cluster_environment.main_port)  # type: ignore[attr-defined]
     return False
-
-
-def _require_free_port(port: int) -> None:
-    try:
-        socket.create_server(("", port)).close()
-    except OSError as error:
-        raise InputError(
-            f"the processes cannot meet at port {port} of {socket.gethostname()}: {error.strerror}; "
-            f"set the environment variable MASTER_PORT to a free one"
-        ) from error
 
 
 def launch_ranks(arguments: list[str], num_processes: int) -> None:
@@ -198,7 +186,8 @@ def explain_lost_connection(trainer: pl.Trainer) -> Iterator[None]:
         if not torch.distributed.is_initialized():
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise InputError(
-                f"the processes that train together cannot meet at {where}: {first_line(error)}"
+                f"the processes that train together cannot meet at {where}: {first_line(error)}; if the port is taken, "
+                f"set the environment variable MASTER_PORT to a free one"
             ) from error
         if signals.received():
             raise signals.Interrupted(signals.EXIT_CODE) from error

@@ -6,7 +6,7 @@ the batch; a second Ctrl-C then ends it at once. Under SLURM the job is put back
 SIGTERM if it is preempted (:func:`flows.processes.slurm.requeue`).
 
 This module imports nothing that takes time, since the default action of these signals is to kill: programs install the
-handlers before they import torch (:mod:`flows.processes.startup`).
+handlers before they import torch (:mod:`flows.cli.startup`).
 """
 
 from __future__ import annotations

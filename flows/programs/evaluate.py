@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,12 +10,11 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 from torch import Tensor
 
-from flows import InputError, console, load_flow
-from flows.files import atomic_write
+from flows import console, load_flow
+from flows.files import atomic_write, write_csv
 from flows.measures.bits_per_dim import Score, bits_per_dim
 from flows.pictures import find_pictures
-from flows.programs.images import batches, held_out
-from flows.programs.options import pick_device
+from flows.programs.inputs import batches, held_out, pick_device, require_positive
 from flows.randomness import require_seed
 from flows.runs.checkpoint import find_checkpoint
 from flows.runs.layout import EVALUATIONS, run_folder_of
@@ -28,10 +25,7 @@ if TYPE_CHECKING:
 
 def evaluate(cfg: DictConfig) -> None:
     """Load, score, report; with ``images=FOLDER`` also a CSV file with one line per image."""
-    if cfg.batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, not {cfg.batch_size}")
-    if cfg.num_samples < 1:
-        raise InputError(f"num_samples must be at least 1, not {cfg.num_samples}")
+    require_positive(cfg, "batch_size", "num_samples")
     require_seed(cfg.seed)
     checkpoint = find_checkpoint(cfg.checkpoint)
     flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device))
@@ -55,7 +49,8 @@ def evaluate(cfg: DictConfig) -> None:
         scores = bits_per_dim(flow, stream, seed=cfg.seed, num_samples=cfg.num_samples, on_batch=advance)
     output = cfg.output or ("scores.csv" if cfg.images is not None else None)
     if output is not None:
-        _write_csv(Path(output), names, scores.tolist())
+        lines = [(name, f"{score:.6f}") for name, score in zip(names, scores.tolist(), strict=True)]
+        write_csv(Path(output), [("file", "bits_per_dim"), *lines])
     score = Score.of(scores)
     left = [("checkpoint", checkpoint), *([("scores", Path(output))] if output else [])]
     run_dir = run_folder_of(checkpoint)
@@ -84,12 +79,3 @@ def _write_record(path: Path, cfg: DictConfig, checkpoint: Path, data: ImageData
     }
     with atomic_write(path) as file:
         file.write(json.dumps(record, indent=2).encode())
-
-
-def _write_csv(path: Path, names: list[str], scores: list[float]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["file", "bits_per_dim"])
-    writer.writerows([name, f"{score:.6f}"] for name, score in zip(names, scores, strict=True))
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig
 
 from flows import InputError, NonFiniteError, console, load_flow
 from flows.measures.timing import describe_machine, fastest_of_many
-from flows.programs.options import pick_device
+from flows.programs.inputs import pick_device, require_positive
 from flows.reporting import (
     Collection,
     Comparison,
@@ -33,8 +33,7 @@ def report(cfg: DictConfig) -> None:
     """Read, compare, time, write."""
     if cfg.weights not in get_args(Weights):
         raise InputError(f"weights must be {' or '.join(get_args(Weights))}, not '{cfg.weights}'")
-    if cfg.batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, not {cfg.batch_size}")
+    require_positive(cfg, "batch_size")
     places = [str(place) for place in cfg.runs] if isinstance(cfg.runs, ListConfig) else [str(cfg.runs)]
     device = pick_device(cfg.device)
     collection = collect(places)

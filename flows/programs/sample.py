@@ -20,9 +20,8 @@ from flows.console import warn
 from flows.files import atomic_write
 from flows.models.base import DensityModel, Latents, describe_lost
 from flows.models.interpolation import spherical
-from flows.pictures import grid, save_png
-from flows.programs.images import held_out_images, user_images
-from flows.programs.options import pick_device
+from flows.pictures import find_pictures, grid, save_png
+from flows.programs.inputs import held_out_images, pick_device, read_pictures, require_positive
 from flows.randomness import require_seed
 from flows.runs.checkpoint import find_checkpoint
 
@@ -60,13 +59,11 @@ def sample(cfg: DictConfig) -> None:
     mode = MODES.get(cfg.mode)
     if mode is None:
         raise InputError(f"mode must be {' or '.join(MODES)}, not '{cfg.mode}'")
-    for name in ("num_samples", "batch_size"):
-        if cfg[name] < 1:
-            raise InputError(f"{name} must be at least 1, not {cfg[name]}")
+    require_positive(cfg, "num_samples", "batch_size")
     require_seed(cfg.seed)
-    output = Path(cfg.output)
+    output = Path(cfg.output.removesuffix(".png").removesuffix(".npz"))
     if not output.name:
-        raise InputError(f"output must name a file, without its ending, not {cfg.output!r}")
+        raise InputError(f"output must name a file, not {cfg.output!r}")
     checkpoint = find_checkpoint(cfg.checkpoint)
     flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device))
     started = time.perf_counter()
@@ -137,8 +134,7 @@ def reconstruct(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[
 def _given_images(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> Tensor:
     """The user's images, or as many of the held-out ones as the run's data has, at most ``num_samples``."""
     if cfg.images is not None:
-        _, images = user_images(Path(cfg.images), flow.image_shape)
-        return images
+        return read_pictures(find_pictures(Path(cfg.images)), flow.image_shape)
     return held_out_images(checkpoint, min(cfg.num_samples, 16))
 
 

@@ -48,7 +48,7 @@ def find_checkpoint(given: str | Path, prefer: str = "best") -> Path:
     Raises:
         InputError: there is none.
     """
-    path = Path(given)
+    path = Path(str(given))  # a number from a configuration is a name too
     if str(given) in NAMED and not path.exists():
         found = sorted(RUNS.glob(f"**/{CHECKPOINTS}/{NAMED[str(given)]}"), key=lambda path: path.stat().st_mtime)
         if not found:

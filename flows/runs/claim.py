@@ -1,4 +1,4 @@
-"""Who may write into a run folder: claimed once for a run, and locked while the run writes."""
+"""Who may write into a run folder: the run whose configuration lies there, while it holds the folder's lock."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
+from flows.console import say
 from flows.errors import InputError, StorageError
-from flows.files import LockedError, atomic_write, exclusive_lock
+from flows.files import atomic_write
 from flows.processes import ranks, slurm
 from flows.runs.layout import CONFIG, EVALUATIONS, LOCK, OVERRIDES, RESULTS
+
+PATIENCE_S = 60.0
+"""Seconds that a run waits for the end of another one in its folder."""
 
 
 @functools.cache
@@ -50,30 +55,43 @@ def require_writable(run_dir: Path) -> None:
 def run_folder_lock(run_dir: Path) -> Iterator[None]:
     """Lock a run folder while a run writes into it, so that no other run does.
 
+    A run that has been told to end, or whose launcher is gone, saves its work first: it is waited for.
+
     Raises:
-        InputError: a living process holds it.
+        InputError: a living process holds the folder, and goes on doing so.
         StorageError: the folder cannot be written.
     """
+    path = run_dir / LOCK
+    lock = FileLock(path)
     try:
-        with exclusive_lock(run_dir / LOCK, owner=f"process {os.getpid()} on {socket.gethostname()}"):
-            yield
-    except LockedError as error:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            held = lock.acquire(blocking=False)
+        except Timeout:
+            say(f"{run_dir} belongs to a run that is still going ({path.read_text()}): waiting for its end")
+            held = lock.acquire(timeout=PATIENCE_S)
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    except Timeout as error:
         raise InputError(
-            f"{run_dir} belongs to a run that is still going ({error.owner}): wait for its end, or choose another "
+            f"{run_dir} belongs to a run that is still going ({path.read_text()}): wait for its end, or choose another "
             f"run_dir"
         ) from error
+    except OSError as error:
+        raise StorageError(f"cannot write to {run_dir}: {error.strerror or error}") from error
+    with held:
+        yield
 
 
 def is_locked(run_dir: Path) -> bool:
-    """Whether another process writes into a run folder."""
+    """Whether a living process writes into a run folder, as far as this one may ask."""
     if not (run_dir / LOCK).exists():
         return False
     try:
-        with exclusive_lock(run_dir / LOCK):
+        with FileLock(run_dir / LOCK).acquire(blocking=False):
             return False
-    except LockedError:
+    except Timeout:
         return True
-    except StorageError:
+    except OSError:
         return False
 
 
@@ -84,33 +102,16 @@ def remove_partial_files(run_dir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def claim_run_folder(run_dir: Path, config: dict[str, Any], overrides: list[str]) -> None:
-    """Make a run folder ours; of several processes that try, one succeeds.
+def require_unclaimed(run_dir: Path) -> None:
+    """Refuse the folder of another run.
 
     Raises:
-        InputError: another run has it.
-        StorageError: it cannot be written.
+        InputError: it is one.
     """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / CONFIG).touch(exist_ok=False)
-    except FileExistsError as error:
-        raise _taken(run_dir) from error
-    except OSError as error:
-        raise StorageError(f"cannot write to {run_dir}: {error.strerror or error}") from error
-    write_config(run_dir, config, overrides)
-
-
-def require_unclaimed(run_dir: Path) -> None:
-    """Refuse a run folder that another run has, like :func:`claim_run_folder`, without making it ours."""
     if (run_dir / CONFIG).exists():
-        raise _taken(run_dir)
-
-
-def _taken(run_dir: Path) -> InputError:
-    return InputError(
-        f"{run_dir} holds a run already: choose another run_dir, or continue that one with resume={run_dir}"
-    )
+        raise InputError(
+            f"{run_dir} holds a run already: choose another run_dir, or continue that one with resume={run_dir}"
+        )
 
 
 def write_config(run_dir: Path, config: dict[str, Any], overrides: list[str]) -> None:
@@ -122,10 +123,3 @@ def write_config(run_dir: Path, config: dict[str, Any], overrides: list[str]) ->
     for name, content in ((OVERRIDES, overrides), (CONFIG, config)):
         with atomic_write(run_dir / name) as file:
             file.write(yaml.safe_dump(content, sort_keys=False).encode())
-
-
-def release_if_unclaimed(run_dir: Path) -> None:
-    """Remove a run folder that Hydra made for a run which then never started; only if it is empty."""
-    with contextlib.suppress(OSError):
-        if not (run_dir / CONFIG).exists():
-            run_dir.rmdir()

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
 
 from flows.config.hydra_seams import read_command_line
-from flows.config.overrides import quoted
+from flows.config.overrides import parse, quoted
 from flows.console import warn
 from flows.errors import InputError
 from flows.processes import slurm
@@ -61,11 +59,7 @@ def replay_when_resuming(argv: list[str]) -> list[str]:
         InputError: X is no checkpoint, or stores overrides that are not replayed from a file.
     """
     given_words = read_command_line(argv).overrides
-    try:
-        given = OverridesParser.create().parse_overrides(given_words)
-    except OverrideParseException:
-        return argv  # the check of the command line explains it
-    resumed = [override.value() for override in given if override.key_or_group == "resume"]
+    resumed = [override.value() for override in parse(given_words) if override.key_or_group == "resume"]
     if not resumed or not resumed[-1]:
         return argv
     given_checkpoint = str(resumed[-1])
@@ -76,7 +70,7 @@ def replay_when_resuming(argv: list[str]) -> list[str]:
     replayed = _harmless(checkpoint, read_checkpoint(checkpoint)["overrides"])
     own_folder = [] if folder is None else [f"run_dir={quoted(folder)}"]
     latest: dict[str, str] = {}  # of several overrides of one key the last counts
-    for override in OverridesParser.create().parse_overrides([*replayed, *own_folder, *given_words]):
+    for override in parse([*replayed, *own_folder, *given_words]):
         latest[override.key_or_group] = str(override.input_line)
     latest["resume"] = f"resume={quoted(checkpoint)}"
     flags = [word for word in argv if word not in given_words]
@@ -86,11 +80,7 @@ def replay_when_resuming(argv: list[str]) -> list[str]:
 def _harmless(checkpoint: Path, stored: list[Any]) -> list[str]:
     """The overrides that a checkpoint stores, refused where they could choose what code is run, or where."""
     lines = [line for line in stored if isinstance(line, str) and not line.startswith(("run_dir=", "resume="))]
-    try:
-        overrides = OverridesParser.create().parse_overrides(lines)
-    except OverrideParseException as error:
-        raise InputError(f"{checkpoint} stores the override {error.override!r}, which cannot be read") from error
-    for override in overrides:
+    for override in parse(lines):
         line, key = str(override.input_line), override.key_or_group
         if any(part in line for part in ("_target_", "${", "..")) or key.split(".")[0].split("/")[0] == "hydra":
             raise InputError(

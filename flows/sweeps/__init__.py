@@ -1,8 +1,7 @@
 """Sweeps: one program, many jobs.
 
-A job is named after its overrides (:mod:`.names`), its folder says whether it is done (:mod:`.folders`), all of them
-end up in one table (:mod:`.summary`). A :mod:`.sweeper` says which jobs there are: :mod:`.grid` all combinations,
-:mod:`.search` those that Optuna proposes for a :mod:`.study`. A :mod:`.launcher` runs them: :mod:`.in_process`, in the
-processes of a :mod:`.local_pool`, or on a cluster with :mod:`.slurm`. Hydra finds all of these in
-``hydra_plugins/flows.py``.
+A :mod:`.sweeper` says which jobs there are, and keeps one table of how they end: its grid makes all combinations,
+:mod:`.search` those that Optuna proposes for a :mod:`.study`. A :mod:`.job` is named after what is swept, and its
+folder says whether it is done. A :mod:`.launcher` runs them: in this process, in those of a :mod:`.local_pool`, or on a
+cluster with :mod:`.slurm`. Hydra finds the sweepers by ``hydra_plugins/flows.py`` and ``conf/hydra/``.
 """

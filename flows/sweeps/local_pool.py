@@ -14,8 +14,8 @@ import torch
 
 from flows.errors import InputError
 from flows.processes.ranks import LAUNCHED_BY
-from flows.sweeps.job_process import explain_end, open_output, program
-from flows.sweeps.launcher import Job, SweepLauncher, num_processes
+from flows.sweeps.job import Job, explain_end, open_output
+from flows.sweeps.launcher import JobLauncher, note_start, num_processes
 
 POLL_S = 0.2
 
@@ -60,19 +60,7 @@ def environment(slot: Slot, num_threads: int, inherited: Mapping[str, str]) -> d
     return kept | own
 
 
-@dataclass
-class _Running:
-    job: Job
-    slot: Slot
-    process: subprocess.Popen[bytes]
-
-    def signal(self, number: signal.Signals) -> None:
-        """To the job's processes, all of them."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
-
-
-class LocalPool(SweepLauncher):
+class LocalPool(JobLauncher):
     """Runs the program itself for every job, so that whatever a single run may do, a job may: DDP too.
 
     Args:
@@ -81,30 +69,26 @@ class LocalPool(SweepLauncher):
     """
 
     def __init__(self, n_jobs: int | None, grace_s: float) -> None:
+        if n_jobs is not None and n_jobs < 1:
+            raise InputError(f"hydra.launcher.n_jobs must be at least 1, not {n_jobs}")
         self.n_jobs, self.grace_s = n_jobs, grace_s
 
-    def check_settings(self) -> None:
-        if self.n_jobs is not None and self.n_jobs < 1:
-            raise InputError(f"hydra.launcher.n_jobs must be at least 1, not {self.n_jobs}")
-
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, str], None, None]:
-        if not jobs:
-            return
-        self.wait_for_former_attempts(jobs)
-        waiting, running = list(jobs), list[_Running]()
-        free = self._slots(jobs)
+        waiting, free = list(jobs), self._slots(jobs)
+        running: dict[subprocess.Popen[bytes], tuple[Job, Slot]] = {}
         try:
             while waiting or running:
                 while waiting and free:
-                    running.append(self._start(waiting.pop(0), free.pop(0)))
+                    job, slot = waiting.pop(0), free.pop(0)
+                    running[self._start(job, slot)] = job, slot
                 time.sleep(POLL_S)
-                for one in [one for one in running if one.process.poll() is not None]:
-                    running.remove(one)
-                    one.signal(signal.SIGKILL)  # to ranks that its first process left behind
-                    free.append(one.slot)
-                    yield one.job, explain_end(one.job.folder, one.process.returncode)
+                for process in [process for process in running if process.poll() is not None]:
+                    job, slot = running.pop(process)
+                    _signal(process, signal.SIGKILL)  # to ranks that its first process left behind
+                    free.append(slot)
+                    yield job, explain_end(job.folder, process.returncode)
         finally:
-            self._stop(running)
+            self._stop(list(running))
 
     def _slots(self, jobs: Sequence[Job]) -> list[Slot]:
         cores = sorted(os.sched_getaffinity(0))
@@ -116,13 +100,12 @@ class LocalPool(SweepLauncher):
         at_a_time = self.n_jobs or max(1, (len(gpus) or len(cores)) // wanted)
         return divide_machine(min(at_a_time, len(jobs)), cores, gpus, wanted)
 
-    def _start(self, job: Job, slot: Slot) -> _Running:
-        self.note_start(job)
+    def _start(self, job: Job, slot: Slot) -> subprocess.Popen[bytes]:
+        note_start(job)
         num_threads = len(slot.cores) // num_processes(job.config.trainer, len(slot.gpus))
-        command = program(job.in_its_folder(), list(self.config.hydra.overrides.hydra))
         with open_output(job.folder) as output:
             process = subprocess.Popen(
-                command,
+                job.command(),
                 env=environment(slot, num_threads, os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -131,16 +114,22 @@ class LocalPool(SweepLauncher):
             )
         with suppress(OSError):  # it may be gone already
             os.sched_setaffinity(process.pid, slot.cores)
-        return _Running(job, slot, process)
+        return process
 
-    def _stop(self, running: Sequence[_Running]) -> None:
-        for one in running:
-            one.signal(signal.SIGTERM)
+    def _stop(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+        for process in processes:
+            _signal(process, signal.SIGTERM)
         deadline = time.monotonic() + self.grace_s
         try:
-            while time.monotonic() < deadline and any(one.process.poll() is None for one in running):
+            while time.monotonic() < deadline and any(process.poll() is None for process in processes):
                 time.sleep(POLL_S)
         finally:
-            for one in running:
-                one.signal(signal.SIGKILL)
-                one.process.wait()
+            for process in processes:
+                _signal(process, signal.SIGKILL)
+                process.wait()
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To a job's processes, all of them."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)

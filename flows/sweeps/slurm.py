@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import submitit
+from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
 from flows.errors import InputError, first_line
 from flows.files import atomic_write
-from flows.sweeps.job_process import explain_end, program
-from flows.sweeps.launcher import Job, SweepLauncher, num_processes
-from flows.sweeps.slurm_task import SlurmTask
+from flows.processes import slurm
+from flows.sweeps.job import ENDING, OUTPUT, Job, end_of_process, explain_end, open_output
+from flows.sweeps.launcher import JobLauncher, note_start, num_processes
 
-POLL_S = 3.0
+QUEUE_POLL_S, TASK_POLL_S = 3.0, 0.5
+"""Seconds between two looks at the queue, and at a task's process."""
+
+WARNING = signal.SIGUSR2
+"""How SLURM says, on submitit's behalf, that a job's time is about to end or that the node is wanted by others."""
+
 JOB_ID = "slurm_job"
 """A file in a job's folder: its number in SLURM's queue, so that the same sweep, started again, waits for it."""
 
@@ -29,7 +39,69 @@ SCRIPTS = "slurm"
 """A folder in the sweep's: batch scripts, and what SLURM itself printed."""
 
 
-class Slurm(SweepLauncher):
+@dataclass(frozen=True)
+class SlurmTask:
+    """Runs the program as this rank of its job, and continues an interrupted attempt.
+
+    When SLURM warns of a job's end, the program gets SIGTERM and saves its work; then submitit decides whether the job
+    goes back into the queue. A partition that gives preempted jobs a time of grace sends SIGTERM instead, and does not
+    requeue a job that then ends: it is put back here.
+
+    Args:
+        command: the program's, with ``resume=auto``.
+        folder: the job's.
+    """
+
+    command: tuple[str, ...]
+    folder: Path
+
+    def __call__(self) -> None:
+        rank = int(os.environ["SLURM_PROCID"])
+        name = OUTPUT if rank == 0 else f"output.{rank}.log"
+        told: list[int] = []
+
+        def note(number: int, frame: FrameType | None) -> None:
+            told.append(number)
+
+        requeue: Any = signal.signal(WARNING, note)
+        signal.signal(signal.SIGTERM, note)
+        with open_output(self.folder, name) as output:
+            process = subprocess.Popen(
+                self.command,
+                env=os.environ | {"OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_PER_TASK", "1")},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_ignore_the_warning,
+            )
+            while process.poll() is None and not told:
+                time.sleep(TASK_POLL_S)
+            if told:
+                process.terminate()
+                process.wait()
+            if WARNING in told:
+                try:
+                    requeue(WARNING, None)  # on the first rank this ends here, and the job starts again
+                except UncompletedJobError as refusal:
+                    output.write(f"error: {refusal}\n".encode())
+                    raise
+            elif process.returncode:
+                output.write(f"{ENDING}{end_of_process(process.returncode)}\n".encode())
+                if told and rank == 0:
+                    slurm.put_back(only_if_preempted=True)
+                sys.exit(abs(process.returncode))
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit puts back into the queue: the same again."""
+        return DelayedSubmission(self)
+
+
+def _ignore_the_warning() -> None:
+    """SLURM sends it to all processes of a job; Python would die of it."""
+    signal.signal(WARNING, signal.SIG_IGN)
+
+
+class Slurm(JobLauncher):
     """Submits with submitit; every process of a job is a task of ``srun``, which Lightning takes for a DDP rank.
 
     ``squeue`` says whether a job still runs; many clusters have no ``sacct``.
@@ -55,8 +127,13 @@ class Slurm(SweepLauncher):
         array_parallelism: int,
         job_name: str,
         setup: Sequence[str],
-        additional_parameters: Mapping[str, Any] | None,
+        additional_parameters: dict[str, Any] | None,
     ) -> None:
+        if shutil.which("sbatch") is None:
+            raise InputError(
+                "there is no SLURM here (sbatch is not installed): start the sweep on a cluster's login node, or use "
+                "hydra/launcher=local_pool"
+            )
         self.max_num_timeout, self.gpus_per_node = max_num_timeout, gpus_per_node
         root = shlex.quote(str(Path(sys.argv[0]).resolve().parent))  # of the project, which need not be installed
         given = {
@@ -75,16 +152,7 @@ class Slurm(SweepLauncher):
         }
         self.parameters = {name: value for name, value in given.items() if value is not None}
 
-    def check_settings(self) -> None:
-        if shutil.which("sbatch") is None:
-            raise InputError(
-                "there is no SLURM here (sbatch is not installed): start the sweep on a cluster's login node, or use "
-                "hydra/launcher=local_pool"
-            )
-
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, str], None, None]:
-        if not jobs:
-            return
         queued = _queued()
         if queued is None:
             raise InputError("squeue --me fails: SLURM is not up, or older than 20.11")
@@ -101,9 +169,9 @@ class Slurm(SweepLauncher):
                 running |= self._submit(group, nodes=nodes, tasks_per_node=tasks)
             for number, job in running.items():
                 still = "still " if job.folder in found else ""
-                self.note_start(job, f"is {still}in the queue as SLURM job {number}")
+                note_start(job, f"is {still}in the queue as SLURM job {number}")
             while running:
-                time.sleep(POLL_S)
+                time.sleep(QUEUE_POLL_S)
                 queued = _queued()
                 if queued is None:
                     continue  # the controller is busy or being restarted; its jobs go on
@@ -116,15 +184,12 @@ class Slurm(SweepLauncher):
 
     def _submit(self, jobs: Sequence[Job], **layout: int) -> dict[str, Job]:
         """Submit jobs of one layout as an array; returns them by their number in the queue."""
-        hydra_overrides = list(self.config.hydra.overrides.hydra)
-        tasks = [SlurmTask(tuple(program(job.in_its_folder(), hydra_overrides)), job.folder) for job in jobs]
-        executor = submitit.AutoExecutor(
-            self.sweep_dir / SCRIPTS, cluster="slurm", slurm_max_num_timeout=self.max_num_timeout
-        )
+        scripts = jobs[0].folder.parent / SCRIPTS
+        executor = submitit.AutoExecutor(scripts, cluster="slurm", slurm_max_num_timeout=self.max_num_timeout)
         executor.update_parameters(**layout, **self.parameters)
         try:
             with submitit.helpers.clean_env():
-                submitted = executor.submit_array(tasks)
+                submitted = executor.submit_array([SlurmTask(tuple(job.command()), job.folder) for job in jobs])
         except submitit.core.utils.FailedJobError as error:
             raise InputError(f"SLURM refuses the jobs: {first_line(error)}") from error
         for job, one in zip(jobs, submitted, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from flows.config.checking import did_you_mean
+from flows.config.building import did_you_mean
 from flows.errors import InputError
 
 OptimizerFactory = Callable[[Any], Optimizer]

@@ -53,17 +53,11 @@ def train(cfg: DictConfig) -> float:
     started = time.perf_counter()
     ranks.end_with_launcher()
     with contextlib.ExitStack() as stack:  # releases the run folder in the end
-        hydra_cfg = HydraConfig.get()
-        run_dir = Path(hydra_cfg.runtime.output_dir)
-        given = [str(line) for line in hydra_cfg.overrides.task]
-        try:
-            run = Run.of(cfg, run_dir, given)
-            if ranks.must_launch_ranks(run.trainer):
-                return run.train_in_ranks(given, list(hydra_cfg.overrides.hydra))
-            resumed = run.take_folder(stack)
-        except Exception:
-            claim.release_if_unclaimed(run_dir)
-            raise
+        given = HydraConfig.get().overrides
+        run = Run.of(cfg, Path(cfg.run_dir).absolute(), list(given.task))
+        if ranks.must_launch_ranks(run.trainer):
+            return run.train_in_ranks(list(given.task), list(given.hydra))
+        resumed = run.take_folder(stack)
         run.fit(resumed)
         return run.finish(started)
 
@@ -153,11 +147,12 @@ class Run:
         if resumed is not None:
             resume.require_same_model(resumed, self.config)
             self.schedule().load_state_dict(read_checkpoint(resumed)["lr_schedulers"][0])  # refuses what does not fit
-        if writes and continues:
-            claim.write_config(self.folder, self.config, self.overrides)
-        elif writes:
-            claim.claim_run_folder(self.folder, self.config, self.overrides)
+        if writes and not continues:
+            claim.require_unclaimed(self.folder)  # without a trace in it
             stack.enter_context(claim.run_folder_lock(self.folder))
+            claim.require_unclaimed(self.folder)  # by one that was faster
+        if writes:
+            claim.write_config(self.folder, self.config, self.overrides)
         return resumed
 
     def fit(self, resumed: Path | None) -> None:

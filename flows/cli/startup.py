@@ -1,4 +1,4 @@
-"""The first line of every program, before PyTorch is imported. Imports nothing that takes time.
+"""All that a program does by itself, before PyTorch is imported. Imports nothing that takes time.
 
 PyTorch's threads (GNU OpenMP) meet at the end of every operation, and spin there for some milliseconds before they
 sleep. On an idle machine nothing is faster. When another process is busy, a thread waits for its core while the others
@@ -15,12 +15,18 @@ from flows.processes import signals
 SPINS = "10000"
 
 
-def begin(is_resumable: bool = False) -> None:
-    """Handle signals during the seconds that imports take, and let waiting threads sleep unless the user has decided.
+def run(task: str, config_name: str, is_resumable: bool = False) -> None:
+    """Handle signals and let waiting threads sleep, unless the user has decided; then take the seconds of an import.
 
     Args:
+        task: see :func:`flows.cli.entry.run`.
+        config_name: likewise.
         is_resumable: whether the program goes on where a signal has ended it.
     """
     signals.install(is_resumable)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+    from flows.cli import entry
+
+    entry.run(task, config_name)
