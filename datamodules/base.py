@@ -37,8 +37,10 @@ class ImageDataModule(pl.LightningDataModule):
             luminance.
         batch_size: images per step of the optimiser, over all devices and all batches that a device accumulates.
         eval_batch_size: images per validation or test batch and device; has no influence on the scores.
-        images_per_epoch: images drawn per epoch, with replacement; ``None`` passes through the training split once.
+        images_per_epoch: images drawn per epoch, see :class:`~datamodules.loading.samplers.EpochSampler`; ``None``
+            passes through the training split once.
         num_workers: processes that load data; 0 loads in the main process.
+        num_initialization_images: training images that the data-dependent initialisation sees.
         seed: of the order and the augmentation of the training images, at least 0.
         augmentation: what is done to training images at random.
 
@@ -52,6 +54,7 @@ class ImageDataModule(pl.LightningDataModule):
     eval_batch_size: int = 256
     images_per_epoch: int | None = None
     num_workers: int = 0
+    num_initialization_images: int = 256
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -63,7 +66,8 @@ class ImageDataModule(pl.LightningDataModule):
         super().__init__()
         if self.num_channels not in (1, 3):
             raise InputError(f"data.num_channels must be 1 (luminance) or 3 (colour), not {self.num_channels}")
-        for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0)):
+        numbers = {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "num_initialization_images": 1}
+        for name, least in numbers.items():
             if getattr(self, name) < least:
                 raise InputError(f"data.{name} must be at least {least}, not {getattr(self, name)}")
         if self.images_per_epoch is not None and self.images_per_epoch < self.batch_size:
@@ -104,11 +108,11 @@ class ImageDataModule(pl.LightningDataModule):
         """Load the three splits, whatever the stage."""
         self.train, self.val, self.test = self.load_splits()
 
-    def initialization_images(self, num_images: int = 256) -> Tensor:
+    def initialization_images(self) -> Tensor:
         """A fixed draw of training images, augmented, for data-dependent initialisation; the same on every rank."""
-        generator = generator_for(Stream.INITIALIZATION, self.seed)
-        images = self.train.gather(torch.randint(len(self.train), (num_images,), generator=generator).tolist())
-        return self.augmentation(images, draw_bits(num_images, Stream.INITIALIZATION, self.seed, 2))
+        generator, count = generator_for(Stream.INITIALIZATION, self.seed), self.num_initialization_images
+        images = self.train.gather(torch.randint(len(self.train), (count,), generator=generator).tolist())
+        return self.augmentation(images, draw_bits(count, Stream.INITIALIZATION, self.seed, 2))
 
     def micro_batch_size(self, num_devices: int, num_accumulated: int) -> int:
         """Images that a device takes at a time, so that all of them together make a step's batch.

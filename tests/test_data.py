@@ -81,8 +81,16 @@ def test_splits_are_the_same_every_time(crops):
     assert torch.equal(again.val.places, crops.val.places)
 
 
+def test_an_epoch_longer_than_the_data_begins_another_pass():
+    order = EpochSampler(10, 25).order()
+    assert torch.equal(order[:10].sort().values, torch.arange(10))
+    assert torch.equal(order[10:20].sort().values, torch.arange(10))
+    assert len(order[20:].unique()) == len(order) - 20 == 5
+    assert not torch.equal(order[:10], order[10:20])
+
+
 def test_initialization_images_are_the_same_every_time(crops):
-    assert torch.equal(crops.initialization_images(8), crops.initialization_images(8))
+    assert torch.equal(crops.initialization_images(), crops.initialization_images())
 
 
 def test_one_channel_is_the_luminance():

@@ -28,6 +28,7 @@ SMALL = [
     "data.batch_size=2",
     "data.eval_batch_size=2",
     "data.images_per_epoch=2",
+    "data.num_initialization_images=4",
     "callbacks.samples=null",
 ]
 
@@ -59,7 +60,7 @@ def test_every_experiment_runs_one_batch(experiment, sources, tmp_path):
     data, flow = build(config["data"]), build(config["model"])
     data.prepare_data()
     data.setup()
-    flow.initialize(data.initialization_images(4))
+    flow.initialize(data.initialization_images())
     trainer: pl.Trainer = build_trainer(config, [])
     schedule = planned(build(config["schedule"]), planned_steps(trainer, data))
     trainer.fit(FlowModule(flow, build(config["optimizer"]), schedule), data)
@@ -72,6 +73,28 @@ def test_the_header_says_what_the_paper_found(experiment):
     header = [line for line in (CONF / f"experiment/{experiment}.yaml").read_text().splitlines() if line[0] == "#"]
     assert f"Table {experiment.removeprefix('laptop/')[5]}" in header[1]
     assert "paper" in " ".join(header)
+
+
+@pytest.mark.parametrize(
+    ("experiments", "steps", "beta2", "warmup", "epochs"),
+    [
+        ("table2/galaxy", 20, 1 - 1 / 20, 195, 6000),
+        ("table3/cifar10", 196, 1 - 1 / 196, 1953, 4000),
+        ("table3/imagenet32", 196, 1 - 1 / 196, 1953, 4000),
+        ("table3/imagenet64", 98, 1 - 1 / 98, 977, 4000),
+        ("table4", 196, 1 - 1 / 196, 1953, 4000),
+        ("table6", 196, 1 - 1 / 196, 1953, 3500),
+    ],
+)
+def test_a_row_trains_as_the_papers_code_does(experiments, steps, beta2, warmup, epochs):
+    """Steps per epoch, decay of the second moment, warm-up and length: what the code computes from its data."""
+    for name in [name for name in TABLES if name.startswith(experiments)]:
+        config = compose(f"experiment={name}", "run_dir=run")
+        assert config["data"]["images_per_epoch"] == steps * config["data"]["batch_size"]
+        assert config["optimizer"]["betas"] == [0.9, pytest.approx(beta2, abs=1e-6)]
+        assert config["schedule"]["warmup_steps"] == warmup
+        assert config["trainer"]["max_epochs"] == epochs
+        assert config["data"]["num_initialization_images"] == (64 if "imagenet64" in name else 256)
 
 
 def test_a_whole_table_is_one_sweep():
@@ -94,7 +117,7 @@ def test_the_recipe_chooses_how_a_score_is_selected():
     assert paper["callbacks"]["averaging"] is None
     assert holdout["callbacks"]["averaging"]["decay"] == 0.999
     assert paper["model"] == holdout["model"]
-    assert paper["trainer"]["max_epochs"] == holdout["trainer"]["max_epochs"] == 3500
+    assert paper["trainer"]["max_epochs"] == holdout["trainer"]["max_epochs"] == 4000
 
 
 def test_the_laptop_editions_differ_within_a_table_in_what_is_compared_only():

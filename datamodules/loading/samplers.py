@@ -28,8 +28,8 @@ class EpochSampler(Sampler[int]):
 
     Args:
         num_images: size of the data set.
-        num_samples: images per epoch over all ranks. ``None`` passes through the whole set once, in random order;
-            a number draws that many, with replacement.
+        num_samples: images per epoch over all ranks. ``None`` passes through the whole set once, in random order. A
+            number below ``num_images`` draws that many, with replacement; a larger one begins another pass.
         seed: at least 0.
         rank, num_ranks: this process among those that train together.
     """
@@ -55,11 +55,11 @@ class EpochSampler(Sampler[int]):
     def order(self) -> Tensor:
         """The rank's indices in this epoch, int64 ``(len(self),)``."""
         generator = generator_for(Stream.TRAINING_ORDER, self.seed, self.epoch)
-        if self.num_samples is None:
-            order = torch.randperm(self.num_images, generator=generator)
-        else:
-            order = torch.randint(self.num_images, (self.num_samples,), generator=generator)
-        return self._share(order)
+        num_samples = self.num_images if self.num_samples is None else self.num_samples
+        if num_samples < self.num_images:
+            return self._share(torch.randint(self.num_images, (num_samples,), generator=generator))
+        passes = [torch.randperm(self.num_images, generator=generator) for _ in range(0, num_samples, self.num_images)]
+        return self._share(torch.cat(passes)[:num_samples])
 
     def bits(self) -> Tensor:
         """Random bits for the augmentation of each of :meth:`order`, int64 of the same shape."""
