@@ -11,20 +11,14 @@ from omegaconf import DictConfig
 
 
 class Sweep(Sweeper):
-    """Stands in for the sweepers of :mod:`flows.sweeps`, which are imported when a sweep begins.
+    """Stands in for the sweepers of :mod:`flows.sweeps`, which are imported when a sweep begins."""
 
-    Args:
-        sweeper: the class.
-        settings: its arguments.
-    """
-
-    def __init__(self, sweeper: str, **settings: Any) -> None:
-        self.node = {"_target_": sweeper, **settings}
+    def __init__(self, **settings: Any) -> None: ...
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from flows.sweeps.sweeper import make_sweeper
 
-        self.sweeper = make_sweeper(self.node, hydra_context, task_function, config)
+        self.sweeper = make_sweeper(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> None:
         self.sweeper.sweep(arguments)

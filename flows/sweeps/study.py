@@ -90,7 +90,8 @@ class Study:
 
     def record(self, number: int, score: float | None, error: str) -> None:
         """Record the score of a trial, or why it has none."""
-        self._study.set_user_attr(_reason(number), error)
+        if error:
+            self._study.set_user_attr(_reason(number), error)
         self._study.tell(number, score, TrialState.COMPLETE if score is not None else TrialState.FAIL)
 
     def trials(self) -> list[FrozenTrial]:

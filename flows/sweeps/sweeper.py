@@ -210,13 +210,10 @@ def _choices(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def make_sweeper(
-    node: Mapping[str, Any], hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-) -> JobSweeper:
+def make_sweeper(hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> JobSweeper:
     """The sweeper of a configuration, with its launcher.
 
     Args:
-        node: the sweeper's part of the configuration.
         hydra_context: Hydra's.
         task_function: what a job does.
         config: the sweep's configuration, Hydra's part included.
@@ -226,11 +223,13 @@ def make_sweeper(
     """
     if "run_dir" not in config:
         raise InputError("only train.py has sweeps: start this program once for each setting")
-    launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+    node: dict[str, Any] = OmegaConf.to_container(config.hydra.sweeper, resolve=True)  # type: ignore[assignment]
+    launcher: dict[str, Any] = OmegaConf.to_container(config.hydra.launcher, resolve=True)  # type: ignore[assignment]
+    node["_target_"] = node.pop("sweeper")
     check({"hydra": {"sweeper": node, "launcher": launcher}})
     sweeper: JobSweeper = build(node)
     sweeper.hydra_context, sweeper.config = hydra_context, config
     sweeper.sweep_dir = Path(str(config.hydra.sweep.dir)).absolute()
-    sweeper.launcher = build(launcher)  # type: ignore[arg-type]
+    sweeper.launcher = build(launcher)
     sweeper.launcher.hydra_context, sweeper.launcher.task_function = hydra_context, task_function
     return sweeper
