@@ -3,7 +3,8 @@
 from functools import partial
 
 import pytest
-from test_command_line import check_train, compose
+from hydra import initialize_config_dir
+from support.configs import CONF, check_train, compose
 
 from flows import Flow, InputError
 from flows.config.matching import resolve_width
@@ -78,9 +79,6 @@ def test_impossible_budgets_are_named(overrides, words):
 
 
 def found(*overrides):
-    from hydra import initialize_config_dir
-    from test_command_line import CONF
-
     config = compose(*overrides)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         line = resolve_width(config)

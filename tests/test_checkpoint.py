@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from programs import ROOT
+from support.programs import ROOT
 
 import flows
 import flows.layers

@@ -6,36 +6,16 @@ import subprocess
 import sys
 
 import pytest
-from hydra import initialize_config_dir
-from programs import ROOT
+from support.configs import CONF, GROUPS, MIXINGS, OPTIONS, check_train, compose
+from support.programs import ROOT
 
 from flows import Flow, InputError
-from flows.cli import schema
-from flows.cli.command_line import check_command_line, compose_resolved
+from flows.cli.command_line import check_command_line
 from flows.cli.entry import EXIT_CODES
 from flows.config.building import build
 from flows.config.checking import check
 from flows.config.overrides import SINGLE
 from flows.processes import signals
-
-CONF = ROOT / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
-OPTIONS = [
-    (group, str(path.relative_to(CONF / group).with_suffix("")))
-    for group in GROUPS
-    for path in sorted((CONF / group).rglob("[!_]*.yaml"))
-]
-
-schema.register()
-
-
-def check_train(*arguments):
-    check_command_line(CONF, "train", list(arguments))
-
-
-def compose(*overrides):
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return compose_resolved("train", list(overrides))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -43,7 +23,7 @@ def test_every_shipped_option_composes_and_fits_what_it_builds(group, option):
     check_train(SINGLE, f"{group}={option}")
 
 
-@pytest.mark.parametrize("mixing", [option for group, option in OPTIONS if group == "mixing"])
+@pytest.mark.parametrize("mixing", MIXINGS)
 def test_every_mixing_layer_builds_a_flow(mixing):
     flow = build(compose(f"mixing={mixing}", "model.num_steps=1", "model.hidden_channels=4")["model"])
     assert isinstance(flow, Flow)

@@ -16,16 +16,15 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import wandb
-from forks import fork, output, wait
-from programs import ROOT, TINY, run
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from support.forks import fork, output, wait
+from support.programs import ROOT, TINY, run
+from support.short_runs import SHORT, at_step, send
+from support.small_training import StripesModule, flow
+from support.wandb_server import WandbServer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_interruption import at_step, send
-from test_survival import SHORT
-from test_training import StripesModule, flow
 from torch.optim import Adamax
-from wandb_server import WandbServer
 
 from flows.training.callbacks import InversionMonitor, LatentMonitor, PeakMemory, SamplePictures, Throughput
 from flows.training.loggers import ResumableCSVLogger, WandbLogger
@@ -82,7 +81,7 @@ def wandb_program(*arguments, environment, cwd):
         env=os.environ | environment | {"PATH": path, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=3600,
+        timeout=600,
         check=True,
     )
 

@@ -13,8 +13,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from hydra import initialize_config_dir
-from programs import ROOT, error_line, run
-from test_training import Stripes, StripesModule, fit, flow, parameters
+from support.programs import ROOT, error_line, run
+from support.small_training import Stripes, StripesModule, fit, flow, parameters
+from support.waiting import is_alive
 
 from flows.cli import schema
 from flows.cli.command_line import compose_resolved
@@ -30,7 +31,7 @@ DIGITS = [
     "data.eval_batch_size=32",
     "trainer.limit_val_batches=1.0",
     "mixing=shuffle",
-    "+callbacks.witness._target_=witness.Witness",
+    "+callbacks.witness._target_=support.witness.Witness",
     "+callbacks.witness.folder=witness",
 ]
 BESIDE_THE_PYTHON = Path(sys.executable).parent
@@ -131,7 +132,7 @@ def test_accumulated_batches_train_like_one_batch(tmp_path):
 def start(*command, cwd):
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=3600
+        [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -178,16 +179,9 @@ def wait_for_the_end_of(pids, seconds):
         time.sleep(0.2)
 
 
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
     doomed = [*DIGITS, "trainer=ddp_cpu", "run_dir=run", "+callbacks.witness.fate=killed"]
-    line = error_line(run("train.py", *doomed, cwd=tmp_path, code=7))
+    line = error_line(run("train.py", *doomed, cwd=tmp_path, code=7).stderr)
     assert line.startswith("error: process 1 of the 2 that train together") and "was killed by SIGKILL" in line
     wait_for_the_end_of((witness["pid"] for witness in witnessed(tmp_path, 2)), seconds=600)
 
@@ -282,7 +276,7 @@ def test_a_lost_connection_is_one_line_after_a_while(error, monkeypatch):
 
 def test_a_batch_that_cannot_be_shared_stops_before_any_work(tmp_path):
     options = ["experiment=smoke", "trainer=ddp_cpu", "data.batch_size=9", "run_dir=run"]
-    line = error_line(run("train.py", *options, cwd=tmp_path, code=2))
+    line = error_line(run("train.py", *options, cwd=tmp_path, code=2).stderr)
     assert "data.batch_size=9" in line and "it must be a multiple of 2, such as 8 or 10" in line
     assert not os.listdir(tmp_path)
 

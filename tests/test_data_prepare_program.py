@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
-from small_sources import picture, random_images, write_files
+from support.sources import picture, random_images, write_files
 
 from datamodules import Augmentation, ImageDataModule
 from flows.cli import schema

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from contract import check_log_det_against_autodiff, check_round_trips, images, make
+from support.contract import check_log_det_against_autodiff, check_round_trips, images, make
 from torch import nn
 
 from flows import Flow, InputError, NonFiniteError, load_flow

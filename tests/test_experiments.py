@@ -2,8 +2,8 @@
 
 import pytest
 import pytorch_lightning as pl
-from small_sources import cifar_files, expect_small_releases, galaxy_tree, oord_archives, random_images, write_files
-from test_command_line import CONF, OPTIONS, check_train, compose
+from support.configs import CONF, OPTIONS, check_train, compose
+from support.sources import cifar_files, expect_small_releases, galaxy_tree, oord_archives, random_images, write_files
 
 from flows.cli.command_line import expand_globs
 from flows.config.building import build

@@ -15,14 +15,14 @@ import hydra
 import numpy as np
 import optuna
 import pytest
-from cluster import wait_until
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from programs import TINY, run
+from support.programs import TINY, run
+from support.waiting import wait_until
 
 from flows.errors import InputError, SweepError
 from flows.sweeps.in_process import InProcess
@@ -99,7 +99,7 @@ def distance(cfg):
 
 
 def wait_for(path):
-    wait_until(path.exists, 600)
+    wait_until(path.exists)
 
 
 def test_the_best_is_named_with_the_command_that_gives_it(search, capsys, tmp_path):

@@ -6,7 +6,8 @@ import pkgutil
 
 import pytest
 import torch
-from contract import (
+from layer_table import LAYERS
+from support.contract import (
     CHECKS,
     check_claims_of_the_inverse,
     check_log_det_against_autodiff,
@@ -15,7 +16,6 @@ from contract import (
     images,
     make,
 )
-from layer_table import LAYERS
 from torch import nn
 
 import flows

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from contract import images, make, move_parameters
+from support.contract import images, make
+from support.weights import move_parameters
 from torch.nn.functional import conv2d
 
 from flows import InputError

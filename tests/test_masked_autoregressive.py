@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from contract import check_inverse_gradients, make
+from support.contract import check_inverse_gradients, make
 from test_sampling import assert_current, make_flow
 
 from flows import InputError, NonFiniteError

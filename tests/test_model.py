@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from contract import move_parameters
+from support.weights import move_parameters
 from torch.distributions import MultivariateNormal
 
 from flows import Flow, InputError, NonFiniteError

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from programs import ROOT, TINY, error_line, run
+from support.programs import ROOT, TINY, error_line, run
 
 from flows import load_flow
 from flows.processes import startup
@@ -159,7 +159,7 @@ def test_samples_that_overflow_are_hatched_and_named_and_the_others_written(unsa
 def test_samples_end_with_an_error_only_if_all_overflow(unsafe):
     (unsafe / "none.npz").unlink(missing_ok=True)
     done = run("sample.py", "checkpoint=unsafe.ckpt", "temperature=1000", "output=none", cwd=unsafe, code=3)
-    assert "64 of 64 images overflow" in error_line(done)
+    assert "64 of 64 images overflow" in error_line(done.stderr)
     assert not (unsafe / "none.npz").exists()
 
 
@@ -231,14 +231,14 @@ def test_other_loggers_need_no_account_and_no_network(tmp_path, logger):
     ],
 )
 def test_wrong_settings_stop_before_any_work(arguments, words, tmp_path):
-    assert words in error_line(run("train.py", *TINY, "run_dir=run", *arguments, cwd=tmp_path, code=2))
+    assert words in error_line(run("train.py", *TINY, "run_dir=run", *arguments, cwd=tmp_path, code=2).stderr)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_folder_is_not_used_twice(trained):
     folder, _ = trained
     before = _contents(folder / "runs/first")
-    line = error_line(run("train.py", *TINY, "run_dir=runs/first", cwd=folder, code=2))
+    line = error_line(run("train.py", *TINY, "run_dir=runs/first", cwd=folder, code=2).stderr)
     assert "holds a run already" in line
     assert "resume=" in line
     assert _contents(folder / "runs/first") == before
@@ -253,7 +253,7 @@ def test_a_checkpoint_from_elsewhere_does_not_continue_in_another_run_s_folder(t
     shutil.copy(folder / "runs/first/checkpoints/last.ckpt", tmp_path / "bare.ckpt")
     before = _contents(folder / "runs/first")
     resume = [f"resume={tmp_path}/bare.ckpt", "trainer.max_epochs=3"]
-    line = error_line(run("train.py", *resume, "run_dir=runs/first", cwd=folder, code=2))
+    line = error_line(run("train.py", *resume, "run_dir=runs/first", cwd=folder, code=2).stderr)
     assert "holds a run already" in line
     assert _contents(folder / "runs/first") == before
     run("train.py", *resume, "run_dir=runs/new", cwd=folder)
@@ -262,7 +262,7 @@ def test_a_checkpoint_from_elsewhere_does_not_continue_in_another_run_s_folder(t
 
 def test_another_model_is_not_resumed(trained):
     folder, _ = trained
-    line = error_line(run("train.py", "resume=runs/first", "model.num_steps=2", cwd=folder, code=2))
+    line = error_line(run("train.py", "resume=runs/first", "model.num_steps=2", cwd=folder, code=2).stderr)
     assert "model.num_steps would change" in line
 
 
@@ -287,7 +287,7 @@ def test_a_diverging_training_stops_with_its_step(tmp_path):
 )
 def test_wrong_checkpoints_are_named(program, arguments, words, tmp_path):
     (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
-    assert words in error_line(run(program, *arguments, cwd=tmp_path, code=2))
+    assert words in error_line(run(program, *arguments, cwd=tmp_path, code=2).stderr)
     assert os.listdir(tmp_path) == ["cut.ckpt"]
 
 
@@ -308,7 +308,7 @@ def test_wrong_checkpoints_are_named(program, arguments, words, tmp_path):
 )
 def test_wrong_sampling_is_refused(trained, arguments, words, tmp_path):
     folder, _ = trained
-    line = error_line(run("sample.py", f"checkpoint={folder}/runs/first", *arguments, cwd=tmp_path, code=2))
+    line = error_line(run("sample.py", f"checkpoint={folder}/runs/first", *arguments, cwd=tmp_path, code=2).stderr)
     assert words in line
     assert not os.listdir(tmp_path)
 
@@ -319,7 +319,7 @@ def test_a_broken_picture_stops_the_scoring_and_nothing_is_written(trained, tmp_
     Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / "good.png")
     (tmp_path / "pictures" / "text.png").write_text("not a picture")
     done = run("evaluate.py", f"checkpoint={folder}/runs/first", "images=pictures", cwd=tmp_path, code=2)
-    assert "text.png is not a PNG or JPEG" in error_line(done)
+    assert "text.png is not a PNG or JPEG" in error_line(done.stderr)
     assert os.listdir(tmp_path) == ["pictures"]
 
 

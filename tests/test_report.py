@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from programs import ROOT, run
+from support.programs import ROOT, run
 
 from flows import InputError
 from flows.reporting import SamplingTimes, collect, compare, make_report, write_report
@@ -502,7 +502,7 @@ def browse(path, scratch):
     """Load a file in Chromium, on a narrow screen; the page as it then is on stdout, complaints on stderr."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={scratch}/profile"]
     options += ["--window-size=500,900", "--virtual-time-budget=5000", "--enable-logging=stderr", "--dump-dom"]
-    return subprocess.run([CHROMIUM, *options, f"file://{path}"], capture_output=True, text=True, timeout=3600)
+    return subprocess.run([CHROMIUM, *options, f"file://{path}"], capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")

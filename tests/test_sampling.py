@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from contract import move_parameters
+from support.weights import move_parameters
 
 from flows import Flow
 from flows.layers import (

@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
-from programs import TINY, error_line, run
-from test_training import StripesModule, fit, flow, parameters
+from support.programs import TINY, error_line, run
+from support.small_training import StripesModule, fit, flow, parameters
 from torch.optim import Adamax
 
 from flows import InputError
@@ -107,7 +107,7 @@ def test_going_on_beyond_the_horizon_is_refused_and_leaves_the_run_as_it_is(tmp_
     run("train.py", *TINY, "schedule=cosine", "schedule.warmup_steps=1", "run_dir=run", cwd=tmp_path)
     before = (tmp_path / "run/config.yaml").read_bytes()
     longer = ["resume=run", "trainer.max_epochs=3"]
-    line = error_line(run("train.py", *longer, cwd=tmp_path, code=2))
+    line = error_line(run("train.py", *longer, cwd=tmp_path, code=2).stderr)
     assert "ends at step 4, the training at step 6: schedule.num_steps=6 stretches the cosine" in line
     assert (tmp_path / "run/config.yaml").read_bytes() == before
     run("train.py", *longer, "schedule.num_steps=6", cwd=tmp_path)

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cluster import wait_until
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from programs import ROOT, run
-from test_data_parallel import is_alive
+from support.programs import ROOT, run
+from support.waiting import is_alive, wait_until
 
 from flows import InputError, StorageError
 from flows.cli import entry
@@ -312,7 +311,7 @@ def test_a_sweep_waits_for_what_a_killed_one_left_in_its_folders(sweep, tmp_path
 
     left = multiprocessing.get_context("fork").Process(target=save_and_end)
     left.start()
-    wait_until((tmp_path / "held").exists, 600)
+    wait_until((tmp_path / "held").exists)
     assert sweep("seed=1,5")[0] == 0
     saved, results = tmp_path / "saved", tmp_path / "grid" / "seed=1" / layout.RESULTS
     assert saved.stat().st_mtime_ns < results.stat().st_mtime_ns
@@ -414,12 +413,12 @@ def test_a_pool_takes_its_jobs_with_it(tmp_path):
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, signals.EXIT_CODE)):
         with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}) as parent:
             begun = [tmp_path / "grid" / f"seed={seed}" / "begun" for seed in (1, 2)]
-            wait_until(lambda begun=begun: all(path.exists() for path in begun), 3600)
+            wait_until(lambda begun=begun: all(path.exists() for path in begun))
             jobs = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True).stdout.split()
             assert len(jobs) >= 2
             parent.send_signal(number)
-            assert parent.wait(timeout=3600) == code
-        wait_until(lambda jobs=jobs: not any(map(is_alive, jobs)), 600)
+            assert parent.wait(timeout=600) == code
+        wait_until(lambda jobs=jobs: not any(map(is_alive, jobs)))
         for path in begun:
             path.unlink()
             log = (path.parent / "output.log").read_text()
@@ -478,7 +477,7 @@ def job_on_slurm(slurm, tmp_path):
     with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}) as parent:
         folder = tmp_path / "grid" / "seed=7"
         known = [folder / name for name in ("begun", "slurm_job")]  # a job may begin before its number is noted
-        wait_until(lambda: all(path.exists() for path in known), 3600)
+        wait_until(lambda: all(path.exists() for path in known))
         yield parent, folder, (folder / "slurm_job").read_text()
         parent.terminate()
 
@@ -486,7 +485,7 @@ def job_on_slurm(slurm, tmp_path):
 def test_a_job_that_slurm_kills_is_reported_as_such(job_on_slurm):
     parent, folder, number = job_on_slurm
     subprocess.run(["scancel", number], check=True)
-    assert parent.wait(timeout=3600) == 6
+    assert parent.wait(timeout=600) == 6
     [row] = csv.DictReader((folder.parent / "summary.csv").open())
     assert row["status"] == "failed"
     assert "SLURM: cancelled" in row["error"]
@@ -495,7 +494,7 @@ def test_a_job_that_slurm_kills_is_reported_as_such(job_on_slurm):
 def test_a_job_whose_time_ends_is_queued_again_and_goes_on(job_on_slurm):
     parent, folder, number = job_on_slurm
     subprocess.run(["scancel", "--signal=USR2", number], check=True)
-    assert parent.wait(timeout=3600) == 0
+    assert parent.wait(timeout=600) == 0
     [row] = csv.DictReader((folder.parent / "summary.csv").open())
     assert row["status"] == "done"
     output = (folder / "output.log").read_text()

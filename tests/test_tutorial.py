@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import ROOT
+from support.programs import ROOT
 
 TEXT = (ROOT / "docs" / "TUTORIAL.md").read_text()
 BLOCKS = re.findall(r"(?:`([\w/.]+)`:\n\n)?(?:In `([\w/.]+)`[^\n]*:\n\n)?```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -55,7 +55,7 @@ def _run(command: str, folder: Path) -> str:
         env=os.environ | {"PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
-        timeout=3600,
+        timeout=600,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout

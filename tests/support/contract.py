@@ -3,16 +3,9 @@
 import copy
 
 import torch
-from torch import nn
 
 from flows.models.prepared_inverse import PixelMap
-
-
-def move_parameters(module: nn.Module, std: float = 0.1) -> None:
-    """Away from the initial values, where too much is zero or one for a test to see anything."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += std * torch.randn_like(parameter)
+from support.weights import move_parameters
 
 
 def make(factory, std: float = 0.1):
