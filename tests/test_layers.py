@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from support.contract import images, make
-from support.weights import move_parameters
 from torch.nn.functional import conv2d
 
 from flows import InputError
@@ -314,80 +313,3 @@ def test_periodic_matrices_decouple_the_frequencies():
     spectrum = torch.fft.rfft2(z - layer.bias[:, None, None]).permute(2, 3, 1, 0)
     expected = layer.frequency_matrices(4, 6) @ torch.fft.rfft2(x).permute(2, 3, 1, 0)
     torch.testing.assert_close(spectrum, expected)
-
-
-# -- what is remembered between calls ----------------------------------------------------------------------------------
-
-REMEMBERING = [
-    lambda: Conv1x1(4),
-    lambda: Conv1x1(4, "plu"),
-    lambda: Conv1x1(4, "qr"),
-    lambda: PeriodicConv2d(4),
-    lambda: EmergingConv2d(4),
-]
-
-
-def _optimiser_step(layer, x):
-    optimizer = torch.optim.Adamax(layer.parameters(), lr=0.05)
-    z, log_det = layer(x)
-    (z.square().sum() - log_det.sum()).backward()
-    optimizer.step()
-
-
-def _through_data(layer, x):
-    for parameter in layer.parameters():
-        parameter.data.mul_(1.1)
-
-
-def _swap_like_an_average(layer, x):
-    for parameter in layer.parameters():
-        other = parameter.data + 0.05 * torch.randn_like(parameter)
-        parameter.data.copy_(other)
-
-
-def _new_storage(layer, x):
-    for parameter in layer.parameters():
-        parameter.data = parameter.data * 1.2
-
-
-def _load(layer, x):
-    scaled = {name: 1.1 * parameter for name, parameter in layer.named_parameters()}
-    layer.load_state_dict(layer.state_dict() | scaled)
-
-
-@pytest.mark.parametrize("change", [_optimiser_step, _through_data, _swap_like_an_average, _new_storage, _load])
-@pytest.mark.parametrize("factory", REMEMBERING)
-def test_no_inverse_is_ever_stale(factory, change):
-    layer, x = make(factory, std=0.02), images((4, 4, 6))
-    with torch.no_grad():
-        layer.inverse(layer(x)[0])
-    change(layer, x)
-    with torch.no_grad():
-        torch.testing.assert_close(layer.inverse(layer(x)[0]), x)
-
-
-@pytest.mark.parametrize("factory", REMEMBERING)
-def test_inverse_follows_a_change_of_precision_and_of_size(factory):
-    layer, x = make(factory, std=0.02), images((4, 4, 6))
-    with torch.no_grad():
-        layer.inverse(layer(x)[0])
-        wide = images((4, 5, 9))
-        torch.testing.assert_close(layer.inverse(layer(wide)[0]), wide)
-        layer.float()
-        torch.testing.assert_close(layer.inverse(layer(x.float())[0]), x.float(), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("factory", REMEMBERING)
-def test_weights_get_gradients_through_the_inverse_also_after_it_was_remembered(factory):
-    layer, z = make(factory, std=0.02), images((4, 4, 6))
-    with torch.no_grad():
-        layer.inverse(z)
-    layer.inverse(z).square().sum().backward()
-    assert all(parameter.grad is not None for parameter in layer.parameters())
-
-
-def test_moved_parameters_are_really_moved():
-    layer = Conv1x1(3)
-    before = layer.weight.matrix().clone()
-    move_parameters(layer)
-    assert (layer.weight.matrix() - before).abs().min() > 0

@@ -22,7 +22,7 @@ def moved_copy(module):
 def optimizer_step(module):
     for parameter in module.parameters():
         parameter.grad = torch.randn_like(parameter)
-    torch.optim.Adamax(module.parameters(), lr=0.01).step()
+        torch.optim.Adamax([parameter], lr=0.01).step()
 
 
 def load(module):
@@ -50,11 +50,11 @@ def through_data(module):
         parameter.data.mul_(1.05)
 
 
-def one_entry(module):
-    """Of each parameter, in place."""
+def one_entry_or_two(module):
+    """The first and the last of each parameter, in place."""
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.view(-1)[-1] += 0.02
+            parameter.view(-1)[[0, -1]] += 0.02
 
 
 def to_another_type_and_back(module):
@@ -68,6 +68,6 @@ CHANGES = [
     swap_with_an_average,
     new_storage,
     through_data,
-    one_entry,
+    one_entry_or_two,
     to_another_type_and_back,
 ]
