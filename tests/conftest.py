@@ -6,9 +6,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the pro
 
 import pytest
 import torch
-from support.fake_graphs import graphs_on_cpu  # noqa: F401 a fixture
-from support.short_runs import undisturbed  # noqa: F401 a fixture
-from support.slurm import slurm  # noqa: F401 a fixture
+
+pytest.register_assert_rewrite("support")
+pytest_plugins = ["support.fake_graphs", "support.short_runs", "support.slurm"]  # fixtures
 
 torch.set_num_threads(1)
 

@@ -1,20 +1,13 @@
 """Equal budgets: the width found is the nearest one, and the paper's own pairs come out."""
 
-from functools import partial
-
 import pytest
 from hydra import initialize_config_dir
+from support import configs
 from support.configs import CONF, check_train, compose
 
 from flows import Flow, InputError
 from flows.config.matching import resolve_width
-from flows.layers import (
-    AffineCoupling,
-    Conv1x1,
-    EmergingConv2d,
-    MaskedAutoregressiveFlow,
-    PeriodicConv2d,
-)
+from flows.layers import AffineCoupling, Conv1x1, EmergingConv2d, PeriodicConv2d
 from flows.measures.budget import ParameterCount
 from flows.measures.diagnostics import count_parameters
 from flows.models.priors import LEARNED, StandardPrior
@@ -24,12 +17,9 @@ def flow_of(mixing, num_levels, num_steps, prior=LEARNED):
     return lambda width: Flow((3, 32, 32), mixing, AffineCoupling, num_levels, num_steps, width, prior=prior)
 
 
-@pytest.mark.parametrize(
-    "mixing",
-    [Conv1x1, partial(Conv1x1, parametrization="qr"), EmergingConv2d, PeriodicConv2d, MaskedAutoregressiveFlow],
-)
-def test_the_polynomial_counts_every_width(mixing):
-    make_flow = flow_of(mixing, num_levels=2, num_steps=1)
+@pytest.mark.parametrize("name", configs.MIXINGS)
+def test_the_polynomial_counts_every_width(name):
+    make_flow = flow_of(configs.mixing(name), num_levels=2, num_steps=1)
     count = ParameterCount.of(make_flow)
     for width in (5, 16, 33):
         assert count(width) == count_parameters(make_flow(width))

@@ -215,6 +215,7 @@ def test_where_nothing_can_be_written_the_training_goes_on_without_it(tmp_path, 
     assert warning.startswith("Weights & Biases failed ([Errno 20] Not a directory")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_continued_without_a_gap(tmp_path, monkeypatch):
     def steps(rows):
         return [int(row["trainer/global_step"]) for row in rows if "train/bits_per_dim" in row]
@@ -235,6 +236,7 @@ def test_an_interrupted_run_is_continued_without_a_gap(tmp_path, monkeypatch):
     assert [int(row["step"]) for row in rows if row["train/bits_per_dim"]] == list(range(12))
 
 
+@pytest.mark.slow
 def test_an_online_run_arrives_as_a_whole_and_is_continued(tmp_path):
     with WandbServer() as server:
         online = [*ONLINE, "logger.tags=[mine]", "run_dir=runs/first"]
@@ -265,6 +267,7 @@ def test_an_online_run_arrives_as_a_whole_and_is_continued(tmp_path):
         assert steps[num_rows:][0] == 4
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_costs_one_warning_and_no_row(tmp_path):
     server = WandbServer()
     server.on_files = lambda: threading.Thread(target=server.stop).start()
@@ -279,6 +282,7 @@ def test_a_server_that_dies_costs_one_warning_and_no_row(tmp_path):
         assert sum(name in row for row in sent["history"].values()) == sum(bool(row[name]) for row in rows) > 0
 
 
+@pytest.mark.slow
 def test_an_agent_trains_what_it_is_told_to(tmp_path):
     (tmp_path / "train.py").symlink_to(ROOT / "train.py")
     tiny = {"experiment": "smoke", "trainer": "cpu", "trainer.max_epochs": 1, "logger.init_timeout": 600}

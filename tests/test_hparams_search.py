@@ -301,6 +301,7 @@ def test_another_search_under_the_same_name_is_refused(search):
     assert len(trials_of()) == 1
 
 
+@pytest.mark.slow
 def test_a_search_of_the_learning_rate(tmp_path):
     arguments = ["-m", "hparams_search=optuna", "hydra.sweeper.n_trials=2", "trainer.max_epochs=1", *TINY]
     done = run("train.py", *arguments, "optimizer.lr=tag(log,interval(1e-4,1e-2))", cwd=tmp_path)

@@ -14,6 +14,8 @@ from support.forks import fork, output, wait
 from support.programs import ROOT
 from support.short_runs import SHORT, assert_same_end, at_step, send
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("an undisturbed run")]
+
 AUTO = [*SHORT, "run_dir=run", "resume=auto"]
 
 

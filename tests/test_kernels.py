@@ -5,6 +5,8 @@ import shutil
 import pytest
 from support.programs import ROOT, execute
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 def test_the_kernels_read_and_write_nothing_but_their_own_and_solve_what_they_are_given():

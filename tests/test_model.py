@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from support import configs
 from support.weights import move_parameters
 from torch.distributions import MultivariateNormal
 
@@ -18,7 +19,6 @@ from flows.layers import (
     MaskedAutoregressiveFlow,
     PeriodicConv2d,
     Reverse,
-    Shuffle,
 )
 from flows.measures.bits_per_dim import bits_per_dim
 from flows.measures.diagnostics import count_parameters, first_non_finite, layer_gain, mixing_gains, round_trip_error
@@ -27,16 +27,6 @@ from flows.models.interpolation import spherical
 from flows.models.priors import FactorOut, LearnedPrior, StandardPrior
 from flows.randomness import Stream, evaluation_noise, generator_for
 from flows.solvers import IllConditionedWarning
-
-MIXINGS = {
-    "conv1x1": Conv1x1,
-    "conv1x1_plu": partial(Conv1x1, parametrization="plu"),
-    "conv1x1_qr": partial(Conv1x1, parametrization="qr"),
-    "emerging": EmergingConv2d,
-    "periodic": PeriodicConv2d,
-    "reverse": Reverse,
-    "shuffle": Shuffle,
-}
 
 
 class Identity(Layer):
@@ -67,9 +57,9 @@ def random_images(num_images, shape, seed=0):
 
 @pytest.mark.parametrize("prior", [LearnedPrior(), StandardPrior()], ids=["learned", "standard"])
 @pytest.mark.parametrize("coupling", [AffineCoupling, AdditiveCoupling])
-@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+@pytest.mark.parametrize("mixing", configs.MIXINGS)
 def test_whole_flow_against_autodiff(mixing, coupling, prior):
-    flow = tiny(mixing=mixing, coupling=coupling, prior=prior).double()
+    flow = tiny(mixing=configs.mixing(mixing), coupling=coupling, prior=prior).double()
     v = torch.rand(2, 1, 4, 8, dtype=torch.float64) - 0.5
 
     def flat(v):
@@ -246,9 +236,9 @@ def test_training_brings_the_score_down():
 
 
 @pytest.mark.parametrize("num_bits", [8, 3])
-@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+@pytest.mark.parametrize("mixing", configs.MIXINGS)
 def test_decoding_the_encoding_gives_the_image_back(mixing, num_bits):
-    flow = tiny((3, 8, 16), mixing=mixing, dequantizer=partial(UniformDequantizer, num_bits=num_bits))
+    flow = tiny((3, 8, 16), mixing=configs.mixing(mixing), dequantizer=partial(UniformDequantizer, num_bits=num_bits))
     images = random_images(4, (3, 8, 16))
     flow.initialize(images)
     with torch.no_grad():

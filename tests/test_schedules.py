@@ -6,7 +6,8 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
-from support.programs import TINY, error_line, run
+from support.forks import refusal, run_forked
+from support.programs import TINY
 from support.small_training import StripesModule, fit, flow, parameters
 from torch.optim import Adamax
 
@@ -104,13 +105,13 @@ def test_a_training_that_went_back_follows_the_cosine_at_its_lower_rate():
 
 
 def test_going_on_beyond_the_horizon_is_refused_and_leaves_the_run_as_it_is(tmp_path):
-    run("train.py", *TINY, "schedule=cosine", "schedule.warmup_steps=1", "run_dir=run", cwd=tmp_path)
+    run_forked("train.py", *TINY, "schedule=cosine", "schedule.warmup_steps=1", "run_dir=run", cwd=tmp_path)
     before = (tmp_path / "run/config.yaml").read_bytes()
     longer = ["resume=run", "trainer.max_epochs=3"]
-    line = error_line(run("train.py", *longer, cwd=tmp_path, code=2).stderr)
+    line = refusal("train.py", *longer, cwd=tmp_path)
     assert "ends at step 4, the training at step 6: schedule.num_steps=6 stretches the cosine" in line
     assert (tmp_path / "run/config.yaml").read_bytes() == before
-    run("train.py", *longer, "schedule.num_steps=6", cwd=tmp_path)
+    run_forked("train.py", *longer, "schedule.num_steps=6", cwd=tmp_path)
     content = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert content["global_step"] == 6
     assert content["lr_schedulers"][0]["num_steps"] == 6

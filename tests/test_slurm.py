@@ -14,6 +14,8 @@ from support.waiting import wait_until
 
 from flows.processes import signals
 
+pytestmark = pytest.mark.slow
+
 TOGETHER = [
     "trainer=ddp_cpu",
     "trainer.max_epochs=10",

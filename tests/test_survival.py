@@ -18,6 +18,8 @@ from support.short_runs import (
     logged_steps,
 )
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("an undisturbed run")]
+
 
 def test_killed_twenty_times_at_any_moment_a_run_ends_with_the_same_weights(undisturbed, tmp_path):
     """One run, or several one after the other where the machine is so fast that it ends between two kills."""

@@ -405,6 +405,7 @@ entry.run("__main__.task", "train")
 """
 
 
+@pytest.mark.slow
 def test_a_pool_takes_its_jobs_with_it(tmp_path):
     """Killed, it cannot end them: they see to it themselves. The same sweep goes on; stopped, it ends them."""
     (tmp_path / "stub.py").write_text(STUB)
@@ -427,6 +428,7 @@ def test_a_pool_takes_its_jobs_with_it(tmp_path):
     assert [row["status"] for row in rows] == ["stopped", "stopped"]
 
 
+@pytest.mark.slow
 def test_a_pool_of_trainings(tmp_path):
     """One job trains with DDP, the other fails; then only that one is run again, and goes on failing.
 
@@ -451,6 +453,7 @@ def test_a_pool_of_trainings(tmp_path):
     assert rows[1]["error"] == "optimizer: Invalid learning rate: -1"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slurm")
 def test_a_grid_on_slurm_with_ddp_inside(tmp_path):
     """2 x 2 jobs of two ranks; one cannot write to its folder."""
@@ -482,6 +485,7 @@ def job_on_slurm(slurm, tmp_path):
         parent.terminate()
 
 
+@pytest.mark.slow
 def test_a_job_that_slurm_kills_is_reported_as_such(job_on_slurm):
     parent, folder, number = job_on_slurm
     subprocess.run(["scancel", number], check=True)
@@ -491,6 +495,7 @@ def test_a_job_that_slurm_kills_is_reported_as_such(job_on_slurm):
     assert "SLURM: cancelled" in row["error"]
 
 
+@pytest.mark.slow
 def test_a_job_whose_time_ends_is_queued_again_and_goes_on(job_on_slurm):
     parent, folder, number = job_on_slurm
     subprocess.run(["scancel", "--signal=USR2", number], check=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from support.programs import ROOT
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("the tutorial")]
+
 TEXT = (ROOT / "docs" / "TUTORIAL.md").read_text()
 BLOCKS = re.findall(r"(?:`([\w/.]+)`:\n\n)?(?:In `([\w/.]+)`[^\n]*:\n\n)?```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
 COMMANDS = [

@@ -63,10 +63,15 @@ def output(folder):
     return (Path(folder) / "out.txt").read_text()
 
 
-def refusal(program, *arguments, cwd, code=2):
-    """The one line in which a forked program refuses, all that it prints; it leaves nothing of its own in ``cwd``."""
+def run_forked(program, *arguments, cwd, code=0):
+    """All that a forked program printed; its exit code must be ``code``. It leaves nothing of its own in ``cwd``."""
     found = wait(fork(arguments, cwd, program=program))
     said = output(cwd)
-    assert found == code, f"exit code {found}\n{said}"
     (Path(cwd) / "out.txt").unlink()
-    return error_line(said)
+    assert found == code, f"exit code {found}\n{said}"
+    return said
+
+
+def refusal(program, *arguments, cwd, code=2):
+    """The one line in which a forked program refuses, and all that it prints."""
+    return error_line(run_forked(program, *arguments, cwd=cwd, code=code))
