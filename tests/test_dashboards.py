@@ -19,7 +19,7 @@ import wandb
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from support.forks import fork, output, wait
-from support.programs import ROOT, TINY, run
+from support.programs import ROOT, TINY, execute, run
 from support.short_runs import SHORT, at_step, send
 from support.small_training import StripesModule, flow
 from support.wandb_server import WandbServer
@@ -75,15 +75,7 @@ def warnings_in(text):
 
 def wandb_program(*arguments, environment, cwd):
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        [sys.executable, "-m", "wandb", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | environment | {"PATH": path, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=True,
-    )
+    return execute(sys.executable, "-m", "wandb", *arguments, cwd=cwd, env=environment | {"PATH": path})
 
 
 def synced(cwd, *arguments):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.configs import compose, options
-from support.forks import refusal
+from support.forks import run_forked
 from support.programs import run
 from support.sources import picture, random_images, write_files
 
@@ -88,4 +88,5 @@ def test_preparing_verifying_and_looking_at_a_folder(tmp_path):
     content = bytearray(array.read_bytes())
     content[-1] ^= 1
     array.write_bytes(content)
-    assert "has changed" in refusal("prepare.py", *given, "verify=true", cwd=tmp_path)
+    *_, line = run_forked("prepare.py", *given, "verify=true", cwd=tmp_path, code=2).splitlines()
+    assert line.startswith("error: ") and "has changed" in line

@@ -4,15 +4,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
 from support.forks import fork, output, wait
-from support.programs import ROOT
+from support.programs import ROOT, execute
 from support.short_runs import SHORT, assert_same_end, at_step, send
+from support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("an undisturbed run")]
 
@@ -44,8 +44,7 @@ from flows.processes import startup
 startup.begin({is_resumable})
 os.kill(os.getpid(), {int(signal.SIGTERM)})
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 5
+    done = execute(sys.executable, "-c", program, cwd=ROOT, code=5)
     assert done.stderr.startswith(f"interrupted by SIGTERM{remedy}"), done.stderr
 
 
@@ -72,18 +71,13 @@ def test_signals_are_handled_before_anything_that_takes_time_is_imported(tmp_pat
         "sys.meta_path.insert(0, Finder())\n"
         f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr.startswith("interrupted by SIGUSR1")) == (5, True), done.stderr
+    done = execute(sys.executable, "-c", program, cwd=tmp_path, code=5)
+    assert done.stderr.startswith("interrupted by SIGUSR1"), done.stderr
 
 
 def test_a_living_run_s_folder_is_refused_and_a_dead_one_s_is_resumed(undisturbed, tmp_path):
     living = fork(AUTO, tmp_path, at_step(3, lambda loss: time.sleep(1000)))
-    while not (tmp_path / "run/checkpoints/last.ckpt").exists():
-        assert os.waitpid(living, os.WNOHANG) == (0, 0), output(tmp_path)
-        time.sleep(0.1)
+    wait_until((tmp_path / "run/checkpoints/last.ckpt").exists)
     second = tmp_path / "second"
     second.mkdir()
     assert wait(fork([*SHORT, f"run_dir={tmp_path}/run", "resume=auto"], second)) == 2

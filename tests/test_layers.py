@@ -151,6 +151,32 @@ def test_coupling_network_has_the_papers_number_of_parameters():
     assert count_parameters(GlowNetwork(6, 512, 12)) == expected
 
 
+# -- wrong arguments ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments", "message"),
+    [
+        (Conv1x1, dict(parametrization="lu"), "plain"),
+        (Conv1x1, dict(parametrization="qr", num_reflections=0), "between 1"),
+        (Conv1x1, dict(parametrization="qr", num_reflections=5), "between 1"),
+        (Conv1x1, dict(num_reflections=2), "qr"),
+        (AutoregressiveConv2d, dict(dilation=0), "dilation"),
+        (AutoregressiveConv2d, dict(direction="left"), "direction"),
+        (AutoregressiveConv2d, dict(mask="round"), "mask"),
+        (AutoregressiveConv2d, dict(solver="referense"), "reference"),
+        *(
+            (layer, dict(kernel_size=size), "odd")
+            for layer in (AutoregressiveConv2d, EmergingConv2d, PeriodicConv2d)
+            for size in (0, 2)
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused(layer, arguments, message):
+    with pytest.raises(InputError, match=message):
+        layer(4, **arguments)
+
+
 # -- 1x1 convolutions --------------------------------------------------------------------------------------------------
 
 
@@ -178,20 +204,6 @@ def test_parametrisations_have_the_degrees_of_freedom_of_a_matrix():
     assert count_parameters(Conv1x1(5, "plu")) == 25
     assert count_parameters(Conv1x1(5, "qr")) == 25
     assert count_parameters(Conv1x1(5, "qr", num_reflections=1)) == 4 + 15
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (dict(parametrization="lu"), "plain"),
-        (dict(parametrization="qr", num_reflections=0), "between 1"),
-        (dict(parametrization="qr", num_reflections=5), "between 1"),
-        (dict(num_reflections=2), "qr"),
-    ],
-)
-def test_1x1_refuses_wrong_arguments(arguments, message):
-    with pytest.raises(InputError, match=message):
-        Conv1x1(4, **arguments)
 
 
 # -- autoregressive and emerging convolutions --------------------------------------------------------------------------
@@ -258,27 +270,6 @@ def test_emerging_starts_near_its_1x1():
     z, _ = layer(x)
     assert (z - layer.conv1x1(x)[0]).abs().max() < 1.5
     assert (z - layer.conv1x1(x)[0]).std() < 0.3
-
-
-@pytest.mark.parametrize("kernel_size", [0, 2, 4])
-@pytest.mark.parametrize("layer", [AutoregressiveConv2d, EmergingConv2d, PeriodicConv2d])
-def test_even_kernels_are_refused(layer, kernel_size):
-    with pytest.raises(InputError, match="odd"):
-        layer(4, kernel_size)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (dict(dilation=0), "dilation"),
-        (dict(direction="left"), "direction"),
-        (dict(mask="round"), "mask"),
-        (dict(solver="referense"), "reference"),
-    ],
-)
-def test_autoregressive_refuses_wrong_arguments(arguments, message):
-    with pytest.raises(InputError, match=message):
-        AutoregressiveConv2d(4, **arguments)
 
 
 # -- periodic convolutions ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import sys
@@ -106,6 +107,15 @@ def test_reconstruction_is_exact_and_interpolation_ends_at_the_images(trained):
     between = np.load(folder / "between.npz")["images"]
     assert np.array_equal(between[0], images[0])
     assert np.array_equal(between[-1], images[1])
+
+
+def test_the_python_of_the_readme_runs(trained, monkeypatch):
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    shutil.copytree("runs/first", "elsewhere/runs/my-run")
+    monkeypatch.chdir("elsewhere")
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        exec(block, {})
 
 
 @pytest.fixture(scope="module")

@@ -93,8 +93,8 @@ def test_backend_agrees_with_the_reference(backend, dtype, direction, mask, kern
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
-@pytest.mark.parametrize("threads", (1, 2, 3))
-@pytest.mark.parametrize("batch", (1, 2, 7, 8, 9, 16, 33))
+@pytest.mark.parametrize("threads", (1, 3))
+@pytest.mark.parametrize("batch", (1, 7, 8, 9, 33))
 def test_backend_agrees_with_the_reference_at_every_batch_size_and_thread_count(backend, threads, batch):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -105,17 +105,6 @@ def test_backend_agrees_with_the_reference_at_every_batch_size_and_thread_count(
             assert_inverts(solver, weight, random_latents(batch, 12, 5, 6, dtype=dtype))
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("backend", FAST_BACKENDS)
-@pytest.mark.parametrize("num_channels", (6, 7, 12, 15, 24, 26, 48))
-def test_float32_is_right_to_five_digits_on_filters_like_trained_ones(backend, num_channels):
-    for direction in DIRECTIONS:
-        weight = random_filter(num_channels, 3, direction, scale=0.02, dtype=torch.float32)
-        z = random_latents(10, num_channels, 8, 6, dtype=torch.float32)
-        x = solve_autoregressive_conv(z, weight, direction=direction, backend=backend)
-        expected = solve_autoregressive_conv(z.double(), weight.double(), direction=direction, backend="reference")
-        assert (x - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)

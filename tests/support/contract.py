@@ -19,6 +19,11 @@ def images(shape, num_images: int = 3):
     return torch.randn(num_images, *shape, dtype=torch.float64)
 
 
+def random_pixels(num_images, shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (num_images, *shape), generator=generator, dtype=torch.uint8)
+
+
 def check_shapes_and_values(layer, x):
     before = x.clone()
     z, log_det = layer(x)
