@@ -262,6 +262,14 @@ def test_a_failed_write_leaves_the_previous_checkpoint_and_nothing_else(tmp_path
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def test_a_file_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
+    path, synced = tmp_path / "x", []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((os.fstat(descriptor).st_size, path.exists())))
+    with atomic_write(path) as file:
+        file.write(b"12345")
+    assert synced == [(5, False)]
+
+
 def test_a_disk_that_is_really_full_does_the_same(tmp_path):
     save, limits = AtomicCheckpointIO().save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
     save({"x": torch.zeros(10)}, tmp_path / "last.ckpt")

@@ -176,23 +176,6 @@ def test_autocast_does_not_make_the_inverse_coarser(backend):
     assert torch.equal(x, expected)
 
 
-@NEEDS_COMPILED
-@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=str)
-def test_every_instruction_set_of_this_processor_gives_the_same_answer(layout, monkeypatch):
-    from flows.solvers import _autoregressive
-
-    names = _autoregressive.instruction_sets()
-    for name, dtype, direction, num_channels in itertools.product(
-        names, (torch.float32, torch.float64), DIRECTIONS, (5, 12, 26)
-    ):
-        monkeypatch.setattr(_autoregressive, "instruction_sets", lambda name=name: [name])
-        weight = random_filter(num_channels, 3, direction, "raster", scale=0.02, dtype=dtype)
-        solver = prepare_autoregressive_conv(weight, direction=direction, image_size=(5, 6), backend="compiled")
-        for batch in (1, 9):
-            z = random_latents(batch, num_channels, 5, 6, dtype=dtype).to(memory_format=layout)
-            assert_inverts(solver, weight, z)
-
-
 # ------------------------------------------------------------------------------------------------------------- cuda
 
 
