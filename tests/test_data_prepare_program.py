@@ -56,7 +56,7 @@ def test_every_data_set_refuses_a_wrong_loader_setting_in_one_line(name, overrid
 )
 def test_an_unknown_choice_is_refused(name, key):
     with pytest.raises(InputError, match=f"{key} must be '.*', not 'other'"):
-        check(composed("train", f"data={name}", f"{key}=other"))
+        check(compose(f"data={name}", f"{key}=other"))
 
 
 def test_the_papers_augmentations():
