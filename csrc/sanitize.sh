@@ -1,20 +1,19 @@
 #!/bin/sh
 # Build the kernels and their C tests with AddressSanitizer and UndefinedBehaviorSanitizer, and run them.
 #
-#     csrc/sanitize.sh [compiler]
+#     csrc/sanitize.sh [n]      # optimised, on all shapes: minutes; with n, unoptimised, on every n-th shape: seconds
+#
+# CC=... chooses the compiler.
 set -eu
 cd "$(dirname "$0")"
-compiler=${1:-${CC:-cc}}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-sanitizers="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
-for source in autoregressive masked_autoregressive test_autoregressive test_masked_autoregressive; do
-    # Line numbers (-g1) are all that a report needs; to track variables through the unrolled kernels takes minutes.
-    "$compiler" -std=gnu11 -g1 -O2 -ffp-contract=fast -Wall -Wextra -Wno-psabi -fopenmp $sanitizers \
-        -c "$source.c" -o "$folder/$source.o"
-done
+if [ $# = 0 ]; then optimization=-O2; else optimization=-O0; fi
+# Line numbers (-g1) are all that a report needs; to track variables through the unrolled kernels takes minutes.
+options="-std=gnu11 -g1 $optimization -ffp-contract=fast -Wall -Wextra -Wno-psabi -fopenmp
+         -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 for kernel in autoregressive masked_autoregressive; do
-    "$compiler" -fopenmp $sanitizers "$folder/autoregressive.o" "$folder/masked_autoregressive.o" \
-        "$folder/test_$kernel.o" -lm -o "$folder/test_$kernel"
-    "$folder/test_$kernel"
+    # shellcheck disable=SC2086 # options are words
+    "${CC:-cc}" $options autoregressive.c masked_autoregressive.c "test_$kernel.c" -lm -o "$folder/test_$kernel"
+    "$folder/test_$kernel" "$@"
 done

@@ -93,8 +93,10 @@ static int check(const problem *p, int instruction_set, size_t real_size, int nu
     return right;
 }
 
-int main(void)
+/* Of all problems every n-th is solved; n is the argument, or 1. A prime beyond 13 keeps the mixture. */
+int main(int num_arguments, char **arguments)
 {
+    const int step = num_arguments > 1 ? atoi(arguments[1]) : 1;
     /* For AR_LOWER; negated, for AR_UPPER. */
     static const int single[] = {0, 0};
     static const int square[] = {0, 0, 1, 0, 1, 1, 0, 1};
@@ -118,11 +120,12 @@ int main(void)
                     for (int bits = 0; bits < 8; bits++) {
                         problem p = {channels[c], sizes[s][0], sizes[s][1], batches[num_checks % 6], bits & 1,
                                      bits >> 1 & 1, filters[f].num_taps, bits & 1 ? upper : filters[f].offsets};
-                        num_wrong += !check(&p, instruction_set, bits & 4 ? sizeof(double) : sizeof(float),
+                        if (num_checks % step == 0)
+                            num_wrong += !check(&p, instruction_set, bits & 4 ? sizeof(double) : sizeof(float),
                                             1 + num_checks % 3);
                         num_checks++;
                     }
                 }
-    printf("%d checks on %d instruction sets, %d wrong\n", num_checks, instruction_set, num_wrong);
+    printf("%d checks on %d instruction sets, %d wrong\n", (num_checks - 1) / step + 1, instruction_set, num_wrong);
     return num_wrong != 0;
 }

@@ -155,8 +155,10 @@ static int check(const problem *p, int instruction_set, int num_threads)
     return right;
 }
 
-int main(void)
+/* Of all problems every n-th is solved; n is the argument, or 1. A prime beyond 13 keeps the mixture. */
+int main(int num_arguments, char **arguments)
 {
+    const int step = num_arguments > 1 ? atoi(arguments[1]) : 1;
     static const int channels[] = {1, 3, 4, 12, 13, 25};
     static const int hidden[] = {1, 2, 7, 8, 17, 48};
     static const int sizes[][2] = {{1, 1}, {1, 5}, {3, 1}, {2, 3}, {3, 11}, {9, 4}};
@@ -172,9 +174,10 @@ int main(void)
                                      bits & 1, bits & 2 ? sizeof(double) : sizeof(float),
                                      num_checks % 5 % 2 * 0.7, num_checks % 11 % 3 * 0.5,
                                      num_checks % 13 % 2 * 0.8};
-                        num_wrong += !check(&p, instruction_set, 1 + num_checks % 3);
+                        if (num_checks % step == 0)
+                            num_wrong += !check(&p, instruction_set, 1 + num_checks % 3);
                         num_checks++;
                     }
-    printf("%d checks of the masked kernel on %d instruction sets, %d wrong\n", num_checks, instruction_set, num_wrong);
+    printf("%d checks of the masked kernel on %d instruction sets, %d wrong\n", (num_checks - 1) / step + 1, instruction_set, num_wrong);
     return num_wrong != 0;
 }

@@ -6,8 +6,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the pro
 
 import pytest
 import torch
-from cluster import slurm  # noqa: F401 a fixture
-from fake_graphs import graphs_on_cpu  # noqa: F401 a fixture
+
+pytest.register_assert_rewrite("support")
+pytest_plugins = ["support.fake_graphs", "support.short_runs", "support.slurm"]  # fixtures
 
 torch.set_num_threads(1)
 

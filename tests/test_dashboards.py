@@ -16,16 +16,15 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import wandb
-from forks import fork, output, wait
-from programs import ROOT, TINY, run
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from support.forks import fork, output, wait
+from support.programs import ROOT, TINY, execute, run
+from support.short_runs import SHORT, at_step, send
+from support.small_training import StripesModule, flow
+from support.wandb_server import WandbServer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_interruption import at_step, send
-from test_survival import SHORT
-from test_training import StripesModule, flow
 from torch.optim import Adamax
-from wandb_server import WandbServer
 
 from flows.training.callbacks import InversionMonitor, LatentMonitor, PeakMemory, SamplePictures, Throughput
 from flows.training.loggers import ResumableCSVLogger, WandbLogger
@@ -76,15 +75,7 @@ def warnings_in(text):
 
 def wandb_program(*arguments, environment, cwd):
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        [sys.executable, "-m", "wandb", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | environment | {"PATH": path, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=3600,
-        check=True,
-    )
+    return execute(sys.executable, "-m", "wandb", *arguments, cwd=cwd, env=environment | {"PATH": path})
 
 
 def synced(cwd, *arguments):
@@ -216,6 +207,7 @@ def test_where_nothing_can_be_written_the_training_goes_on_without_it(tmp_path, 
     assert warning.startswith("Weights & Biases failed ([Errno 20] Not a directory")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_continued_without_a_gap(tmp_path, monkeypatch):
     def steps(rows):
         return [int(row["trainer/global_step"]) for row in rows if "train/bits_per_dim" in row]
@@ -236,6 +228,7 @@ def test_an_interrupted_run_is_continued_without_a_gap(tmp_path, monkeypatch):
     assert [int(row["step"]) for row in rows if row["train/bits_per_dim"]] == list(range(12))
 
 
+@pytest.mark.slow
 def test_an_online_run_arrives_as_a_whole_and_is_continued(tmp_path):
     with WandbServer() as server:
         online = [*ONLINE, "logger.tags=[mine]", "run_dir=runs/first"]
@@ -266,6 +259,7 @@ def test_an_online_run_arrives_as_a_whole_and_is_continued(tmp_path):
         assert steps[num_rows:][0] == 4
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_costs_one_warning_and_no_row(tmp_path):
     server = WandbServer()
     server.on_files = lambda: threading.Thread(target=server.stop).start()
@@ -280,6 +274,7 @@ def test_a_server_that_dies_costs_one_warning_and_no_row(tmp_path):
         assert sum(name in row for row in sent["history"].values()) == sum(bool(row[name]) for row in rows) > 0
 
 
+@pytest.mark.slow
 def test_an_agent_trains_what_it_is_told_to(tmp_path):
     (tmp_path / "train.py").symlink_to(ROOT / "train.py")
     tiny = {"experiment": "smoke", "trainer": "cpu", "trainer.max_epochs": 1, "logger.init_timeout": 600}

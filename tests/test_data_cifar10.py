@@ -11,7 +11,7 @@ import pytest
 import requests
 import torch
 from PIL import Image
-from small_sources import cifar_archive, cifar_files, expect_small_releases, write_files
+from support.sources import cifar_archive, cifar_files, expect_small_releases, write_files
 
 from datamodules import CIFAR10
 from datamodules.datasets import cifar10

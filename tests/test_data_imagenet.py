@@ -5,7 +5,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from small_sources import (
+from support.sources import (
     expect_small_releases,
     npz_files,
     oord_archives,

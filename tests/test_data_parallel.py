@@ -5,20 +5,23 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from hydra import initialize_config_dir
-from programs import ROOT, error_line, run
-from test_training import Stripes, StripesModule, fit, flow, parameters
+from support.forks import refusal
+from support.programs import ROOT, environment, error_line, execute, run
+from support.small_training import Stripes, StripesModule, fit, flow, parameters
+from support.waiting import is_alive, wait_until
 
 from flows.cli.command_line import compose_resolved, register_schemas
 from flows.errors import InputError, NonFiniteError, ProcessError, StorageError
 from flows.processes import ranks, signals
 from flows.training.run import build_trainer
+
+pytestmark = pytest.mark.xdist_group("trained together")
 
 DIGITS = [
     "experiment=smoke",
@@ -28,7 +31,7 @@ DIGITS = [
     "data.eval_batch_size=32",
     "trainer.limit_val_batches=1.0",
     "mixing=shuffle",
-    "+callbacks.witness._target_=witness.Witness",
+    "+callbacks.witness._target_=support.witness.Witness",
     "+callbacks.witness.folder=witness",
 ]
 BESIDE_THE_PYTHON = Path(sys.executable).parent
@@ -59,6 +62,7 @@ def together(tmp_path_factory):
     return folder, run("train.py", *DIGITS, *options, cwd=folder)
 
 
+@pytest.mark.slow
 def test_initialisation_leaves_identical_replicas(together):
     first, second = witnessed(together[0], 2)
     assert first["before"] == second["before"]
@@ -66,6 +70,7 @@ def test_initialisation_leaves_identical_replicas(together):
     assert any(name.endswith("actnorm.initialized") for name in first["before"])
 
 
+@pytest.mark.slow
 def test_replicas_and_their_averages_stay_identical_to_the_last_bit(together):
     first, second = witnessed(together[0], 2)
     assert first["after"] == second["after"] and first["averaged"] == second["averaged"]
@@ -74,6 +79,7 @@ def test_replicas_and_their_averages_stay_identical_to_the_last_bit(together):
     assert not any(name.endswith(("permutation", "actnorm.initialized")) for name in changed)
 
 
+@pytest.mark.slow
 def test_each_step_sees_the_images_and_the_noise_that_one_process_sees(alone, together):
     (whole,), ranks = witnessed(alone, 1), witnessed(together[0], 2)
     assert len(whole["indices"]) == 10
@@ -85,6 +91,7 @@ def test_each_step_sees_the_images_and_the_noise_that_one_process_sees(alone, to
     assert len(set(epoch)) == len(epoch) == 1280
 
 
+@pytest.mark.slow
 def test_two_processes_learn_as_one_does(alone, together):
     for column in ("train/bits_per_dim", "train/gradient_norm", "val/bits_per_dim", "val/bits_per_dim_averaged"):
         one, two = logged(alone / "run", column), logged(together[0] / "a run", column)
@@ -96,6 +103,7 @@ def test_two_processes_learn_as_one_does(alone, together):
     assert two["val/bits_per_dim"] == pytest.approx(one["val/bits_per_dim"], abs=2e-4)
 
 
+@pytest.mark.slow
 def test_everything_is_written_once(alone, together):
     folder, done = together
     assert sorted(os.listdir(folder)) == ["a run", "witness"]
@@ -126,15 +134,6 @@ def test_accumulated_batches_train_like_one_batch(tmp_path):
 # -- other ways to start ----------------------------------------------------------------------------------------------
 
 
-def start(*command, cwd):
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=3600
-    )
-    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
 PLAIN = [option for option in DIGITS if "witness" not in option]
 
 
@@ -147,9 +146,10 @@ def only_run(folder, done, steps):
     return run_dir
 
 
+@pytest.mark.slow
 def test_torchrun_trains_in_one_folder_where_processes_started_plainly_go_on(alone, tmp_path):
     command = [BESIDE_THE_PYTHON / "torchrun", "--standalone", "--nproc-per-node=2", ROOT / "train.py"]
-    done = start(*command, *PLAIN, "trainer=ddp_cpu", "trainer.max_epochs=1", cwd=tmp_path)
+    done = execute(*command, *PLAIN, "trainer=ddp_cpu", "trainer.max_epochs=1", cwd=tmp_path)
     run_dir = only_run(tmp_path, done, steps=5)
     done = run("train.py", f"resume='{run_dir}'", "trainer.max_epochs=2", cwd=tmp_path)
     only_run(tmp_path, done, steps=10)
@@ -158,36 +158,28 @@ def test_torchrun_trains_in_one_folder_where_processes_started_plainly_go_on(alo
     assert losses == pytest.approx(logged(alone / "run", "train/bits_per_dim"), abs=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slurm")
 def test_srun_trains_in_one_folder(tmp_path):
     srun = ["srun", "--job-name=g-test", "--ntasks=2", "--ntasks-per-node=2", "--kill-on-bad-exit=1", sys.executable]
-    done = start(*srun, ROOT / "train.py", *PLAIN, "trainer=ddp_cpu", "trainer.max_epochs=1", cwd=tmp_path)
+    done = execute(*srun, ROOT / "train.py", *PLAIN, "trainer=ddp_cpu", "trainer.max_epochs=1", cwd=tmp_path)
     only_run(tmp_path, done, steps=5)
 
 
 # -- one that is lost -------------------------------------------------------------------------------------------------
 
 
-def wait_for_the_end_of(pids, seconds):
-    """Fail if any of these processes is there for longer."""
-    deadline, left = time.monotonic() + seconds, set(pids)
-    while left := {pid for pid in left if is_alive(pid)}:
-        assert time.monotonic() < deadline, f"still there: {left}"
-        time.sleep(0.2)
+def wait_for_the_end_of(pids):
+    pids = list(pids)
+    wait_until(lambda: not any(map(is_alive, pids)))
 
 
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
     doomed = [*DIGITS, "trainer=ddp_cpu", "run_dir=run", "+callbacks.witness.fate=killed"]
-    line = error_line(run("train.py", *doomed, cwd=tmp_path, code=7))
+    line = error_line(run("train.py", *doomed, cwd=tmp_path, code=7).stderr)
     assert line.startswith("error: process 1 of the 2 that train together") and "was killed by SIGKILL" in line
-    wait_for_the_end_of((witness["pid"] for witness in witnessed(tmp_path, 2)), seconds=600)
+    wait_for_the_end_of(witness["pid"] for witness in witnessed(tmp_path, 2))
 
 
 BEGIN = """
@@ -211,7 +203,7 @@ def program(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [str(path)])
 
     yield write
-    wait_for_the_end_of((int((tmp_path / f"{rank}").read_text()) for rank in range(3)), seconds=600)
+    wait_for_the_end_of(int((tmp_path / f"{rank}").read_text()) for rank in range(3))
 
 
 def test_all_processes_get_the_arguments_as_they_are(program, tmp_path):
@@ -247,10 +239,8 @@ def test_processes_that_end_upon_a_signal_are_no_error(program):
 def test_processes_end_when_whoever_started_them_is_killed(program, tmp_path):
     program("from flows.processes.ranks import end_with_launcher as end\nend()\ntime.sleep(600)")
     start_them = f"import sys; sys.argv = {sys.argv}; from flows.processes import ranks; ranks.launch_ranks([], 3)"
-    starter = subprocess.Popen([sys.executable, "-c", start_them], env=os.environ | {"PYTHONPATH": str(ROOT)})
-    while not all((tmp_path / f"{rank}").exists() for rank in range(3)):
-        assert starter.poll() is None
-        time.sleep(0.2)
+    starter = subprocess.Popen([sys.executable, "-c", start_them], env=environment())
+    wait_until(lambda: all((tmp_path / f"{rank}").exists() for rank in range(3)))
     starter.kill()
     starter.wait()
 
@@ -280,7 +270,7 @@ def test_a_lost_connection_is_one_line_after_a_while(error, monkeypatch):
 
 def test_a_batch_that_cannot_be_shared_stops_before_any_work(tmp_path):
     options = ["experiment=smoke", "trainer=ddp_cpu", "data.batch_size=9", "run_dir=run"]
-    line = error_line(run("train.py", *options, cwd=tmp_path, code=2))
+    line = refusal("train.py", *options, cwd=tmp_path)
     assert "data.batch_size=9" in line and "it must be a multiple of 2, such as 8 or 10" in line
     assert not os.listdir(tmp_path)
 

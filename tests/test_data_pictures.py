@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_sources import galaxy_tree, picture, random_images, write_files
+from support.sources import galaxy_tree, picture, random_images, write_files
 
 from datamodules import Galaxies, ImageFolder
 from datamodules.datasets.galaxy import scale_galaxy

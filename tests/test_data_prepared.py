@@ -11,8 +11,8 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 import torch
-from cluster import wait_until
-from small_sources import SlowSet
+from support.sources import SlowSet
+from support.waiting import wait_until
 
 from datamodules.preparing import conversion
 from datamodules.preparing.storage import PreparedImages, open_splits, verify
@@ -72,7 +72,7 @@ def test_preparing_draws_nothing_from_the_generator_of_a_training(tmp_path):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_conversion_is_started_over(tmp_path, processes):
     process = start(tmp_path, processes, seconds=0.02, stuck_at=20)
-    wait_until(lambda: (tmp_path / "notes.txt").exists(), 600)
+    wait_until(lambda: (tmp_path / "notes.txt").exists())
     process.kill()
     process.join()
     assert (tmp_path / "slow.preparing").exists() and not (tmp_path / "slow").exists()

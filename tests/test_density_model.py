@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from contract import check_log_det_against_autodiff, check_round_trips, images, make
+from support.contract import check_log_det_against_autodiff, check_round_trips, images, make, random_pixels
 from torch import nn
 
 from flows import Flow, InputError, NonFiniteError, load_flow
@@ -41,12 +41,8 @@ def model():
     return PixelModel((3, 4, 8))
 
 
-def random_images(num_images=5):
-    return torch.randint(256, (num_images, 3, 4, 8), dtype=torch.uint8)
-
-
 def test_bits_per_dim_encoding_and_samples_come_with_it(model):
-    x = random_images()
+    x = random_pixels(5, (3, 4, 8))
     noise = torch.rand(x.shape)
     gaussian = torch.distributions.Normal(0.0, 0.3)
     expected = 8 - gaussian.log_prob((x + noise) / 256 - 0.5).flatten(1).mean(dim=1) / math.log(2)
@@ -56,7 +52,7 @@ def test_bits_per_dim_encoding_and_samples_come_with_it(model):
 
 
 def test_an_overflow_is_named_and_the_other_images_survive(model):
-    latents = model.encode(random_images(3))
+    latents = model.encode(random_pixels(3, (3, 4, 8)))
     latents[0][1] = math.inf
     with pytest.raises(NonFiniteError, match="1 of 3 images overflow"):
         model.decode(latents)
@@ -65,7 +61,7 @@ def test_an_overflow_is_named_and_the_other_images_survive(model):
 
 
 def test_measures_work_with_any_model(model):
-    batch = (random_images(), torch.arange(5))
+    batch = (random_pixels(5, (3, 4, 8)), torch.arange(5))
     assert torch.isfinite(bits_per_dim(model, [batch], num_samples=2)).all()
     assert round_trip_error(model, unusual_images(model.image_shape)) < 0.5
     assert inverse_gain(model, model.sample_latents(4)) == pytest.approx(0.3, rel=1e-3)
@@ -100,7 +96,7 @@ def test_a_dequantizer_brings_its_noise_and_its_density():
     assert torch.equal(flow.dequantizer.quantize(v), x)
     # Under q the mean of 1 / q is the size of the bin.
     assert float(torch.exp(-log_q).mean()) == pytest.approx(1.0, abs=0.03)
-    few = torch.randint(256, (6, 1, 4, 4), dtype=torch.uint8)
+    few = random_pixels(6, (1, 4, 4))
     flow.initialize(few)
     assert torch.isfinite(bits_per_dim(flow, [(few, torch.arange(6))])).all()
     assert torch.equal(flow.decode(flow.encode(few)), few)

@@ -2,8 +2,8 @@
 
 import pytest
 import pytorch_lightning as pl
-from small_sources import cifar_files, expect_small_releases, galaxy_tree, oord_archives, random_images, write_files
-from test_command_line import CONF, OPTIONS, check_train, compose
+from support.configs import CONF, OPTIONS, check_train, compose
+from support.sources import cifar_files, expect_small_releases, galaxy_tree, oord_archives, random_images, write_files
 
 from flows.cli.command_line import check_command_line
 from flows.config.building import build
@@ -11,6 +11,8 @@ from flows.errors import InputError
 from flows.training.module import FlowModule
 from flows.training.run import build_trainer, planned_steps
 from flows.training.schedules import planned
+
+pytestmark = pytest.mark.xdist_group("sources of data")
 
 EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
 TABLES = [name for name in EXPERIMENTS if name.startswith("table")]

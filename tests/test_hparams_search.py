@@ -15,13 +15,13 @@ import hydra
 import numpy as np
 import optuna
 import pytest
-from cluster import wait_until
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from programs import ROOT, TINY, run
+from support.programs import ROOT, TINY, run
+from support.waiting import wait_until
 
 from flows.errors import InputError, SweepError
 from flows.sweeps.launcher import InProcess
@@ -99,7 +99,7 @@ def distance(cfg):
 
 
 def wait_for(path):
-    wait_until(path.exists, 600)
+    wait_until(path.exists)
 
 
 def test_the_best_is_named_with_the_command_that_gives_it(search, capsys, tmp_path):
@@ -301,6 +301,7 @@ def test_another_search_under_the_same_name_is_refused(search):
     assert len(trials_of()) == 1
 
 
+@pytest.mark.slow
 def test_a_search_of_the_learning_rate(tmp_path):
     arguments = ["-m", "hparams_search=optuna", "hydra.sweeper.n_trials=2", "trainer.max_epochs=1", *TINY]
     done = run("train.py", *arguments, "optimizer.lr=tag(log,interval(1e-4,1e-2))", cwd=tmp_path)

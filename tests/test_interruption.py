@@ -4,41 +4,22 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
-from forks import fork, output, wait
-from programs import ROOT
-from test_survival import SHORT, assert_same_end, undisturbed  # noqa: F401 a fixture
+from support.forks import fork, output, wait
+from support.programs import ROOT, execute
+from support.short_runs import SHORT, assert_same_end, at_step, send
+from support.waiting import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("an undisturbed run")]
 
 AUTO = [*SHORT, "run_dir=run", "resume=auto"]
 
 
-def at_step(number, action):
-    """What a forked process is to do before its n-th training step, counted from 0; returns what starts it."""
-
-    def start():
-        from flows.training.module import FlowModule
-
-        count, training_step = iter(range(1000)), FlowModule.training_step
-
-        def counting(self, *arguments):
-            loss = training_step(self, *arguments)
-            return (action(loss) if next(count) == number else None) or loss
-
-        FlowModule.training_step = counting
-
-    return start
-
-
-def send(*numbers, to=os.kill):
-    return lambda loss: [to(os.getpid(), number) for number in numbers] and None
-
-
-def test_interrupted_runs_end_with_the_same_weights(undisturbed, tmp_path):  # noqa: F811
+def test_interrupted_runs_end_with_the_same_weights(undisturbed, tmp_path):
     plans = [
         (at_step(2, send(signal.SIGTERM)), [], "SIGTERM"),
         (at_step(3, send(signal.SIGUSR1, to=os.killpg)), ["data.num_workers=2"], "SIGUSR1"),
@@ -63,8 +44,7 @@ from flows.processes import signals
 signals.install({is_resumable})
 os.kill(os.getpid(), {int(signal.SIGTERM)})
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 5
+    done = execute(sys.executable, "-c", program, cwd=ROOT, code=5)
     assert done.stderr.startswith(f"interrupted by SIGTERM{remedy}"), done.stderr
 
 
@@ -91,18 +71,13 @@ def test_signals_are_handled_before_anything_that_takes_time_is_imported(tmp_pat
         "sys.meta_path.insert(0, Finder())\n"
         f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr.startswith("interrupted by SIGUSR1")) == (5, True), done.stderr
+    done = execute(sys.executable, "-c", program, cwd=tmp_path, code=5)
+    assert done.stderr.startswith("interrupted by SIGUSR1"), done.stderr
 
 
-def test_a_living_run_s_folder_is_refused_and_a_dead_one_s_is_resumed(undisturbed, tmp_path):  # noqa: F811
+def test_a_living_run_s_folder_is_refused_and_a_dead_one_s_is_resumed(undisturbed, tmp_path):
     living = fork(AUTO, tmp_path, at_step(3, lambda loss: time.sleep(1000)))
-    while not (tmp_path / "run/checkpoints/last.ckpt").exists():
-        assert os.waitpid(living, os.WNOHANG) == (0, 0), output(tmp_path)
-        time.sleep(0.1)
+    wait_until((tmp_path / "run/checkpoints/last.ckpt").exists)
     second = tmp_path / "second"
     second.mkdir()
     assert wait(fork([*SHORT, f"run_dir={tmp_path}/run", "resume=auto"], second)) == 2
@@ -121,7 +96,7 @@ def test_a_living_run_s_folder_is_refused_and_a_dead_one_s_is_resumed(undisturbe
     assert_same_end(tmp_path / "run", undisturbed)
 
 
-def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_not_the_run(undisturbed, tmp_path):  # noqa: F811
+def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_not_the_run(undisturbed, tmp_path):
     def fail_for_a_while():
         from flows import StorageError
         from flows.training.checkpoint_io import AtomicCheckpointIO
@@ -140,7 +115,7 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_not_the_run(undis
     assert_same_end(tmp_path / "run", undisturbed)
 
 
-def test_a_vanished_folder_costs_the_checkpoint_and_not_the_run(undisturbed, tmp_path):  # noqa: F811
+def test_a_vanished_folder_costs_the_checkpoint_and_not_the_run(undisturbed, tmp_path):
     vanish = at_step(20, lambda loss: shutil.rmtree(tmp_path / "run"))
     assert wait(fork(AUTO, tmp_path, vanish)) == 0, output(tmp_path)
     assert_same_end(tmp_path / "run", undisturbed)

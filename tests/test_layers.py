@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from contract import images, make, move_parameters
+from support.contract import images, make
 from torch.nn.functional import conv2d
 
 from flows import InputError
@@ -151,6 +151,32 @@ def test_coupling_network_has_the_papers_number_of_parameters():
     assert count_parameters(GlowNetwork(6, 512, 12)) == expected
 
 
+# -- wrong arguments ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments", "message"),
+    [
+        (Conv1x1, dict(parametrization="lu"), "plain"),
+        (Conv1x1, dict(parametrization="qr", num_reflections=0), "between 1"),
+        (Conv1x1, dict(parametrization="qr", num_reflections=5), "between 1"),
+        (Conv1x1, dict(num_reflections=2), "qr"),
+        (AutoregressiveConv2d, dict(dilation=0), "dilation"),
+        (AutoregressiveConv2d, dict(direction="left"), "direction"),
+        (AutoregressiveConv2d, dict(mask="round"), "mask"),
+        (AutoregressiveConv2d, dict(solver="referense"), "reference"),
+        *(
+            (layer, dict(kernel_size=size), "odd")
+            for layer in (AutoregressiveConv2d, EmergingConv2d, PeriodicConv2d)
+            for size in (0, 2)
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused(layer, arguments, message):
+    with pytest.raises(InputError, match=message):
+        layer(4, **arguments)
+
+
 # -- 1x1 convolutions --------------------------------------------------------------------------------------------------
 
 
@@ -178,20 +204,6 @@ def test_parametrisations_have_the_degrees_of_freedom_of_a_matrix():
     assert count_parameters(Conv1x1(5, "plu")) == 25
     assert count_parameters(Conv1x1(5, "qr")) == 25
     assert count_parameters(Conv1x1(5, "qr", num_reflections=1)) == 4 + 15
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (dict(parametrization="lu"), "plain"),
-        (dict(parametrization="qr", num_reflections=0), "between 1"),
-        (dict(parametrization="qr", num_reflections=5), "between 1"),
-        (dict(num_reflections=2), "qr"),
-    ],
-)
-def test_1x1_refuses_wrong_arguments(arguments, message):
-    with pytest.raises(InputError, match=message):
-        Conv1x1(4, **arguments)
 
 
 # -- autoregressive and emerging convolutions --------------------------------------------------------------------------
@@ -260,27 +272,6 @@ def test_emerging_starts_near_its_1x1():
     assert (z - layer.conv1x1(x)[0]).std() < 0.3
 
 
-@pytest.mark.parametrize("kernel_size", [0, 2, 4])
-@pytest.mark.parametrize("layer", [AutoregressiveConv2d, EmergingConv2d, PeriodicConv2d])
-def test_even_kernels_are_refused(layer, kernel_size):
-    with pytest.raises(InputError, match="odd"):
-        layer(4, kernel_size)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (dict(dilation=0), "dilation"),
-        (dict(direction="left"), "direction"),
-        (dict(mask="round"), "mask"),
-        (dict(solver="referense"), "reference"),
-    ],
-)
-def test_autoregressive_refuses_wrong_arguments(arguments, message):
-    with pytest.raises(InputError, match=message):
-        AutoregressiveConv2d(4, **arguments)
-
-
 # -- periodic convolutions ---------------------------------------------------------------------------------------------
 
 
@@ -313,80 +304,3 @@ def test_periodic_matrices_decouple_the_frequencies():
     spectrum = torch.fft.rfft2(z - layer.bias[:, None, None]).permute(2, 3, 1, 0)
     expected = layer.frequency_matrices(4, 6) @ torch.fft.rfft2(x).permute(2, 3, 1, 0)
     torch.testing.assert_close(spectrum, expected)
-
-
-# -- what is remembered between calls ----------------------------------------------------------------------------------
-
-REMEMBERING = [
-    lambda: Conv1x1(4),
-    lambda: Conv1x1(4, "plu"),
-    lambda: Conv1x1(4, "qr"),
-    lambda: PeriodicConv2d(4),
-    lambda: EmergingConv2d(4),
-]
-
-
-def _optimiser_step(layer, x):
-    optimizer = torch.optim.Adamax(layer.parameters(), lr=0.05)
-    z, log_det = layer(x)
-    (z.square().sum() - log_det.sum()).backward()
-    optimizer.step()
-
-
-def _through_data(layer, x):
-    for parameter in layer.parameters():
-        parameter.data.mul_(1.1)
-
-
-def _swap_like_an_average(layer, x):
-    for parameter in layer.parameters():
-        other = parameter.data + 0.05 * torch.randn_like(parameter)
-        parameter.data.copy_(other)
-
-
-def _new_storage(layer, x):
-    for parameter in layer.parameters():
-        parameter.data = parameter.data * 1.2
-
-
-def _load(layer, x):
-    scaled = {name: 1.1 * parameter for name, parameter in layer.named_parameters()}
-    layer.load_state_dict(layer.state_dict() | scaled)
-
-
-@pytest.mark.parametrize("change", [_optimiser_step, _through_data, _swap_like_an_average, _new_storage, _load])
-@pytest.mark.parametrize("factory", REMEMBERING)
-def test_no_inverse_is_ever_stale(factory, change):
-    layer, x = make(factory, std=0.02), images((4, 4, 6))
-    with torch.no_grad():
-        layer.inverse(layer(x)[0])
-    change(layer, x)
-    with torch.no_grad():
-        torch.testing.assert_close(layer.inverse(layer(x)[0]), x)
-
-
-@pytest.mark.parametrize("factory", REMEMBERING)
-def test_inverse_follows_a_change_of_precision_and_of_size(factory):
-    layer, x = make(factory, std=0.02), images((4, 4, 6))
-    with torch.no_grad():
-        layer.inverse(layer(x)[0])
-        wide = images((4, 5, 9))
-        torch.testing.assert_close(layer.inverse(layer(wide)[0]), wide)
-        layer.float()
-        torch.testing.assert_close(layer.inverse(layer(x.float())[0]), x.float(), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("factory", REMEMBERING)
-def test_weights_get_gradients_through_the_inverse_also_after_it_was_remembered(factory):
-    layer, z = make(factory, std=0.02), images((4, 4, 6))
-    with torch.no_grad():
-        layer.inverse(z)
-    layer.inverse(z).square().sum().backward()
-    assert all(parameter.grad is not None for parameter in layer.parameters())
-
-
-def test_moved_parameters_are_really_moved():
-    layer = Conv1x1(3)
-    before = layer.weight.matrix().clone()
-    move_parameters(layer)
-    assert (layer.weight.matrix() - before).abs().min() > 0

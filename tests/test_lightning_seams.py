@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import CSVLogger
+from support.small_training import QUIET
 from torch.utils.data import DataLoader
 
 from flows.training import lightning_seams as seams
@@ -48,16 +49,8 @@ class Probe(pl.Callback):
 
 
 def fit(folder, *callbacks, ckpt_path=None, **options):
-    settings = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "log_every_n_steps": 1} | options
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        callbacks=list(callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **settings,
-    )
+    settings = QUIET | {"max_epochs": 1, "log_every_n_steps": 1, "num_sanity_val_steps": 0} | options
+    trainer = pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **settings)
     trainer.fit(Line(), ckpt_path=ckpt_path, weights_only=True)
     return trainer
 

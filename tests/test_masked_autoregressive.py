@@ -1,27 +1,22 @@
 """Masked autoregressive layers: what depends on what, and their inverses, compiled and in torch."""
 
 import math
-import multiprocessing
-import threading
 from functools import partial
 
 import pytest
 import torch
-from contract import check_inverse_gradients, make
-from test_sampling import assert_current, make_flow
+from support.concurrency import assert_a_fork_may, assert_threads_may_share
+from support.contract import check_inverse_gradients, make
+from support.filters import COMPILED, NEEDS_COMPILED
 
 from flows import InputError, NonFiniteError
 from flows.layers import MaskedAutoregressiveFlow, MaskedAutoregressiveTransform
 from flows.measures.diagnostics import count_parameters
-from flows.solvers.compiled import CompiledSolver
 from flows.solvers.masked import independent_pixels
 
-NEEDS_COMPILED = pytest.mark.skipif(
-    CompiledSolver.unavailable(torch.device("cpu")) is not None, reason="the extension is not built"
-)
 UNBOUNDED = {"max_log_scale": None, "max_shift": None, "max_input": None}
 NARROW = {"max_shift": None, "max_input": 0.7}
-SOLVERS = ["torch", pytest.param("compiled", marks=NEEDS_COMPILED)]
+SOLVERS = ["torch", COMPILED]
 
 
 def transform(num_channels, hidden_channels, solver=None, dtype=torch.float64, std=0.1, **options):
@@ -188,56 +183,15 @@ def test_compiled_refuses_to_lose_a_gradient_and_is_not_chosen_where_one_is_reco
     check_inverse_gradients(layer, torch.randn(1, 2, 3, 2).double())
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_a_whole_flow_samples_through_either_solver(solver):
-    flow = make_flow(lambda c: MaskedAutoregressiveFlow(c, 8, solver=solver))
-    assert_current(flow, 3)
-
-
 @NEEDS_COMPILED
 @torch.no_grad()
 def test_several_threads_may_invert_one_layer():
     layer = transform(6, 24, "compiled")
-    batches = [torch.randn(1 + n, 6, 5, 5).double() for n in range(4)]
-    expected = [layer.inverse(z) for z in batches]
-    wrong = []
-
-    def work(n):
-        with torch.no_grad():
-            for _ in range(20):
-                if not torch.equal(layer.inverse(batches[n]), expected[n]):
-                    wrong.append(n)
-
-    workers = [threading.Thread(target=work, args=(n,)) for n in range(len(batches))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=600)
-        assert not worker.is_alive()
-    assert not wrong
-
-
-def _invert_in_child(layer, z, expected):
-    with torch.no_grad():
-        raise SystemExit(0 if layer.inverse(z).flatten().tolist() == expected else 1)
+    assert_threads_may_share(layer.inverse, [torch.randn(1 + n, 6, 5, 5).double() for n in range(4)])
 
 
 @NEEDS_COMPILED
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @torch.no_grad()
 def test_a_forked_process_can_invert():
-    layer, z = transform(4, 16, "compiled"), torch.randn(12, 4, 5, 5).double()
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        expected = layer.inverse(z).flatten().tolist()
-        child = multiprocessing.get_context("fork").Process(target=_invert_in_child, args=(layer, z, expected))
-        child.start()
-        child.join(timeout=600)
-    finally:
-        torch.set_num_threads(threads)
-    alive = child.is_alive()
-    child.kill()
-    assert not alive, "the child hangs"
-    assert child.exitcode == 0
+    assert_a_fork_may(transform(4, 16, "compiled").inverse, torch.randn(12, 4, 5, 5).double(), threads=2)

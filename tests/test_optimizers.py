@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from test_command_line import OPTIONS, check_train, compose
+from support.configs import OPTIONS, check_train, compose
 
 from flows import InputError
 from flows.config.building import build

@@ -4,20 +4,26 @@ import csv
 import json
 import math
 import os
+import re
+import resource
 import shutil
-import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
-from programs import ROOT, TINY, error_line, run
+from support.forks import TASKS, fork, output, refusal, run_forked, wait
+from support.programs import ROOT, TINY, execute, run
 
 from flows import load_flow
 from flows.cli import startup
 from flows.runs import layout
+from flows.training.checkpoint_io import AtomicCheckpointIO
+
+pytestmark = pytest.mark.xdist_group("a trained flow")
 
 
 @pytest.fixture(scope="module")
@@ -32,39 +38,19 @@ def test_training_leaves_all_that_it_promises(trained):
     folder, done = trained
     for words in ("test bits/dim, raw weights", "averaged weights", "PNG", "lossless WebP", "parameters", "time"):
         assert words in done.stdout
-    assert "val" in done.stdout
-    assert "images/s" in done.stdout
     assert "Warning" not in done.stderr, done.stderr
     run_dir = folder / "runs" / "first"
-    files = {layout.CONFIG, layout.OVERRIDES, layout.RESULTS, layout.LOCK}
-    assert {path.name for path in run_dir.iterdir()} == {*files, layout.METRICS, layout.CHECKPOINTS, layout.SAMPLES}
-    assert {path.name for path in (run_dir / layout.CHECKPOINTS).iterdir()} == {layout.BEST, layout.LAST}
-    assert {path.name for path in (run_dir / layout.SAMPLES).iterdir()} == {
-        layout.FINAL_SAMPLES,
-        layout.picture(2),
-        layout.picture(4),
-    }
-    for name in ("checkpoints/best.ckpt", "samples/final.png", "results.json", "metrics/version_0/metrics.csv"):
+    left = {path.relative_to(run_dir) for path in run_dir.rglob("*") if path.is_file()}
+    samples = {f"{layout.SAMPLES}/{name}" for name in (layout.FINAL_SAMPLES, layout.picture(2), layout.picture(4))}
+    shown = {f"{layout.CHECKPOINTS}/{layout.BEST}", layout.RESULTS, f"{layout.METRICS}/version_0/metrics.csv"}
+    hidden = {layout.CONFIG, layout.OVERRIDES, layout.LOCK, f"{layout.CHECKPOINTS}/{layout.LAST}"}
+    assert left == {Path(name) for name in shown | hidden | samples}
+    for name in (*shown, f"{layout.SAMPLES}/{layout.FINAL_SAMPLES}"):
         assert str(run_dir / name) in done.stdout
     rows = list(csv.DictReader((run_dir / "metrics/version_0/metrics.csv").open()))
-    for column in (
-        "train/bits_per_dim",
-        "train/gradient_norm",
-        "train/images_per_second",
-        "lr-Adamax",
-        "val/bits_per_dim",
-        "val/bits_per_dim_averaged",
-        "val/round_trip_error",
-        "val/inverse_gain",
-        "val/samples_not_finite",
-        "val/values_outside",
-        "val/largest_value",
-        "val/mixing_gain",
-        "val/round_trip_error_unusual",
-        "test/bits_per_dim",
-        "test/bits_per_dim_averaged",
-    ):
-        assert any(row.get(column) for row in rows), column
+    logged = {name for row in rows for name, value in row.items() if value}
+    assert {"lr-Adamax", "train/bits_per_dim", "val/samples_not_finite", "val/mixing_gain"} <= logged
+    assert {f"{split}/bits_per_dim{kind}" for split in ("val", "test") for kind in ("", "_averaged")} <= logged
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     assert config["model"]["hidden_channels"] == 8
     assert "${" not in (run_dir / "config.yaml").read_text()
@@ -81,8 +67,8 @@ def test_evaluation_repeats_the_training_s_score_whatever_the_batch_size(trained
 
 def test_an_evaluation_leaves_a_record_that_says_what_it_may_be_compared_with(trained):
     folder, _ = trained
-    done = run("evaluate.py", "checkpoint=runs/first", "num_samples=2", "weights=averaged", cwd=folder)
-    assert "averaged weights, 2 noise draws an image" in done.stdout
+    said = run_forked("evaluate.py", "checkpoint=runs/first", "num_samples=2", "weights=averaged", cwd=folder)
+    assert "averaged weights, 2 noise draws an image" in said
     record = json.loads((folder / "runs/first/evaluations/best-averaged-K2-seed0.json").read_text())
     assert (record["num_noise_samples"], record["weights"], record["split"]) == (2, "averaged", "test")
     assert record["data"] == json.loads((folder / "runs/first/results.json").read_text())["data"]
@@ -96,7 +82,7 @@ def test_same_seed_same_picture_whatever_the_batch_size(trained):
         "b": ["batch_size=64"],
         "c": ["seed=1"],
     }.items():
-        run("sample.py", "checkpoint=best", "num_samples=9", f"output={name}", *options, cwd=folder)
+        run_forked("sample.py", "checkpoint=best", "num_samples=9", f"output={name}", *options, cwd=folder)
     a, b, c = (np.load(folder / f"{name}.npz")["images"] for name in "abc")
     assert a.shape == (9, 3, 32, 32)
     assert (folder / "a.png").read_bytes() == (folder / "again.png").read_bytes()
@@ -115,10 +101,21 @@ def test_reconstruction_is_exact_and_interpolation_ends_at_the_images(trained):
     images = np.load(folder / "again.npz")["images"][::2][:2]
     for number, image in enumerate(images):
         Image.fromarray(image.transpose(1, 2, 0)).save(pictures / f"{number}.png")
-    run("sample.py", "checkpoint=runs/first", "mode=interpolate", "images=pictures", "output=between", cwd=folder)
+    run_forked(
+        "sample.py", "checkpoint=runs/first", "mode=interpolate", "images=pictures", "output=between", cwd=folder
+    )
     between = np.load(folder / "between.npz")["images"]
     assert np.array_equal(between[0], images[0])
     assert np.array_equal(between[-1], images[1])
+
+
+def test_the_python_of_the_readme_runs(trained, monkeypatch):
+    folder, _ = trained
+    monkeypatch.chdir(folder)
+    shutil.copytree("runs/first", "elsewhere/runs/my-run")
+    monkeypatch.chdir("elsewhere")
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        exec(block, {})
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +155,8 @@ def test_samples_that_overflow_are_hatched_and_named_and_the_others_written(unsa
 
 def test_samples_end_with_an_error_only_if_all_overflow(unsafe):
     (unsafe / "none.npz").unlink(missing_ok=True)
-    done = run("sample.py", "checkpoint=unsafe.ckpt", "temperature=1000", "output=none", cwd=unsafe, code=3)
-    assert "64 of 64 images overflow" in error_line(done)
+    overflowing = ["checkpoint=unsafe.ckpt", "temperature=1000", "output=none"]
+    assert "64 of 64 images overflow" in refusal("sample.py", *overflowing, cwd=unsafe, code=3)
     assert not (unsafe / "none.npz").exists()
 
 
@@ -169,7 +166,7 @@ def test_own_pictures_are_scored_one_by_one(trained, tmp_path):
     (tmp_path / "pictures" / "deep").mkdir(parents=True)
     Image.fromarray(noise).save(tmp_path / "pictures" / "deep" / "noise.png")
     Image.fromarray(np.full((32, 32, 3), 128, dtype=np.uint8)).save(tmp_path / "pictures" / "flat.png")
-    run("evaluate.py", f"checkpoint={folder}/runs/first", "images=pictures", cwd=tmp_path)
+    run_forked("evaluate.py", f"checkpoint={folder}/runs/first", "images=pictures", cwd=tmp_path)
     rows = {row["file"]: float(row["bits_per_dim"]) for row in csv.DictReader((tmp_path / "scores.csv").open())}
     assert set(rows) == {"deep/noise.png", "flat.png"}
     assert rows["deep/noise.png"] > rows["flat.png"]
@@ -177,13 +174,14 @@ def test_own_pictures_are_scored_one_by_one(trained, tmp_path):
 
 def test_a_run_is_continued_with_its_own_settings(trained):
     folder, _ = trained
-    run("train.py", *TINY, "run_dir=runs/continued", "mixing=periodic", "seed=7", cwd=folder)
-    run("train.py", "resume=runs/continued", "trainer.max_epochs=3", cwd=folder)
+    begun = [*TINY, "mixing=periodic", "seed=7"]
+    run_forked("train.py", *begun, "run_dir=runs/continued", cwd=folder)
+    run_forked("train.py", "resume=runs/continued", "trainer.max_epochs=3", cwd=folder)
     results = json.loads((folder / "runs/continued/results.json").read_text())
     assert results["steps"] == 6
     rows = list(csv.DictReader((folder / "runs/continued/metrics/version_0/metrics.csv").open()))
     assert [row["step"] for row in rows if row["train/bits_per_dim"]] == ["0", "1", "2", "3", "4", "5"]
-    run("train.py", *TINY, "run_dir=runs/whole", "mixing=periodic", "seed=7", "trainer.max_epochs=3", cwd=folder)
+    run_forked("train.py", *begun, "run_dir=runs/whole", "trainer.max_epochs=3", cwd=folder)
     continued, whole = (
         torch.load(folder / f"runs/{name}/checkpoints/last.ckpt", weights_only=True) for name in ("continued", "whole")
     )
@@ -193,7 +191,8 @@ def test_a_run_is_continued_with_its_own_settings(trained):
 
 
 def test_a_sweep_leaves_a_folder_for_each_job(tmp_path):
-    run("train.py", "-m", *TINY, "mixing=conv1x1,reverse", "trainer.max_epochs=1", "run_dir=sweep", cwd=tmp_path)
+    grid = ["-m", *TINY, "mixing=conv1x1,reverse", "trainer.max_epochs=1", "run_dir=sweep"]
+    run_forked("train.py", *grid, cwd=tmp_path)
     results = sorted(tmp_path.glob("sweep/**/results.json"))
     assert len(results) == 2
     assert all("mixing=" in str(path) for path in results)
@@ -201,7 +200,7 @@ def test_a_sweep_leaves_a_folder_for_each_job(tmp_path):
 
 @pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
 def test_other_loggers_need_no_account_and_no_network(tmp_path, logger):
-    run("train.py", *TINY, f"logger={logger}", "trainer.max_epochs=1", "run_dir=run", cwd=tmp_path)
+    run_forked("train.py", *TINY, f"logger={logger}", "trainer.max_epochs=1", "run_dir=run", cwd=tmp_path)
     assert (tmp_path / "run/metrics/version_0/metrics.csv").is_file()
     pattern = {"wandb": "run/wandb/offline-run-*/run-*.wandb", "tensorboard": "run/tensorboard/**/events.*"}[logger]
     assert list(tmp_path.glob(pattern))
@@ -231,14 +230,14 @@ def test_other_loggers_need_no_account_and_no_network(tmp_path, logger):
     ],
 )
 def test_wrong_settings_stop_before_any_work(arguments, words, tmp_path):
-    assert words in error_line(run("train.py", *TINY, "run_dir=run", *arguments, cwd=tmp_path, code=2))
+    assert words in refusal("train.py", *TINY, "run_dir=run", *arguments, cwd=tmp_path)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_folder_is_not_used_twice(trained):
     folder, _ = trained
     before = _contents(folder / "runs/first")
-    line = error_line(run("train.py", *TINY, "run_dir=runs/first", cwd=folder, code=2))
+    line = refusal("train.py", *TINY, "run_dir=runs/first", cwd=folder)
     assert "holds a run already" in line
     assert "resume=" in line
     assert _contents(folder / "runs/first") == before
@@ -253,25 +252,24 @@ def test_a_checkpoint_from_elsewhere_does_not_continue_in_another_run_s_folder(t
     shutil.copy(folder / "runs/first/checkpoints/last.ckpt", tmp_path / "bare.ckpt")
     before = _contents(folder / "runs/first")
     resume = [f"resume={tmp_path}/bare.ckpt", "trainer.max_epochs=3"]
-    line = error_line(run("train.py", *resume, "run_dir=runs/first", cwd=folder, code=2))
+    line = refusal("train.py", *resume, "run_dir=runs/first", cwd=folder)
     assert "holds a run already" in line
     assert _contents(folder / "runs/first") == before
-    run("train.py", *resume, "run_dir=runs/new", cwd=folder)
+    run_forked("train.py", *resume, "run_dir=runs/new", cwd=folder)
     assert yaml.safe_load((folder / "runs/new/config.yaml").read_text())["trainer"]["max_epochs"] == 3
 
 
 def test_another_model_is_not_resumed(trained):
     folder, _ = trained
-    line = error_line(run("train.py", "resume=runs/first", "model.num_steps=2", cwd=folder, code=2))
+    line = refusal("train.py", "resume=runs/first", "model.num_steps=2", cwd=folder)
     assert "model.num_steps would change" in line
 
 
 def test_a_diverging_training_stops_with_its_step(tmp_path):
-    done = run("train.py", *TINY, "run_dir=run", "optimizer.lr=1e30", "schedule.warmup_steps=0", cwd=tmp_path, code=3)
-    line = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(line) == 1
-    assert "training stopped at step" in line[0]
-    assert "lower optimizer.lr" in line[0]
+    diverging = [*TINY, "run_dir=run", "optimizer.lr=1e30", "schedule.warmup_steps=0"]
+    said = run_forked("train.py", *diverging, cwd=tmp_path, code=3).splitlines()
+    (line,) = [line for line in said if line.startswith("error: ")]
+    assert "training stopped at step" in line and "lower optimizer.lr" in line
 
 
 @pytest.mark.parametrize(
@@ -287,7 +285,7 @@ def test_a_diverging_training_stops_with_its_step(tmp_path):
 )
 def test_wrong_checkpoints_are_named(program, arguments, words, tmp_path):
     (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04")
-    assert words in error_line(run(program, *arguments, cwd=tmp_path, code=2))
+    assert words in refusal(program, *arguments, cwd=tmp_path)
     assert os.listdir(tmp_path) == ["cut.ckpt"]
 
 
@@ -308,7 +306,7 @@ def test_wrong_checkpoints_are_named(program, arguments, words, tmp_path):
 )
 def test_wrong_sampling_is_refused(trained, arguments, words, tmp_path):
     folder, _ = trained
-    line = error_line(run("sample.py", f"checkpoint={folder}/runs/first", *arguments, cwd=tmp_path, code=2))
+    line = refusal("sample.py", f"checkpoint={folder}/runs/first", *arguments, cwd=tmp_path)
     assert words in line
     assert not os.listdir(tmp_path)
 
@@ -318,8 +316,8 @@ def test_a_broken_picture_stops_the_scoring_and_nothing_is_written(trained, tmp_
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / "good.png")
     (tmp_path / "pictures" / "text.png").write_text("not a picture")
-    done = run("evaluate.py", f"checkpoint={folder}/runs/first", "images=pictures", cwd=tmp_path, code=2)
-    assert "text.png is not a PNG or JPEG" in error_line(done)
+    line = refusal("evaluate.py", f"checkpoint={folder}/runs/first", "images=pictures", cwd=tmp_path)
+    assert "text.png is not a PNG or JPEG" in line
     assert os.listdir(tmp_path) == ["pictures"]
 
 
@@ -328,54 +326,53 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
 
     What it ended with is not saved, so it ends with exit code 4.
     """
-    limited = (
-        "import resource, runpy, signal, sys\n"
-        "import flows.training.checkpoint_io as io\n"
-        "save, count = io.AtomicCheckpointIO.save_checkpoint, []\n"
-        "def limited(self, *arguments, **options):\n"
-        "    count.append(1)\n"
-        "    if len(count) == 3:\n"
-        "        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        "    save(self, *arguments, **options)\n"
-        "io.AtomicCheckpointIO.save_checkpoint = limited\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        f"sys.argv[0] = {str(ROOT / 'train.py')!r}\n"
-        f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
-    )
-    (tmp_path / "limited.py").write_text(limited)
-    done = run(tmp_path / "limited.py", *TINY, "run_dir=run", cwd=tmp_path, code=4)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert "cannot write" in lines[0]
-    assert done.stderr.count("no checkpoint, the training goes on") == 2
+
+    def no_room_from_the_third_on():
+        save, count = AtomicCheckpointIO.save_checkpoint, iter(range(1000))
+
+        def limited(self, *arguments, **options):
+            if next(count) == 2:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+            save(self, *arguments, **options)
+
+        AtomicCheckpointIO.save_checkpoint = limited
+
+    assert wait(fork([*TINY, "run_dir=run"], tmp_path, no_room_from_the_third_on)) == 4, output(tmp_path)
+    said = output(tmp_path)
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "cannot write" in line
+    assert said.count("no checkpoint, the training goes on") == 2
     checkpoints = tmp_path / "run" / "checkpoints"
     assert sorted(os.listdir(checkpoints)) == ["best.ckpt", "last.ckpt"]
     for name in ("best.ckpt", "last.ckpt"):
         assert torch.load(checkpoints / name, weights_only=True)["epoch"] == 0
 
 
-@pytest.mark.parametrize("program", ["train.py", "sample.py", "evaluate.py", "prepare.py", "report.py"])
 @pytest.mark.parametrize(
-    ("given", "expected"), [({}, startup.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+    ("program", "given", "expected"),
+    [
+        *((program, {}, startup.SPINS) for program in TASKS),
+        ("train.py", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("train.py", {"OMP_WAIT_POLICY": "active"}, None),
+    ],
 )
-def test_waiting_threads_sleep_soon_unless_the_user_has_decided(program, given, expected):
+def test_waiting_threads_sleep_soon_unless_the_user_has_decided(program, given, expected, monkeypatch):
     """The library that they belong to reads its settings when PyTorch is imported, which some do after a check."""
-    code = (
-        "import os, runpy, sys\n"
-        "def show():\n"
-        "    print(os.environ.get('GOMP_SPINCOUNT'), flush=True)\n"
-        "    os._exit(0)\n"
-        "class Finder:\n"
-        "    def find_spec(self, name, *arguments):\n"
-        "        if name == 'torch':\n"
-        "            show()\n"
-        "sys.meta_path.insert(0, Finder())\n"
-        "try:\n"
-        f"    runpy.run_path({str(ROOT / program)!r}, run_name='__main__')\n"
-        "finally:\n"
-        "    show()\n"
-    )
-    inherited = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    environment = inherited | {"PYTHONPATH": str(ROOT)} | given
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == str(expected), done.stderr
+    code = f"""
+import os, runpy, sys
+def show():
+    print(os.environ.get("GOMP_SPINCOUNT"), flush=True)
+    os._exit(0)
+class Finder:
+    def find_spec(self, name, *arguments):
+        if name == "torch":
+            show()
+sys.meta_path.insert(0, Finder())
+try:
+    runpy.run_path({str(ROOT / program)!r}, run_name="__main__")
+finally:
+    show()
+"""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert execute(sys.executable, "-c", code, cwd=ROOT, env=given).stdout.strip() == str(expected)

@@ -6,8 +6,9 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
-from programs import TINY, error_line, run
-from test_training import StripesModule, fit, flow, parameters
+from support.forks import refusal, run_forked
+from support.programs import TINY
+from support.small_training import QUIET, StripesModule, fit, flow, parameters
 from torch.optim import Adamax
 
 from flows import InputError
@@ -94,7 +95,7 @@ def seeded():
 def test_a_training_that_went_back_follows_the_cosine_at_its_lower_rate():
     optimizer, schedule = make(CosineDecay, total_steps=10)
     rates(optimizer, schedule, 4)
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = pl.Trainer(**QUIET)
     trainer.strategy.optimizers = [optimizer]
     trainer.strategy.lr_scheduler_configs = [pl.utilities.types.LRSchedulerConfig(schedule)]
     rollback = Rollback(on_nan="rollback", lr_factor=0.5)
@@ -104,13 +105,13 @@ def test_a_training_that_went_back_follows_the_cosine_at_its_lower_rate():
 
 
 def test_going_on_beyond_the_horizon_is_refused_and_leaves_the_run_as_it_is(tmp_path):
-    run("train.py", *TINY, "schedule=cosine", "schedule.warmup_steps=1", "run_dir=run", cwd=tmp_path)
+    run_forked("train.py", *TINY, "schedule=cosine", "schedule.warmup_steps=1", "run_dir=run", cwd=tmp_path)
     before = (tmp_path / "run/config.yaml").read_bytes()
     longer = ["resume=run", "trainer.max_epochs=3"]
-    line = error_line(run("train.py", *longer, cwd=tmp_path, code=2))
+    line = refusal("train.py", *longer, cwd=tmp_path)
     assert "ends at step 4, the training at step 6: schedule.num_steps=6 stretches the cosine" in line
     assert (tmp_path / "run/config.yaml").read_bytes() == before
-    run("train.py", *longer, "schedule.num_steps=6", cwd=tmp_path)
+    run_forked("train.py", *longer, "schedule.num_steps=6", cwd=tmp_path)
     content = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert content["global_step"] == 6
     assert content["lr_schedulers"][0]["num_steps"] == 6
@@ -121,15 +122,7 @@ def test_going_on_beyond_the_horizon_is_refused_and_leaves_the_run_as_it_is(tmp_
 def test_steps_are_planned_as_lightning_counts_them(options, accumulated):
     data = StripesModule(images_per_epoch=64)
     data.setup()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        accumulate_grad_batches=accumulated,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        logger=False,
-        max_epochs=3,
-        **options,
-    )
+    trainer = pl.Trainer(accumulate_grad_batches=accumulated, max_epochs=3, **QUIET, **options)
     expected = planned_steps(trainer, data)
     trainer.fit(FlowModule(flow(), Adamax, WarmUp), data)
     assert trainer.global_step == expected

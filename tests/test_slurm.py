@@ -7,11 +7,14 @@ import subprocess
 import sys
 
 import pytest
-from cluster import show, submit, wait_until
-from programs import ROOT
-from test_survival import SHORT, differences, final_state
+from support.programs import ROOT
+from support.short_runs import SHORT, assert_same_state, final_state
+from support.slurm import show, submit
+from support.waiting import wait_until
 
 from flows.processes import signals
+
+pytestmark = pytest.mark.slow
 
 TOGETHER = [
     "trainer=ddp_cpu",
@@ -21,7 +24,7 @@ TOGETHER = [
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
-WAITING = ["+callbacks.wait._target_=witness.WaitToBeTold", "+callbacks.wait.step=54"]
+WAITING = ["+callbacks.wait._target_=support.witness.WaitToBeTold", "+callbacks.wait.step=54"]
 """For a job that is to be told to end before it has ended by itself, however fast it is and however late the signal."""
 
 
@@ -42,10 +45,10 @@ def test_a_preempted_job_is_requeued_once_and_ends_with_the_same_weights(tmp_pat
     preempted, undisturbed = tmp_path / "preempted", tmp_path / "undisturbed"
     job, other = train(preempted, "b-preempted", *WAITING), train(undisturbed, "b-undisturbed")
     try:
-        wait_until(lambda: "epoch 2" in printed(preempted) or show(job)["JobState"] in ENDED, 3600)
+        wait_until(lambda: "epoch 2" in printed(preempted) or show(job)["JobState"] in ENDED)
         subprocess.run(["scancel", "--signal=USR1", job], check=True)
-        wait_until(lambda: show(job)["JobState"] in ENDED, 3600)
-        wait_until(lambda: show(other)["JobState"] in ENDED, 3600)
+        wait_until(lambda: show(job)["JobState"] in ENDED)
+        wait_until(lambda: show(other)["JobState"] in ENDED)
     finally:
         subprocess.run(["scancel", job, other], check=True)
     assert show(job)["JobState"] == show(other)["JobState"] == "COMPLETED", printed(preempted) + printed(undisturbed)
@@ -53,9 +56,7 @@ def test_a_preempted_job_is_requeued_once_and_ends_with_the_same_weights(tmp_pat
     assert printed(preempted).count("interrupted by SIGUSR1") == 1
     runs = [folder / "runs" / f"slurm-{number}" for folder, number in ((preempted, job), (undisturbed, other))]
     assert all(list(run.parent.iterdir()) == [run] for run in runs)
-    one, two = map(final_state, runs)
-    for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
-        assert not differences(one[key], two[key], key)
+    assert_same_state(*map(final_state, runs))
 
 
 # -- who is put back, with stand-ins for SLURM's commands --------------------------------------------------------------
@@ -75,7 +76,7 @@ def process(tmp_path):
         path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "5"}
         command = [sys.executable, "-c", program]
         running = subprocess.Popen(command, cwd=tmp_path, env=os.environ | path | environment)
-        wait_until(lambda: (tmp_path / "begun").exists(), 600)
+        wait_until(lambda: (tmp_path / "begun").exists())
         return running, tmp_path / "asked"
 
     return start

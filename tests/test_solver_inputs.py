@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from support.filters import EVERY_BACKEND, random_filter, random_latents
 
 from flows.errors import InputError, NonFiniteError
 from flows.solvers import (
@@ -16,10 +17,9 @@ from flows.solvers import (
     prepare_autoregressive_conv,
     solve_autoregressive_conv,
 )
-from tests.test_solvers import EVERY_BACKEND, random_filter, random_images
 
 WEIGHT = random_filter(3, 3, "lower")
-LATENT = random_images(2, 3, 4, 5)
+LATENT = random_latents(2, 3, 4, 5)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_wrong_input_is_refused_in_one_line(backend, case):
 def test_a_latent_that_is_not_finite_is_never_returned_as_if_inverted(backend, value, batch):
     for num_channels, dtype in ((3, torch.float64), (13, torch.float32)):
         weight = random_filter(num_channels, 3, "lower", dtype=dtype)
-        latent = random_images(batch, num_channels, 4, 5, dtype=dtype)
+        latent = random_latents(batch, num_channels, 4, 5, dtype=dtype)
         for place in ((num_channels - 1, 3, 4), (0, 0, 0), (1, 2, 1)):
             z = changed(latent, (batch - 1, *place), value)
             with pytest.raises(NonFiniteError, match=f"NaN or infinity in image {batch - 1} of the batch"):

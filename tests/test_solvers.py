@@ -1,23 +1,25 @@
 """Every backend inverts every autoregressive convolution, alone, in threads, in forked processes and in a cache."""
 
-import copy
 import itertools
-import multiprocessing
-import threading
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from support.concurrency import assert_a_fork_may, assert_threads_may_share
+from support.filters import (
+    COMPILED,
+    EVERY_BACKEND,
+    FAST_BACKENDS,
+    MASKS,
+    NEEDS_COMPILED,
+    random_filter,
+    random_latents,
+)
+from torch import Tensor
 
 from flows.errors import InputError
-from flows.layers.weight_cache import WeightCache
 from flows.solvers import (
-    BACKENDS,
     AutoregressiveConvSolver,
-    choose_backend,
-    find_backend,
     prepare_autoregressive_conv,
     solve_autoregressive_conv,
 )
@@ -26,46 +28,6 @@ from flows.solvers.checks import raster_mask
 
 CPU = torch.device("cpu")
 DIRECTIONS = ("lower", "upper")
-
-
-WHY_NOT_COMPILED = find_backend("compiled").unavailable(CPU)
-COMPILED = pytest.param(
-    "compiled", marks=pytest.mark.skipif(WHY_NOT_COMPILED is not None, reason=f"{WHY_NOT_COMPILED}")
-)
-FAST_BACKENDS = ["torch", COMPILED]
-EVERY_BACKEND = ["reference", *FAST_BACKENDS]  # that runs on a CPU; for cuda see below
-
-
-def test_every_backend_is_tested():
-    assert set(BACKENDS) == {"reference", "torch", "compiled", "cuda"}
-
-
-def square_mask(num_channels: int, kernel_size: int, direction: str) -> Tensor:
-    """Taps to the right and below only (or to the left and above only)."""
-    middle = kernel_size // 2
-    quadrant = torch.zeros(kernel_size, kernel_size, dtype=torch.bool)
-    quadrant[middle:, middle:] = True
-    quadrant = quadrant if direction == "lower" else quadrant.flip(0, 1)
-    return raster_mask(num_channels, kernel_size, direction) & quadrant
-
-
-MASKS = {"square": square_mask, "raster": raster_mask}
-
-
-def random_filter(num_channels, kernel_size, direction, mask="square", scale=0.1, dtype=torch.float64, seed=0):
-    """Identity plus noise, as at initialisation, with a diagonal of both signs."""
-    noise = torch.Generator().manual_seed(seed)
-    shape = (num_channels, num_channels, kernel_size, kernel_size)
-    weight = scale * torch.randn(shape, generator=noise, dtype=torch.float64)
-    weight *= MASKS[mask](num_channels, kernel_size, direction)
-    diagonal = weight[:, :, kernel_size // 2, kernel_size // 2].diagonal()
-    diagonal.copy_(1 + 0.2 * torch.rand(num_channels, generator=noise, dtype=torch.float64))
-    weight[0] *= -1
-    return weight.to(dtype)
-
-
-def random_images(*shape, dtype=torch.float64, seed=1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def convolve(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
@@ -102,7 +64,7 @@ def test_reference_is_triangular_substitution_on_the_matrix_written_out_entry_by
         if 0 <= row < height and 0 <= column < width:
             matrix[i, j, :, row, column, :] = weight[:, :, di + kernel_size // 2, dj + kernel_size // 2]
     matrix = matrix.flip(2, 5).reshape(size, size)
-    z = random_images(5, num_channels, height, width)
+    z = random_latents(5, num_channels, height, width)
     rhs = z.flip(1).permute(2, 3, 1, 0).reshape(size, 5)
     upper = direction == "lower"
     assert torch.equal(matrix, matrix.triu() if upper else matrix.tril())
@@ -127,12 +89,12 @@ def test_backend_agrees_with_the_reference(backend, dtype, direction, mask, kern
         solver = prepare_autoregressive_conv(
             weight, direction=direction, image_size=(height, width), dilation=dilation, backend=backend
         )
-        assert_inverts(solver, weight, random_images(batch, num_channels, height, width, dtype=dtype))
+        assert_inverts(solver, weight, random_latents(batch, num_channels, height, width, dtype=dtype))
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
-@pytest.mark.parametrize("threads", (1, 2, 3))
-@pytest.mark.parametrize("batch", (1, 2, 7, 8, 9, 16, 33))
+@pytest.mark.parametrize("threads", (1, 3))
+@pytest.mark.parametrize("batch", (1, 7, 8, 9, 33))
 def test_backend_agrees_with_the_reference_at_every_batch_size_and_thread_count(backend, threads, batch):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -140,27 +102,16 @@ def test_backend_agrees_with_the_reference_at_every_batch_size_and_thread_count(
         for dtype, direction in itertools.product((torch.float32, torch.float64), DIRECTIONS):
             weight = random_filter(12, 3, direction, dtype=dtype, scale=0.05)
             solver = prepare_autoregressive_conv(weight, direction=direction, image_size=(5, 6), backend=backend)
-            assert_inverts(solver, weight, random_images(batch, 12, 5, 6, dtype=dtype))
+            assert_inverts(solver, weight, random_latents(batch, 12, 5, 6, dtype=dtype))
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("backend", FAST_BACKENDS)
-@pytest.mark.parametrize("num_channels", (6, 7, 12, 15, 24, 26, 48))
-def test_float32_is_right_to_five_digits_on_filters_like_trained_ones(backend, num_channels):
-    for direction in DIRECTIONS:
-        weight = random_filter(num_channels, 3, direction, scale=0.02, dtype=torch.float32)
-        z = random_images(10, num_channels, 8, 6, dtype=torch.float32)
-        x = solve_autoregressive_conv(z, weight, direction=direction, backend=backend)
-        expected = solve_autoregressive_conv(z.double(), weight.double(), direction=direction, backend="reference")
-        assert (x - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_image_i_of_the_answer_depends_on_image_i_alone(backend):
     weight = random_filter(4, 3, "lower", dtype=torch.float32)
     solver = prepare_autoregressive_conv(weight, direction="lower", image_size=(5, 6), backend=backend)
-    z = random_images(11, 4, 5, 6, dtype=torch.float32)
+    z = random_latents(11, 4, 5, 6, dtype=torch.float32)
     changed = z.clone()
     changed[4] += 1
     same = (solver(z) == solver(changed)).flatten(1).all(dim=1)
@@ -171,7 +122,7 @@ def test_image_i_of_the_answer_depends_on_image_i_alone(backend):
 def test_any_memory_layout_of_the_input_is_accepted(backend):
     weight = random_filter(6, 3, "upper")
     solver = prepare_autoregressive_conv(weight, direction="upper", image_size=(4, 5), backend=backend)
-    z = random_images(9, 6, 4, 5)
+    z = random_latents(9, 6, 4, 5)
     expected = solver(z)
     layouts = {
         "channels last": z.to(memory_format=torch.channels_last),
@@ -194,7 +145,7 @@ def test_taps_dilated_beyond_the_image_do_nothing(backend, direction):
     weight = random_filter(4, 5, direction, "raster")
     centre_only = torch.zeros_like(weight)
     centre_only[:, :, 2, 2] = weight[:, :, 2, 2]
-    z = random_images(2, 4, 3, 5)
+    z = random_latents(2, 4, 3, 5)
     expected = solve_autoregressive_conv(z, centre_only, direction=direction, backend=backend)
     for dilation in (5, 2**40):
         x = solve_autoregressive_conv(z, weight, direction=direction, dilation=dilation, backend=backend)
@@ -212,34 +163,17 @@ def test_an_empty_batch_is_empty(backend):
 def test_the_deepest_levels_of_large_models(backend):
     weight = random_filter(192, 3, "lower", scale=0.005, dtype=torch.float32)
     solver = prepare_autoregressive_conv(weight, direction="lower", image_size=(2, 3), backend=backend)
-    assert_inverts(solver, weight, random_images(5, 192, 2, 3, dtype=torch.float32))
+    assert_inverts(solver, weight, random_latents(5, 192, 2, 3, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_autocast_does_not_make_the_inverse_coarser(backend):
     weight = random_filter(6, 3, "lower", dtype=torch.float32)
-    z = random_images(3, 6, 16, 16, dtype=torch.float32)
+    z = random_latents(3, 6, 16, 16, dtype=torch.float32)
     expected = solve_autoregressive_conv(z, weight, direction="lower", backend=backend)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         x = solve_autoregressive_conv(z, weight, direction="lower", backend=backend)
     assert torch.equal(x, expected)
-
-
-@pytest.mark.skipif(WHY_NOT_COMPILED is not None, reason=f"{WHY_NOT_COMPILED}")
-@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=str)
-def test_every_instruction_set_of_this_processor_gives_the_same_answer(layout, monkeypatch):
-    from flows.solvers import _autoregressive
-
-    names = _autoregressive.instruction_sets()
-    for name, dtype, direction, num_channels in itertools.product(
-        names, (torch.float32, torch.float64), DIRECTIONS, (5, 12, 26)
-    ):
-        monkeypatch.setattr(_autoregressive, "instruction_sets", lambda name=name: [name])
-        weight = random_filter(num_channels, 3, direction, "raster", scale=0.02, dtype=dtype)
-        solver = prepare_autoregressive_conv(weight, direction=direction, image_size=(5, 6), backend="compiled")
-        for batch in (1, 9):
-            z = random_images(batch, num_channels, 5, 6, dtype=dtype).to(memory_format=layout)
-            assert_inverts(solver, weight, z)
 
 
 # ------------------------------------------------------------------------------------------------------------- cuda
@@ -256,22 +190,22 @@ def test_cuda_backend_captures_one_graph_a_batch_size_and_keeps_few(cuda_on_cpu,
     weight = random_filter(12, 3, "upper", scale=0.05, dtype=torch.float32)
     solver = prepare_autoregressive_conv(weight, direction="upper", image_size=image_size, backend="cuda")
     for batch in (1, 2, 3, 1, 2, 3, 1, 2, 3):
-        assert_inverts(solver, weight, random_images(batch, 12, *image_size, dtype=torch.float32, seed=batch))
+        assert_inverts(solver, weight, random_latents(batch, 12, *image_size, dtype=torch.float32, seed=batch))
     assert cuda_on_cpu.captured == (0 if image_size == (4, 5) else 3)
     for batch in range(4, 12):
-        solver(random_images(batch, 12, *image_size, dtype=torch.float32))
+        solver(random_latents(batch, 12, *image_size, dtype=torch.float32))
     assert len(solver._graphs) <= cuda_backend.MAX_GRAPHS
     with torch.inference_mode():
         for _ in range(2):
-            solver(random_images(5, 12, *image_size, dtype=torch.float32))
-    assert_inverts(solver, weight, random_images(5, 12, *image_size, dtype=torch.float32))
+            solver(random_latents(5, 12, *image_size, dtype=torch.float32))
+    assert_inverts(solver, weight, random_latents(5, 12, *image_size, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("image_size", ((4, 5), (12, 8)), ids=("dense", "rows"))
 def test_cuda_backend_returns_nan_for_the_image_that_holds_nan_or_infinity(cuda_on_cpu, image_size):
     weight = random_filter(12, 3, "lower", scale=0.05, dtype=torch.float32)
     solver = prepare_autoregressive_conv(weight, direction="lower", image_size=image_size, backend="cuda")
-    z = random_images(3, 12, *image_size, dtype=torch.float32)
+    z = random_latents(3, 12, *image_size, dtype=torch.float32)
     expected = solver(z)
     for value in (float("nan"), float("inf")):
         spoilt = z.clone()
@@ -290,7 +224,7 @@ def test_cuda_backend_agrees_with_the_reference_on_a_gpu(direction, image_size, 
     solver = prepare_autoregressive_conv(weight, direction=direction, image_size=image_size)
     assert solver.name == "cuda"
     for batch in (1, 2, 1, 2, 1):
-        assert_inverts(solver, weight, random_images(batch, 12, *image_size, dtype=torch.float32).cuda())
+        assert_inverts(solver, weight, random_latents(batch, 12, *image_size, dtype=torch.float32).cuda())
 
 
 # ------------------------------------------------------------------------------------------------------- gradients
@@ -301,7 +235,7 @@ def test_cuda_backend_agrees_with_the_reference_on_a_gpu(direction, image_size, 
 def test_torch_backend_is_differentiable_in_latent_and_filter(direction, image_size):
     mask = raster_mask(2, 3, direction)
     weight = random_filter(2, 3, direction, "raster", scale=0.05).requires_grad_()
-    z = random_images(1, 2, *image_size).requires_grad_()
+    z = random_latents(1, 2, *image_size).requires_grad_()
 
     def solve(z: Tensor, weight: Tensor) -> Tensor:
         x = solve_autoregressive_conv(z, weight * mask, direction=direction)
@@ -310,12 +244,10 @@ def test_torch_backend_is_differentiable_in_latent_and_filter(direction, image_s
     assert torch.autograd.gradcheck(solve, (z, weight), fast_mode=image_size != (3, 2))
 
 
-@pytest.mark.parametrize("backend", EVERY_BACKEND)
+@pytest.mark.parametrize("backend", ["reference", COMPILED])
 def test_backends_without_gradients_say_so(backend):
-    if find_backend(backend).records_gradients:
-        return
     weight = random_filter(3, 3, "lower")
-    z = random_images(1, 3, 4, 4).requires_grad_()
+    z = random_latents(1, 3, 4, 4).requires_grad_()
     with pytest.raises(InputError, match="records no gradient"):
         solve_autoregressive_conv(z, weight, direction="lower", backend=backend)
     with torch.no_grad():
@@ -326,120 +258,26 @@ def test_a_solver_prepared_in_inference_mode_serves_autograd_later():
     weight = random_filter(3, 3, "lower")
     with torch.inference_mode():
         solver = prepare_autoregressive_conv(weight, direction="lower", image_size=(40, 30), backend="torch")
-        solver(random_images(1, 3, 40, 30))
-    z = random_images(1, 3, 40, 30).requires_grad_()
+        solver(random_latents(1, 3, 40, 30))
+    z = random_latents(1, 3, 40, 30).requires_grad_()
     solver(z).sum().backward()
     assert z.grad is not None and z.grad.abs().min() > 0
 
 
-# ----------------------------------------------------------------------------------------- caches, threads, processes
-
-
-class CachedInverse(nn.Module):
-    """Holds solvers the way that layers do."""
-
-    def __init__(self, weight: Tensor, backend: str | None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.backend = backend
-        self.cache: WeightCache[AutoregressiveConvSolver] = WeightCache()
-
-    def inverse(self, z: Tensor) -> Tensor:
-        size = (z.shape[2], z.shape[3])
-        name = choose_backend(z, self.weight) if self.backend is None else self.backend
-        prepare = partial(prepare_autoregressive_conv, self.weight, direction="lower", image_size=size, backend=name)
-        return self.cache.get(prepare, self.weight, key=(*size, name, z.dtype))(z)
-
-
-@pytest.mark.parametrize("backend", [*FAST_BACKENDS, None])
-@torch.no_grad()
-def test_a_stale_solver_cannot_be_seen(backend):
-    layer = CachedInverse(random_filter(3, 3, "lower"), backend)
-    mask = raster_mask(3, 3, "lower")
-    x = random_images(2, 3, 6, 5)
-
-    def assert_current() -> None:
-        here = x.to(layer.weight.dtype)
-        tolerance = 1e-10 if layer.weight.dtype == torch.float64 else 1e-4
-        for images in (here, here[..., :4]):
-            assert torch.allclose(layer.inverse(convolve(images, layer.weight)), images, atol=tolerance, rtol=tolerance)
-
-    assert_current()
-    layer.load_state_dict({"weight": random_filter(3, 3, "lower", seed=5)})
-    assert_current()
-
-    optimiser = torch.optim.Adamax(layer.parameters(), lr=0.01)
-    layer.weight.grad = mask.double()
-    optimiser.step()
-    assert_current()
-
-    average = copy.deepcopy(layer)
-    average.weight.data.copy_(random_filter(3, 3, "lower", seed=6))
-    for a, b in zip(layer.parameters(), average.parameters(), strict=True):  # the way that EMA callbacks swap
-        kept = a.data.clone()
-        a.data.copy_(b.data)
-        b.data.copy_(kept)
-    assert_current()
-    layer, average = average, layer
-    assert_current()
-
-    layer.weight.data[0, 0, 2, 2] += 0.25
-    assert_current()
-    layer.weight.data = random_filter(3, 3, "lower", seed=7)
-    assert_current()
-    layer.to(torch.float32)
-    assert_current()
-    layer.to(torch.float64)
-    assert_current()
-    if backend != "compiled":
-        with torch.enable_grad():
-            assert_current()
-    layer.weight.mul_(1.1)
-    assert_current()
+# ------------------------------------------------------------------------------------------------ threads, processes
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_several_threads_may_share_a_solver(backend):
     weight = random_filter(12, 3, "lower", dtype=torch.float32)
     solver = prepare_autoregressive_conv(weight, direction="lower", image_size=(8, 8), backend=backend)
-    batches = [random_images(1 + 5 * n, 12, 8, 8, dtype=torch.float32, seed=n) for n in range(6)]
-    expected = [solver(z) for z in batches]
-    wrong: list[int] = []
-
-    def work(n: int) -> None:
-        for _ in range(20):
-            if not torch.equal(solver(batches[n]), expected[n]):
-                wrong.append(n)
-
-    workers = [threading.Thread(target=work, args=(n,)) for n in range(len(batches))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=600)
-        assert not worker.is_alive()
-    assert not wrong
+    assert_threads_may_share(solver, [random_latents(1 + 5 * n, 12, 8, 8, dtype=torch.float32) for n in range(6)])
 
 
-def _solve_in_child(solver: AutoregressiveConvSolver, z: Tensor, expected: list, threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
-    # torch's own threads are as absent as the solver's, so the comparison must not need any.
-    raise SystemExit(0 if solver(z).flatten().tolist() == expected else 1)
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+@NEEDS_COMPILED
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("backend", [COMPILED])
-@pytest.mark.parametrize("threads", (1, None))
-def test_a_forked_process_can_solve_although_it_lacks_the_threads_of_its_parent(backend, threads):
+@pytest.mark.parametrize("threads", (1, 2))
+def test_a_forked_process_can_solve_although_it_lacks_the_threads_of_its_parent(threads):
     weight = random_filter(12, 3, "lower", dtype=torch.float32)
-    solver = prepare_autoregressive_conv(weight, direction="lower", image_size=(16, 16), backend=backend)
-    z = random_images(64, 12, 16, 16, dtype=torch.float32)
-    expected = solver(z).flatten().tolist()
-    child = multiprocessing.get_context("fork").Process(target=_solve_in_child, args=(solver, z, expected, threads))
-    child.start()
-    child.join(timeout=600)
-    alive = child.is_alive()
-    child.kill()
-    assert not alive, "the child hangs"
-    assert child.exitcode == 0
+    solver = prepare_autoregressive_conv(weight, direction="lower", image_size=(16, 16), backend="compiled")
+    assert_a_fork_may(solver, random_latents(64, 12, 16, 16, dtype=torch.float32), threads)

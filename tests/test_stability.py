@@ -7,7 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from contract import images, make, move_parameters
+from support.contract import images, make
+from support.weights import move_parameters
 
 from flows import Flow, InputError, NonFiniteError
 from flows.layers import (

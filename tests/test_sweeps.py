@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cluster import wait_until
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from programs import ROOT, run
-from test_data_parallel import is_alive
+from support.programs import ROOT, execute, run
+from support.programs import environment as environment_of_tests
+from support.waiting import is_alive, wait_until
 
 from flows import InputError, StorageError
 from flows.cli import entry
@@ -294,7 +294,7 @@ def test_a_sweep_waits_for_what_a_killed_one_left_in_its_folders(sweep, tmp_path
 
     left = multiprocessing.get_context("fork").Process(target=save_and_end)
     left.start()
-    wait_until((tmp_path / "held").exists, 600)
+    wait_until((tmp_path / "held").exists)
     assert sweep("seed=1,5")[0] == 0
     saved, results = tmp_path / "saved", tmp_path / "grid" / "seed=1" / layout.RESULTS
     assert saved.stat().st_mtime_ns < results.stat().st_mtime_ns
@@ -355,9 +355,7 @@ finally:
 
 @pytest.mark.parametrize("command", [["sample.py", "checkpoint=none.ckpt"], ["train.py", "seed=-1"]])
 def test_a_program_without_a_sweep_imports_nothing_of_sweeps(command):
-    done = subprocess.run([sys.executable, "-c", ENDS, *command], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    modules = done.stdout.split()
+    modules = execute(sys.executable, "-c", ENDS, *command, cwd=ROOT, code=2).stdout.split()
     assert "hydra_plugins.flows" in modules  # Hydra finds the names of launchers and sweepers there, and no more
     assert not [name for name in modules if name.startswith(("flows.sweeps", "optuna", "submitit", "wandb"))]
 
@@ -387,20 +385,21 @@ entry.run("__main__.task", "train")
 """
 
 
+@pytest.mark.slow
 def test_a_pool_takes_its_jobs_with_it(tmp_path):
     """Killed, it cannot end them: they see to it themselves. The same sweep goes on; stopped, it ends them."""
     (tmp_path / "stub.py").write_text(STUB)
     command = [sys.executable, "stub.py", "-m", "seed=1,2", "hydra/launcher=local_pool", "hydra.launcher.n_jobs=2"]
     command += ["run_dir=grid"]
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, signals.EXIT_CODE)):
-        with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}) as parent:
+        with subprocess.Popen(command, cwd=tmp_path, env=environment_of_tests()) as parent:
             begun = [tmp_path / "grid" / f"seed={seed}" / "begun" for seed in (1, 2)]
-            wait_until(lambda begun=begun: all(path.exists() for path in begun), 3600)
+            wait_until(lambda begun=begun: all(path.exists() for path in begun))
             jobs = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True).stdout.split()
             assert len(jobs) >= 2
             parent.send_signal(number)
-            assert parent.wait(timeout=3600) == code
-        wait_until(lambda jobs=jobs: not any(map(is_alive, jobs)), 600)
+            assert parent.wait(timeout=600) == code
+        wait_until(lambda jobs=jobs: not any(map(is_alive, jobs)))
         for path in begun:
             path.unlink()
             log = (path.parent / "output.log").read_text()
@@ -409,6 +408,7 @@ def test_a_pool_takes_its_jobs_with_it(tmp_path):
     assert [row["status"] for row in rows] == ["stopped", "stopped"]
 
 
+@pytest.mark.slow
 def test_a_pool_of_trainings(tmp_path):
     """One job trains with DDP, the other fails; then only that one is run again, and goes on failing.
 
@@ -433,6 +433,7 @@ def test_a_pool_of_trainings(tmp_path):
     assert rows[1]["error"] == "optimizer: Invalid learning rate: -1"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slurm")
 def test_a_grid_on_slurm_with_ddp_inside(tmp_path):
     """2 x 2 jobs of two ranks; one cannot write to its folder."""
@@ -456,27 +457,29 @@ def job_on_slurm(slurm, tmp_path):
     (tmp_path / "stub.py").write_text(STUB)
     where = ["hydra/launcher=slurm", "hydra.launcher.job_name=c-stub", "run_dir=grid", "seed=7"]
     command = [sys.executable, "stub.py", "-m", *where]
-    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}) as parent:
+    with subprocess.Popen(command, cwd=tmp_path, env=environment_of_tests()) as parent:
         folder = tmp_path / "grid" / "seed=7"
         known = [folder / name for name in ("begun", "slurm_job")]  # a job may begin before its number is noted
-        wait_until(lambda: all(path.exists() for path in known), 3600)
+        wait_until(lambda: all(path.exists() for path in known))
         yield parent, folder, (folder / "slurm_job").read_text()
         parent.terminate()
 
 
+@pytest.mark.slow
 def test_a_job_that_slurm_kills_is_reported_as_such(job_on_slurm):
     parent, folder, number = job_on_slurm
     subprocess.run(["scancel", number], check=True)
-    assert parent.wait(timeout=3600) == 6
+    assert parent.wait(timeout=600) == 6
     [row] = csv.DictReader((folder.parent / "summary.csv").open())
     assert row["status"] == "failed"
     assert "SLURM: cancelled" in row["error"]
 
 
+@pytest.mark.slow
 def test_a_job_whose_time_ends_is_queued_again_and_goes_on(job_on_slurm):
     parent, folder, number = job_on_slurm
     subprocess.run(["scancel", "--signal=USR2", number], check=True)
-    assert parent.wait(timeout=3600) == 0
+    assert parent.wait(timeout=600) == 0
     [row] = csv.DictReader((folder.parent / "summary.csv").open())
     assert row["status"] == "done"
     output = (folder / "output.log").read_text()

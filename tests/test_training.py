@@ -4,19 +4,18 @@ import errno
 import math
 import random
 import shutil
-from functools import partial
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import SingleDeviceStrategy
+from support.small_training import Stripes, StripesModule, fit, flow, parameters
 from torch.optim import Adamax
 
-from datamodules import ImageDataModule, ImageDataset
 from flows import Flow, InputError, NonFiniteError, StorageError, load_flow
-from flows.layers import AffineCoupling, EmergingConv2d, Sequential, Shuffle
+from flows.layers import AffineCoupling, EmergingConv2d
 from flows.runs.checkpoint import FORMAT
 from flows.training.callbacks import (
     AveragedWeights,
@@ -30,39 +29,6 @@ from flows.training.callbacks import (
 )
 from flows.training.module import FlowModule
 from flows.training.schedules import WarmUp
-
-
-class Stripes(ImageDataset):
-    """Small images that a flow can learn quickly; each depends on its index alone."""
-
-    def __init__(self, num_images, first):
-        self.num_images, self.first = num_images, first
-
-    def __len__(self):
-        return self.num_images
-
-    def gather(self, indices):
-        return torch.stack(
-            [torch.randint(0, 64, (1, 4, 4), generator=torch.Generator().manual_seed(self.first + i)) for i in indices]
-        ).to(torch.uint8)
-
-
-class StripesModule(ImageDataModule):
-    def __init__(self, **options):
-        super().__init__(num_channels=1, image_size=4, **({"batch_size": 8, "eval_batch_size": 4} | options))
-
-    def load_splits(self):
-        return Stripes(32, 0), Stripes(10, 1000), Stripes(7, 2000)
-
-
-class ShuffledEmerging(Sequential):
-    def __init__(self, num_channels):
-        super().__init__(Shuffle(num_channels), EmergingConv2d(num_channels))
-
-
-def flow():
-    torch.manual_seed(0)
-    return Flow((1, 4, 4), ShuffledEmerging, AffineCoupling, num_levels=1, num_steps=2, hidden_channels=4)
 
 
 class Described(pl.Callback):
@@ -79,30 +45,6 @@ class Described(pl.Callback):
             }
         }
         checkpoint.update({"format": FORMAT, "config": config, "overrides": []})
-
-
-def fit(folder, callbacks=(), model=None, data=None, ckpt_path=None, max_epochs=2, lr=1e-3, schedule=None, **options):
-    model = model or flow()
-    module = FlowModule(model, partial(Adamax, lr=lr), schedule or partial(WarmUp, warmup_steps=2), seed=3)
-    trainer = pl.Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_epochs=max_epochs,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        **options,
-    )
-    trainer.fit(module, data or StripesModule(), ckpt_path=ckpt_path, weights_only=True)
-    return trainer, module
-
-
-def parameters(module):
-    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 
 def test_training_learns_and_logs(tmp_path):

@@ -1,15 +1,15 @@
 """docs/TUTORIAL.md, followed to the letter in a copy of the project; only the trainings are made shorter."""
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from programs import ROOT
+from support.programs import ROOT, execute
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("the tutorial")]
 
 TEXT = (ROOT / "docs" / "TUTORIAL.md").read_text()
 BLOCKS = re.findall(r"(?:`([\w/.]+)`:\n\n)?(?:In `([\w/.]+)`[^\n]*:\n\n)?```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -49,16 +49,7 @@ def _run(command: str, folder: Path) -> str:
         arguments = ["-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *arguments]
     if arguments[0] == "train.py" and "experiment=smoke" not in arguments:
         arguments += SHORTER
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=3600,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return execute(sys.executable, *arguments, cwd=folder, env={"PYTHONPATH": str(folder)}).stdout
 
 
 def test_the_tutorial_has_what_it_promises():

@@ -3,16 +3,9 @@
 import copy
 
 import torch
-from torch import nn
 
 from flows.models.prepared_inverse import PixelMap
-
-
-def move_parameters(module: nn.Module, std: float = 0.1) -> None:
-    """Away from the initial values, where too much is zero or one for a test to see anything."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += std * torch.randn_like(parameter)
+from support.weights import CHANGES, move_parameters
 
 
 def make(factory, std: float = 0.1):
@@ -24,6 +17,11 @@ def make(factory, std: float = 0.1):
 
 def images(shape, num_images: int = 3):
     return torch.randn(num_images, *shape, dtype=torch.float64)
+
+
+def random_pixels(num_images, shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (num_images, *shape), generator=generator, dtype=torch.uint8)
 
 
 def check_shapes_and_values(layer, x):
@@ -71,11 +69,14 @@ def check_gradients(layer, x):
 def check_inverse_gradients(layer, x):
     """Gradients flow back through the inverse as through the dense solve: ``d inverse(z) = J^-1 dz``."""
     z = layer(x)[0].detach().requires_grad_()
+    with torch.no_grad():
+        layer.inverse(z)  # what it remembers of this must not cut the gradients off
     direction = torch.randn_like(x)
-    (gradient,) = torch.autograd.grad((layer.inverse(z) * direction).sum(), z)
+    (layer.inverse(z) * direction).sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters() if parameter.requires_grad)
     jacobian = torch.autograd.functional.jacobian(lambda v: layer(v)[0], x).reshape(x.numel(), x.numel())
     expected = torch.linalg.solve(jacobian.T, direction.flatten())
-    torch.testing.assert_close(gradient.flatten(), expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(z.grad.flatten(), expected, rtol=1e-6, atol=1e-8)
 
 
 def check_save_and_load(layer, factory, x):
@@ -84,18 +85,39 @@ def check_save_and_load(layer, factory, x):
         other.inverse(layer(x)[0])  # fill whatever it remembers with what will be stale
     other.load_state_dict(copy.deepcopy(layer.state_dict()))
     with torch.no_grad():
-        for ours, theirs in zip(layer(x), other(x), strict=True):
-            assert torch.equal(ours, theirs)
-        z, _ = layer(x)
-        assert torch.equal(layer.inverse(z), other.inverse(z))
+        z, log_det = layer(x)
+        for ours, theirs in zip((z, log_det, layer.inverse(z)), (*other(x), other.inverse(z)), strict=True):
+            assert torch.equal(ours, theirs), "a loaded layer is another one"
 
 
+@torch.no_grad()
+def check_nothing_is_stale(layer, x):
+    """The inverse belongs to the weights as they are, however they came to be so, and to the image's size."""
+    layer.inverse(layer(x)[0])
+    for change in CHANGES:
+        with torch.enable_grad():
+            change(layer)
+        for v in (x, x.transpose(2, 3)):
+            error = (layer.inverse(layer(v)[0]) - v).abs().max()
+            assert error < 1e-8, f"the inverse is stale after {change.__name__}"
+
+
+@torch.no_grad()
+def check_float32(layer, x):
+    """Exact to rounding, also when it has worked in float64 before; the log-det stays float32 where autocast halves."""
+    layer.inverse(layer(x)[0])
+    layer, x = layer.float(), x.float()
+    z, log_det = layer(x)
+    torch.testing.assert_close(layer.inverse(z), x, rtol=0, atol=5e-4)
+    assert log_det.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x)[1].dtype == torch.float32
+
+
+@torch.no_grad()
 def check_train_equals_eval(layer, x):
-    with torch.no_grad():
-        trained = layer.train()(x)
-        evaluated = layer.eval()(x)
-    for ours, theirs in zip(trained, evaluated, strict=True):
-        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(layer.train()(x), layer.eval()(x), strict=True):
+        assert torch.equal(ours, theirs), "train and eval differ"
 
 
 def check_claims_of_the_inverse(layer, x):
@@ -117,4 +139,6 @@ CHECKS = [
     check_gradients,
     check_inverse_gradients,
     check_train_equals_eval,
+    check_nothing_is_stale,
+    check_float32,
 ]

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,7 @@ def slurm():
     with open("/tmp/slurm-test.users", "w") as users:
         with turn:
             if not is_up():
-                subprocess.run([SCRIPT, "start"], check=True, timeout=1800)
+                subprocess.run([SCRIPT, "start"], check=True, timeout=600)
                 BY_TESTS.touch()
             fcntl.flock(users, fcntl.LOCK_SH)
         yield
@@ -52,7 +51,7 @@ def slurm():
             except BlockingIOError:
                 return  # others need it still
             if BY_TESTS.exists():
-                subprocess.run([SCRIPT, "stop"], check=True, timeout=1800)
+                subprocess.run([SCRIPT, "stop"], check=True, timeout=600)
 
 
 def submit(command, cwd, *options):
@@ -68,11 +67,3 @@ def show(job):
     """What the cluster knows of a job: its fields by their names."""
     text = subprocess.run(["scontrol", "show", "job", job], check=True, capture_output=True, text=True).stdout
     return dict(field.split("=", 1) for field in text.split() if "=" in field)
-
-
-def wait_until(condition, seconds):
-    """Wait until ``condition()`` holds; fail after so many seconds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.2)

@@ -6,13 +6,21 @@ import sys
 import traceback
 from pathlib import Path
 
-from programs import ROOT
+from support.programs import ROOT, error_line
+
+TASKS = {
+    "train.py": "flows.training.run.train",
+    "sample.py": "flows.programs.sample.sample",
+    "evaluate.py": "flows.programs.evaluate.evaluate",
+    "prepare.py": "flows.programs.prepare.prepare",
+    "report.py": "flows.programs.report.report",
+}
 
 
-def fork(arguments, cwd, before=lambda: None):
-    """Start ``train.py`` with some arguments in the folder ``cwd``; returns the process's number.
+def fork(arguments, cwd, before=lambda: None, program="train.py"):
+    """Start a program with some arguments in the folder ``cwd``; returns the process's number.
 
-    What it prints goes to ``out.txt`` there. ``before()`` is called in the new process first.
+    What it prints goes to ``out.txt`` there, or nowhere. ``before()`` is called in the new process first.
     """
     import flows.training.run  # noqa: F401 once, before the fork
     from flows.cli import entry
@@ -30,10 +38,10 @@ def fork(arguments, cwd, before=lambda: None):
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-        sys.argv = [str(ROOT / "train.py"), *map(str, arguments)]
-        signals.install(is_resumable=True)
+        sys.argv = [str(ROOT / program), *map(str, arguments)]
+        signals.install(is_resumable=program == "train.py")
         before()
-        entry.run("flows.training.run.train", "train")
+        entry.run(TASKS[program], Path(program).stem)
         code = 0
     except SystemExit as error:
         code = error.code or 0
@@ -53,3 +61,17 @@ def wait(pid):
 def output(folder):
     """All that was printed by the processes forked in a folder."""
     return (Path(folder) / "out.txt").read_text()
+
+
+def run_forked(program, *arguments, cwd, code=0):
+    """All that a forked program printed; its exit code must be ``code``. It leaves nothing of its own in ``cwd``."""
+    found = wait(fork(arguments, cwd, program=program))
+    said = output(cwd)
+    (Path(cwd) / "out.txt").unlink()
+    assert found == code, f"exit code {found}\n{said}"
+    return said
+
+
+def refusal(program, *arguments, cwd, code=2):
+    """The one line in which a forked program refuses, and all that it prints."""
+    return error_line(run_forked(program, *arguments, cwd=cwd, code=code))

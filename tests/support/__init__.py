@@ -1,0 +1,1 @@
+"""What the test modules share, none of which imports another."""
