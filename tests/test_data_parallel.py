@@ -21,8 +21,6 @@ from flows.errors import InputError, NonFiniteError, ProcessError, StorageError
 from flows.processes import ranks, signals
 from flows.training.run import build_trainer
 
-pytestmark = pytest.mark.xdist_group("trained together")
-
 DIGITS = [
     "experiment=smoke",
     "data=digits",

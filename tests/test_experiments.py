@@ -12,8 +12,6 @@ from flows.training.module import FlowModule
 from flows.training.run import build_trainer, planned_steps
 from flows.training.schedules import planned
 
-pytestmark = pytest.mark.xdist_group("sources of data")
-
 EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
 TABLES = [name for name in EXPERIMENTS if name.startswith("table")]
 LAPTOP = [name for name in EXPERIMENTS if name.startswith("laptop")]

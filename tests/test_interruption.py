@@ -14,7 +14,7 @@ from support.programs import ROOT, execute
 from support.short_runs import SHORT, assert_same_end, at_step, send
 from support.waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("an undisturbed run")]
+pytestmark = pytest.mark.slow
 
 AUTO = [*SHORT, "run_dir=run", "resume=auto"]
 

@@ -23,8 +23,6 @@ from flows.cli import startup
 from flows.runs import layout
 from flows.training.checkpoint_io import AtomicCheckpointIO
 
-pytestmark = pytest.mark.xdist_group("a trained flow")
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

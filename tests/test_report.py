@@ -24,8 +24,6 @@ from flows.reporting.page import Bold, as_markdown
 from flows.reporting.paper import paper_scores
 from flows.reporting.statistics import Estimate, best
 
-pytestmark = pytest.mark.xdist_group("a page")
-
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 MIXINGS = {

@@ -17,7 +17,7 @@ from support.short_runs import (
     logged_steps,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("an undisturbed run")]
+pytestmark = pytest.mark.slow
 
 
 KILLS = [

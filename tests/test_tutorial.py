@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.programs import ROOT, execute
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("the tutorial")]
+pytestmark = pytest.mark.slow
 
 TEXT = (ROOT / "docs" / "TUTORIAL.md").read_text()
 BLOCKS = re.findall(r"(?:`([\w/.]+)`:\n\n)?(?:In `([\w/.]+)`[^\n]*:\n\n)?```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
