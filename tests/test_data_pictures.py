@@ -15,6 +15,7 @@ from support.sources import galaxy_tree, picture, random_images, write_files
 from datamodules import Galaxies, ImageFolder
 from datamodules.datasets.galaxy import scale_galaxy
 from datamodules.preparing.decoding import decode, fit
+from datamodules.preparing.storage import verify
 from flows.errors import InputError
 
 
@@ -146,6 +147,19 @@ def test_split_folders_are_used_as_they_are(tmp_path):
     assert [len(split) for split in (data.train, data.val, data.test)] == [5, 3, 2]
     assert np.array_equal(data.val.gather([0, 1, 2]).numpy(), random_images(3, 16, 1))
     assert data.set_name == "images-root-16"
+
+
+def test_folders_names_are_labels_where_every_picture_lies_in_one(tmp_path):
+    files = {**pictures("train/dog/", 2), **pictures("train/cat/deep/", 1, seed=1)}
+    files |= {**pictures("val/cat/", 1, seed=2), **pictures("test/dog/", 1, seed=3)}
+    write_files(tmp_path / "root", files)
+    data = ready(folder(tmp_path))
+    assert data.manifest["source"]["classes"] == ["cat", "dog"]
+    assert [split.labels.tolist() for split in (data.train, data.val, data.test)] == [[0, 1, 1], [0], [1]]
+    assert verify(data.folder)
+    shutil.move(tmp_path / "root/train/dog/000.png", tmp_path / "root/train")
+    shutil.rmtree(data.folder)
+    assert ready(folder(tmp_path)).train.labels is None
 
 
 def test_batches_come_from_a_prepared_folder(tmp_path):

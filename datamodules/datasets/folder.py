@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from datamodules.prepared import PreparedDataModule
 from datamodules.preparing.conversion import Plan
 from datamodules.preparing.decoding import fit
@@ -37,6 +39,8 @@ class ImageFolder(PreparedDataModule):
     Splits: the folders ``train``, ``val`` (or ``validation``) and ``test`` at the top, where there are such. Held-out
     images that have no folder are taken from the rest: each file's place follows from a hash of its content, so that
     copies of a picture come to lie in the same split, and added files move no others.
+
+    Where every picture lies in a folder (below that of its split), the labels are the topmost folders' names, in order.
 
     Args:
         root: the folder. Hidden files are passed over, links to folders not followed.
@@ -96,6 +100,7 @@ class ImageFolder(PreparedDataModule):
                     f"{self._root} holds {len(files)} pictures, and none of them would be for the {split} split: "
                     f"put some into {self._root / split}, or raise data.validation_fraction and data.test_fraction"
                 )
+        classes = self._classes(files)
         return Plan(
             splits={
                 split: picture_chunks([*map(Place, paths)], fit, self.image_size) for split, paths in splits.items()
@@ -103,9 +108,25 @@ class ImageFolder(PreparedDataModule):
             source={
                 "name": f"images-{_plain(self._root.resolve().name)}-{self.image_size}",
                 "folder": str(self._root.resolve()),
+                "classes": classes,
                 "listing": self._listing(files),
             },
+            labels={
+                split: np.array([classes.index(self._class_of(path)) for path in paths], np.int64)
+                for split, paths in splits.items()
+                if classes
+            },
         )
+
+    def _classes(self, files: Sequence[Path]) -> list[str]:
+        """The names of the folders, where every file lies in one; else there are no classes."""
+        names = sorted({self._class_of(path) for path in files})
+        return [] if "" in names else names
+
+    def _class_of(self, path: Path) -> str:
+        """The topmost folder that a file lies in, below that of its split; empty if there is none."""
+        folders = path.relative_to(self._root).parts[:-1]
+        return next(iter(folders[1:] if _split_named(folders) else folders), "")
 
     def _split(self, files: Sequence[Path]) -> dict[str, list[Path]]:
         splits: dict[str, list[Path]] = {split: [] for split in SPLIT_FOLDERS}

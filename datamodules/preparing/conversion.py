@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -52,10 +52,12 @@ class Plan:
     Args:
         splits: the chunks of each split, in order.
         source: plain data about where the images come from, for the manifest; its ``name`` is the set's in reports.
+        labels: the class of each image of a split, int64 ``(N,)``, where there are classes.
     """
 
     splits: Mapping[str, Sequence[Chunk]]
     source: Mapping[str, Any]
+    labels: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
 
 def prepare(
@@ -127,7 +129,10 @@ def _convert(name: str, plan: Plan, image_shape: tuple[int, int, int], work: Pat
             if isinstance(done, Exception):
                 raise done
             advance(done)
-    for path in paths.values():  # on the disk before the name says that it is whole
+    for split, labels in plan.labels.items():
+        np.save(work / f"{split}-labels.npy", labels)
+    arrays = sorted(work.glob("*.npy"))
+    for path in arrays:  # on the disk before the name says that it is whole
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     manifest = {
@@ -135,7 +140,7 @@ def _convert(name: str, plan: Plan, image_shape: tuple[int, int, int], work: Pat
         "name": plan.source["name"],
         "splits": {split: [size, *image_shape] for split, size in sizes.items()},
         "source": dict(plan.source),
-        "sha256": {path.name: pooch.file_hash(path) for path in paths.values()},
+        "sha256": {path.name: pooch.file_hash(path) for path in arrays},
     }
     with atomic_write(work / MANIFEST) as manifest_file:
         manifest_file.write(json.dumps(manifest, indent=2).encode())
