@@ -15,6 +15,7 @@ from datamodules.loading.augmentation import Augmentation, draw_bits
 from datamodules.loading.datasets import ImageDataset
 from datamodules.loading.loader import SignalProofDataLoader, TrainingImages, TrainingLoader
 from datamodules.loading.samplers import EpochSampler, TrainingBatchSampler
+from datamodules.preparing.decoding import PictureReader
 from flows.errors import InputError
 from flows.randomness import Stream, generator_for
 
@@ -81,6 +82,11 @@ class ImageDataModule(pl.LightningDataModule):
 
         They are disjoint, unless :attr:`selection_note` says otherwise.
         """
+
+    @property
+    def picture_reader(self) -> PictureReader:
+        """How a picture from outside becomes an image of this set; also for those that it does not hold."""
+        return PictureReader(self.num_channels, self.image_size)
 
     @property
     def selection_note(self) -> str | None:

@@ -14,7 +14,8 @@ from skimage.transform import resize
 from datamodules.loading.datasets import ImageDataset, Tensors
 from datamodules.prepared import BenchmarkDataModule
 from datamodules.preparing.conversion import Plan
-from datamodules.preparing.pictures import Place, list_files, picture_chunks
+from datamodules.preparing.decoding import PictureReader
+from datamodules.preparing.pictures import Place, list_pictures, picture_chunks
 from flows.errors import InputError
 
 FOLDERS = {"train": "training", "val": "validation", "test": "test"}
@@ -65,19 +66,21 @@ class Galaxies(BenchmarkDataModule):
     def folder_name(self) -> str:
         return f"galaxy-{self.image_size}{'' if self.num_channels == 3 else '-grey'}"
 
+    @property
+    def picture_reader(self) -> PictureReader:
+        return PictureReader(self.num_channels, self.image_size, scale_galaxy)
+
     def plan(self) -> Plan:
         if self.source is None:
             raise InputError(f"the galaxies are not downloaded for you: {WANTED}")
         folder = Path(self.source, "galaxy_mergers", "noninteracting")
         if not folder.is_dir():
             raise InputError(f"{self.source} has another layout: {WANTED}")
-        files = {split: list_files(folder / name, [".jpeg", ".jpg"]) for split, name in FOLDERS.items()}
+        files = {split: list_pictures(folder / name)[0] for split, name in FOLDERS.items()}
         for split, paths in files.items():
             if not paths:
                 raise InputError(f"{folder / FOLDERS[split]} holds no .jpeg file: {WANTED}")
-        splits = {
-            split: picture_chunks([*map(Place, paths)], scale_galaxy, self.image_size) for split, paths in files.items()
-        }
+        splits = {split: picture_chunks([*map(Place, paths)], self.picture_reader) for split, paths in files.items()}
         return Plan(splits, {"name": self.folder_name, "folder": str(folder.resolve())})
 
     def arrange(self, prepared: dict[str, ImageDataset]) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
