@@ -20,11 +20,6 @@ from flows.errors import InputError
 from flows.randomness import Stream, generator_for
 
 
-def _as_it_is(batch: Any) -> Any:
-    """``__getitems__`` has made the batch already."""
-    return batch
-
-
 @dataclass(kw_only=True, eq=False)
 class ImageDataModule(pl.LightningDataModule):
     """Three splits of images of one shape, and how they are loaded.
@@ -86,7 +81,7 @@ class ImageDataModule(pl.LightningDataModule):
     @property
     def picture_reader(self) -> PictureReader:
         """How a picture from outside becomes an image of this set; also for those that it does not hold."""
-        return PictureReader(self.num_channels, self.image_size)
+        return PictureReader(self.image_shape)
 
     @property
     def selection_note(self) -> str | None:
@@ -179,8 +174,6 @@ class ImageDataModule(pl.LightningDataModule):
         return {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-            "collate_fn": _as_it_is,
             # Else every iterator draws from the global generator, whose state a resumed training has in common with
             # the undisturbed one.
             "generator": torch.Generator().manual_seed(self.seed),
