@@ -63,7 +63,7 @@ def turned():
     ],
 )
 def test_every_mode_becomes_colour(content, expected):
-    image, _ = PictureReader(3, 16)(content)
+    image, _ = PictureReader((3, 16, 16))(content)
     assert image.shape == (3, 16, 16) and image.dtype == np.uint8
     if expected is None:  # close to it
         assert np.abs(image.transpose(1, 2, 0) - np.asarray(COLOUR, float)).mean() < 8
@@ -103,24 +103,24 @@ def deep_colour():
     ],
 )
 def test_a_reader_says_what_it_had_to_change(content, num_channels, changes):
-    assert PictureReader(num_channels, 16)(content)[1] == changes
+    assert PictureReader((num_channels, 16, 16))(content)[1] == changes
 
 
 def test_twelve_bits_in_sixteen_are_not_taken_for_black():
     values = np.arange(256).reshape(16, 16) * 16
     with pytest.raises(ValueError, match=r"nearly black: give their range, such as value_range=\[0,4095\]"):
-        PictureReader(1, 16)(deep(values))
-    window, whole = (PictureReader(1, 16, value_range=(0, high))(deep(values))[0][0] for high in (4095, 65535))
+        PictureReader((1, 16, 16))(deep(values))
+    window, whole = (PictureReader((1, 16, 16), value_range=(0, high))(deep(values))[0][0] for high in (4095, 65535))
     assert np.array_equal(window, np.asarray(GREY)) and np.array_equal(whole, values >> 8)
-    assert (PictureReader(1, 16)(deep(0 * values))[0] == 0).all()
+    assert (PictureReader((1, 16, 16))(deep(0 * values))[0] == 0).all()
     with pytest.raises(InputError, match="must rise"):
-        PictureReader(1, 16, value_range=(5, 5))
+        PictureReader((1, 16, 16), value_range=(5, 5))
 
 
 @pytest.mark.parametrize("file_format", ["png", "gif", "webp"])
 def test_an_animation_is_not_taken_for_its_first_frame(file_format):
     with pytest.raises(ValueError, match="animation of 2 frames"):
-        PictureReader(3, 16)(encoded(COLOUR, file_format, save_all=True, append_images=[COLOUR.rotate(90)]))
+        PictureReader((3, 16, 16))(encoded(COLOUR, file_format, save_all=True, append_images=[COLOUR.rotate(90)]))
 
 
 def huge_png():
@@ -154,7 +154,7 @@ BROKEN = {
 def test_fitting_takes_the_central_square():
     wide = np.zeros((3, 8, 24), np.uint8)
     wide[0, :, 8:16] = 200
-    assert np.array_equal(fit(Image.fromarray(wide.transpose(1, 2, 0)), 8), wide[:, :, 8:16])
+    assert np.array_equal(fit(Image.fromarray(wide.transpose(1, 2, 0)), (8, 8)), wide[:, :, 8:16])
 
 
 def folder(tmp_path, **options):
@@ -336,7 +336,7 @@ def test_galaxies_are_found_resized_and_pooled(tmp_path, size):
     assert first.shape == (1, 3, size, size) and first.dtype == torch.uint8
     assert data.set_name == f"galaxy-{size} (holdout splits)"
     path = tmp_path / "source/galaxy_mergers/noninteracting/training/galaxy_0.jpeg"
-    assert np.array_equal(first[0].numpy(), scale_galaxy(Image.open(path), size))
+    assert np.array_equal(first[0].numpy(), scale_galaxy(Image.open(path), (size, size)))
 
 
 def test_galaxies_in_the_papers_splits_select_on_the_test_images(tmp_path):
@@ -348,9 +348,9 @@ def test_galaxies_in_the_papers_splits_select_on_the_test_images(tmp_path):
 
 def test_white_stays_white_and_pooling_averages():
     white = Image.new("RGB", (70, 70), "white")
-    assert (scale_galaxy(white, 64) == 255).all() and (scale_galaxy(white, 32) == 255).all()
+    assert (scale_galaxy(white, (64, 64)) == 255).all() and (scale_galaxy(white, (32, 32)) == 255).all()
     small = Image.fromarray(random_images(1, 64)[0].transpose(1, 2, 0))
-    full, pooled = scale_galaxy(small, 64), scale_galaxy(small, 32)
+    full, pooled = scale_galaxy(small, (64, 64)), scale_galaxy(small, (32, 32))
     expected = full.reshape(3, 32, 2, 32, 2).astype(int).sum((2, 4)) // 4
     assert np.array_equal(pooled, expected)
 

@@ -74,7 +74,7 @@ class ImageFolder(PreparedDataModule):
 
     @property
     def picture_reader(self) -> PictureReader:
-        return PictureReader(self.num_channels, self.image_size, value_range=self.value_range)
+        return PictureReader(self.image_shape, value_range=self.value_range)
 
     @property
     def folder_name(self) -> str:

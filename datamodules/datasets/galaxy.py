@@ -68,7 +68,7 @@ class Galaxies(BenchmarkDataModule):
 
     @property
     def picture_reader(self) -> PictureReader:
-        return PictureReader(self.num_channels, self.image_size, scale_galaxy)
+        return PictureReader(self.image_shape, scale_galaxy)
 
     def plan(self) -> Plan:
         if self.source is None:
@@ -91,10 +91,11 @@ class Galaxies(BenchmarkDataModule):
         return train, both, both
 
 
-def scale_galaxy(picture: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Resize to 64 x 64 pixels and average down to ``size``: uint8 ``(3, size, size)``."""
+def scale_galaxy(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize to 64 x 64 pixels and average down to ``size``, a square: uint8 ``(3, size, size)``."""
+    side, _ = size
     resized = resize(np.asarray(picture), (FULL_SIZE, FULL_SIZE), mode="constant", anti_aliasing=True)
     full = np.clip(np.floor(resized * 256), 0, 255)
-    factor = FULL_SIZE // size
-    pooled = full.reshape(size, factor, size, factor, 3).mean((1, 3))
+    factor = FULL_SIZE // side
+    pooled = full.reshape(side, factor, side, factor, 3).mean((1, 3))
     return np.floor(pooled).astype(np.uint8).transpose(2, 0, 1)

@@ -19,20 +19,20 @@ FORMATS_IN_WORDS = "PNG, JPEG, WebP, GIF, BMP or AVIF"
 DARK = 4096
 """A picture of 16 bits whose values all lie below this was not meant for the whole range: it would be nearly black."""
 
-Scale = Callable[[Image.Image, int], NDArray[np.uint8]]
-"""From a picture in mode RGB and a side to uint8 ``(3, side, side)``."""
+Scale = Callable[[Image.Image, tuple[int, int]], NDArray[np.uint8]]
+"""From a picture in mode RGB, a width and a height to uint8 ``(3, height, width)``."""
 
 
-def fit(picture: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The central square of a picture, scaled to ``size`` pixels (bicubic, with antialiasing): ``(3, size, size)``."""
-    fitted = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(fitted).transpose(2, 0, 1)
+def fit(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The central part of a picture, as large as the proportions allow, scaled (bicubic, with antialiasing)."""
+    return np.asarray(ImageOps.fit(picture, size, Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
-def unscaled(picture: Image.Image, size: int) -> NDArray[np.uint8]:
-    """A picture that has the size already, ``(3, size, size)``. Raises ``ValueError`` if it has another one."""
-    if picture.size != (size, size):
-        raise ValueError(f"it has {picture.width} x {picture.height} pixels instead of {size} x {size}")
+def unscaled(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A picture that has the size already. Raises ``ValueError`` if it has another one."""
+    if picture.size != size:
+        found, wanted = (" x ".join(map(str, sides)) for sides in (picture.size, size))
+        raise ValueError(f"it has {found} pixels instead of {wanted}")
     return np.asarray(picture).transpose(2, 0, 1)
 
 
@@ -44,27 +44,27 @@ class PictureReader:
     turned are turned upright. The name of a file plays no part.
 
     Args:
-        num_channels: 3, or 1 for the luminance.
-        image_size: side of the images in pixels.
+        image_shape: ``(C, H, W)`` of the images; 1 channel is the luminance, 3 are colour.
         scale: what brings a picture to that size.
         value_range: the lowest and the highest value of grey pictures with 16 bits, which become 0 and 255. ``None`` is
             the whole range, 0 to 65535, and refuses pictures that lie below 4096 altogether.
 
     Raises:
-        InputError: the range is empty.
+        InputError: another number of channels; the range is empty.
     """
 
-    num_channels: int
-    image_size: int
+    image_shape: tuple[int, int, int]
     scale: Scale = fit
     value_range: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.image_shape[0] not in (1, 3):
+            raise InputError(f"no picture file holds the model's images of {self.image_shape[0]} channels")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise InputError(f"value_range must rise, such as [0,4095], not {[*self.value_range]}")
 
     def __call__(self, content: bytes) -> tuple[NDArray[np.uint8], list[str]]:
-        """The image, ``(num_channels, image_size, image_size)``, and in words what had to be changed.
+        """The image and, in words, what had to be changed.
 
         Raises:
             Exception: nearly any, for a damaged file; Pillow's error for one that claims far too many pixels;
@@ -90,17 +90,18 @@ class PictureReader:
             is_transparent = picture.getchannel("A").getextrema() != (255, 255)
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         picture = picture.convert("RGB")
-        image = self.scale(picture, self.image_size)
-        if self.num_channels == 1:
+        num_channels, height, width = self.image_shape
+        image = self.scale(picture, (width, height))
+        if num_channels == 1:
             image = luminance(image[None])[0]
         changes = {
             "turned upright": is_turned,
             "16 bits reduced to 8": is_deep,
             "laid over white": is_transparent,
             f"converted from {mode}": mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"),
-            "grey repeated as colour": is_grey and self.num_channels == 3,
-            "colour turned to grey": not is_grey and self.num_channels == 1,
-            "cropped or scaled": picture.size != (self.image_size, self.image_size),
+            "grey repeated as colour": is_grey and num_channels == 3,
+            "colour turned to grey": not is_grey and num_channels == 1,
+            "cropped or scaled": picture.size != (width, height),
         }
         return image, [change for change, applies in changes.items() if applies]
 
