@@ -15,13 +15,9 @@ from datamodules.loading.augmentation import Augmentation, draw_bits
 from datamodules.loading.datasets import ImageDataset
 from datamodules.loading.loader import SignalProofDataLoader, TrainingImages, TrainingLoader
 from datamodules.loading.samplers import EpochSampler, TrainingBatchSampler
+from datamodules.preparing.decoding import PictureReader
 from flows.errors import InputError
 from flows.randomness import Stream, generator_for
-
-
-def _as_it_is(batch: Any) -> Any:
-    """``__getitems__`` has made the batch already."""
-    return batch
 
 
 @dataclass(kw_only=True, eq=False)
@@ -81,6 +77,11 @@ class ImageDataModule(pl.LightningDataModule):
 
         They are disjoint, unless :attr:`selection_note` says otherwise.
         """
+
+    @property
+    def picture_reader(self) -> PictureReader:
+        """How a picture from outside becomes an image of this set; also for those that it does not hold."""
+        return PictureReader(self.image_shape)
 
     @property
     def selection_note(self) -> str | None:
@@ -173,8 +174,6 @@ class ImageDataModule(pl.LightningDataModule):
         return {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-            "collate_fn": _as_it_is,
             # Else every iterator draws from the global generator, whose state a resumed training has in common with
             # the undisturbed one.
             "generator": torch.Generator().manual_seed(self.seed),

@@ -69,6 +69,8 @@ def test_every_form_gives_the_same_images(tmp_path, release, kind):
     assert np.array_equal(data.train.gather(range(20)).numpy(), train)
     assert np.array_equal(data.test.gather(range(4)).numpy(), test)
     assert data.train.gather([0]).dtype == torch.uint8
+    assert data.train.labels.tolist() == [number % 10 for number in range(20)]
+    assert data.test.labels.tolist() == [0, 1, 2, 3]
 
 
 def test_holdout_splits_hold_out_every_tenth_image(tmp_path):
@@ -77,6 +79,7 @@ def test_holdout_splits_hold_out_every_tenth_image(tmp_path):
     assert [len(split) for split in (data.train, data.val, data.test)] == [18, 2, 4]
     whole = cifar_files("binary")[1]
     assert np.array_equal(data.val.gather([0, 1]).numpy(), whole[[5, 15]])
+    assert data.val.labels.tolist() == [5, 5]
     seen = np.concatenate([data.train.gather(range(18)).numpy(), data.val.gather(range(2)).numpy()])
     assert len(np.unique(seen.reshape(20, -1), axis=0)) == 20
     assert data.selection_note is None and data.description.startswith("cifar10 (holdout splits): 18 training")

@@ -179,8 +179,8 @@ def test_held_out_images_are_disjoint_from_the_rest_and_spread(total, number):
 
 def test_a_subset_gathers_what_it_promises():
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
-    subset = Subset(Tensors(images), torch.tensor([7, 3, 5]))
-    assert subset.groups is None
+    subset = Subset(Tensors(images, labels=10 * torch.arange(10)), torch.tensor([7, 3, 5]))
+    assert subset.labels.tolist() == [70, 30, 50] and subset.groups is None
     assert len(subset) == 3
     assert subset.gather([2, 0, 2]).flatten().tolist() == [5, 7, 5]
     assert subset.gather([]).shape == (0, 1, 1, 1)
@@ -194,6 +194,7 @@ def test_digits_have_three_disjoint_splits(options, shape):
     assert [len(split) for split in (data.train, data.val, data.test)] == [1347, 150, 300]
     first = data.train.gather([0, 1])
     assert first.dtype == torch.uint8 and first.shape == (2, *shape) and first.max() > 200
+    assert [sorted(set(split.labels.tolist())) for split in (data.train, data.val, data.test)] == 3 * [list(range(10))]
     assert "digits: 1,347 training, 150 validation, 300 test images" in data.description
 
 

@@ -7,7 +7,6 @@ import logging
 import pickle
 import sys
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,6 +56,8 @@ class CIFAR10(BenchmarkDataModule):
       validation; they are in random order there.
     * ``paper``: 50,000 training and 10,000 test images, and validation on the test images. Every report says so.
 
+    The labels, 0 to 9, are the classes of the release.
+
     Args:
         source: an archive (``cifar-10-binary.tar.gz`` or ``cifar-10-python.tar.gz``), or a folder that holds one or its
             unpacked files; ``None`` downloads the binary release. Files of the Python release are compared with their
@@ -86,8 +87,14 @@ class CIFAR10(BenchmarkDataModule):
 
     def plan(self) -> Plan:
         source = Path(self.source) if self.source is not None else self._download()
-        *train, test = [Chunk(IMAGES_PER_FILE, partial(_read, *file)) for file in _find_files(source)]
-        return Plan({"train": train, "test": [test]}, {"name": self.folder_name, "source": str(source.resolve())})
+        files = [_read(*file) for file in _find_files(source)]
+        *train, test = [Chunk(IMAGES_PER_FILE, partial(iter, (images,))) for images, _ in files]
+        *train_labels, test_labels = [labels for _, labels in files]
+        return Plan(
+            {"train": train, "test": [test]},
+            {"name": self.folder_name, "source": str(source.resolve())},
+            labels={"train": np.concatenate(train_labels), "test": test_labels},
+        )
 
     def _download(self) -> Path:
         """The binary release's archive."""
@@ -139,17 +146,19 @@ def _contents(place: Path) -> dict[str, bytes]:
         }
 
 
-def _read(name: str, content: bytes) -> Iterator[NDArray[np.uint8]]:
-    """The images of a file.
+def _read(name: str, content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The images and labels of a file.
 
     In the binary release it holds records of a label's byte and 3072 bytes, channel by channel, row by row; in the
-    Python release a pickled dict with ``data``, uint8 ``(N, 3072)``.
+    Python release a pickled dict with ``data``, uint8 ``(N, 3072)``, and ``labels``, a list.
     """
     if name.endswith(".bin"):
         with reading(name):
-            images = np.frombuffer(content, np.uint8).reshape(IMAGES_PER_FILE, 1 + IMAGE_BYTES)[:, 1:]
+            records = np.frombuffer(content, np.uint8).reshape(IMAGES_PER_FILE, 1 + IMAGE_BYTES)
+        labels, images = records[:, 0], records[:, 1:]
     else:
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != PICKLES_MD5[name]:
             raise InputError(f"{name} differs from the published file (MD5): get it again")
-        images = pickle.loads(content, encoding="bytes")[b"data"]  # runs no code: the content is known
-    yield images.reshape(-1, 3, 32, 32)
+        batch = pickle.loads(content, encoding="bytes")  # runs no code: the content is known
+        labels, images = batch[b"labels"], batch[b"data"]
+    return images.reshape(-1, 3, 32, 32), np.asarray(labels, np.int64)

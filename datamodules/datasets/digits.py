@@ -22,7 +22,7 @@ class Digits(ImageDataModule):
     """The 1,797 digits of scikit-learn, 8 x 8 pixels: uint8 ``(num_channels, image_size, image_size)``.
 
     1,347 for training, 150 for validation, 300 for testing; those held out are evenly spaced.
-    The 17 grey levels 0 to 16 are stored as ``min(16 v, 255)``.
+    The 17 grey levels 0 to 16 are stored as ``min(16 v, 255)``. The labels are the digits.
 
     Args:
         num_channels: 1, or 3 to repeat the grey.
@@ -49,7 +49,7 @@ class Digits(ImageDataModule):
         grey = torch.from_numpy(digits.images).mul(16).clamp(max=255).to(torch.uint8)
         margin = (self.image_size - DIGIT_SIZE) // 2
         images = pad(grey, [margin] * 4)[:, None].repeat(1, self.num_channels, 1, 1)
-        whole = Tensors(images)
+        whole = Tensors(images, torch.from_numpy(digits.target))
         rest, test = held_out(len(images), NUM_TEST)
         training, validation = held_out(len(rest), NUM_VALIDATION)
         return Subset(whole, rest[training]), Subset(whole, rest[validation]), Subset(whole, test)

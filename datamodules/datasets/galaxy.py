@@ -14,7 +14,8 @@ from skimage.transform import resize
 from datamodules.loading.datasets import ImageDataset, Tensors
 from datamodules.prepared import BenchmarkDataModule
 from datamodules.preparing.conversion import Plan
-from datamodules.preparing.pictures import Place, list_files, picture_chunks
+from datamodules.preparing.decoding import PictureReader
+from datamodules.preparing.pictures import Place, list_pictures, picture_chunks
 from flows.errors import InputError
 
 FOLDERS = {"train": "training", "val": "validation", "test": "test"}
@@ -65,19 +66,21 @@ class Galaxies(BenchmarkDataModule):
     def folder_name(self) -> str:
         return f"galaxy-{self.image_size}{'' if self.num_channels == 3 else '-grey'}"
 
+    @property
+    def picture_reader(self) -> PictureReader:
+        return PictureReader(self.image_shape, scale_galaxy)
+
     def plan(self) -> Plan:
         if self.source is None:
             raise InputError(f"the galaxies are not downloaded for you: {WANTED}")
         folder = Path(self.source, "galaxy_mergers", "noninteracting")
         if not folder.is_dir():
             raise InputError(f"{self.source} has another layout: {WANTED}")
-        files = {split: list_files(folder / name, [".jpeg", ".jpg"]) for split, name in FOLDERS.items()}
+        files = {split: list_pictures(folder / name)[0] for split, name in FOLDERS.items()}
         for split, paths in files.items():
             if not paths:
                 raise InputError(f"{folder / FOLDERS[split]} holds no .jpeg file: {WANTED}")
-        splits = {
-            split: picture_chunks([*map(Place, paths)], scale_galaxy, self.image_size) for split, paths in files.items()
-        }
+        splits = {split: picture_chunks([*map(Place, paths)], self.picture_reader) for split, paths in files.items()}
         return Plan(splits, {"name": self.folder_name, "folder": str(folder.resolve())})
 
     def arrange(self, prepared: dict[str, ImageDataset]) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
@@ -88,10 +91,11 @@ class Galaxies(BenchmarkDataModule):
         return train, both, both
 
 
-def scale_galaxy(picture: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Resize to 64 x 64 pixels and average down to ``size``: uint8 ``(3, size, size)``."""
+def scale_galaxy(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize to 64 x 64 pixels and average down to ``size``, a square: uint8 ``(3, size, size)``."""
+    side, _ = size
     resized = resize(np.asarray(picture), (FULL_SIZE, FULL_SIZE), mode="constant", anti_aliasing=True)
     full = np.clip(np.floor(resized * 256), 0, 255)
-    factor = FULL_SIZE // size
-    pooled = full.reshape(size, factor, size, factor, 3).mean((1, 3))
+    factor = FULL_SIZE // side
+    pooled = full.reshape(side, factor, side, factor, 3).mean((1, 3))
     return np.floor(pooled).astype(np.uint8).transpose(2, 0, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from datamodules.preparing.conversion import Chunk
-from datamodules.preparing.decoding import unscaled
+from datamodules.preparing.decoding import PictureReader, unscaled
 from datamodules.preparing.pictures import Place, list_archive, picture_chunks
 
 
@@ -17,5 +17,5 @@ def find_chunks(source: Path, size: int) -> dict[str, list[Chunk]]:
         archive = folder.with_name(f"{folder.name}.tar")
         files = map(str, folder.glob("[!.]*.png"))  # more than a million, of which paths would take a gigabyte
         places = list_archive(archive, ".png") if archive.is_file() else [Place(path) for path in sorted(files)]
-        found[split] = picture_chunks(places, unscaled, size)
+        found[split] = picture_chunks(places, PictureReader((3, size, size), unscaled))
     return found

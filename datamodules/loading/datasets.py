@@ -25,6 +25,9 @@ class ImageDataset(Dataset[ImageBatch]):
     Whatever is random (order, augmentation) lives outside.
     """
 
+    labels: Tensor | None = None
+    """The class of each image, int64 ``(N,)``, where the source has classes; models may ignore it."""
+
     groups: Tensor | None = None
     """What each image is a part of, int64 ``(N,)``: images of one group are alike, and no independent evidence."""
 
@@ -54,6 +57,7 @@ class Subset(ImageDataset):
 
     def __init__(self, dataset: ImageDataset, indices: Tensor) -> None:
         self.dataset, self.indices = dataset, indices
+        self.labels = None if dataset.labels is None else dataset.labels[indices]
         self.groups = None if dataset.groups is None else dataset.groups[indices]
 
     def __len__(self) -> int:
@@ -64,10 +68,10 @@ class Subset(ImageDataset):
 
 
 class Tensors(ImageDataset):
-    """Images in memory, uint8 ``(N, C, H, W)``."""
+    """Images in memory, uint8 ``(N, C, H, W)``, and their labels if there are any."""
 
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
+    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
+        self.images, self.labels = images, labels
 
     def __len__(self) -> int:
         return len(self.images)

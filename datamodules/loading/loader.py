@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from multiprocessing import active_children
 from typing import Any, cast
 
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.loading.augmentation import Augmentation
 from datamodules.loading.datasets import ImageBatch, ImageDataset
 from datamodules.loading.samplers import BatchIndices, TrainingBatchSampler
-from flows.errors import InputError
+from flows.errors import InputError, StorageError
 from flows.processes.signals import SIGNALS
 
 GRACE_SECONDS = 60
@@ -24,19 +26,34 @@ class SignalProofDataLoader(DataLoader):
 
     SLURM and terminals signal all processes of a job. The program wants to finish its batch, save, and then ends its
     workers itself. Should it not, they end after :data:`GRACE_SECONDS`; and they always end when it is gone.
+
+    Workers send their batches as arrays, which go through pipes: for tensors they need ``/dev/shm``, and where that is
+    full, a batch would be waited for without an end.
+
+    Raises:
+        StorageError: the workers cannot begin.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.collate_fn: Any = _as_arrays
         self.worker_init_fn = _go_on
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]
         # A worker begins with PyTorch's handlers, which would end it: what comes before it has its own is held back.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        before, others = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS), set(active_children())
         try:
-            return super().__iter__()
+            arrays = super().__iter__()
+        except OSError as error:
+            for worker in set(active_children()) - others:  # begun, and known to nobody who would end them
+                worker.kill()
+            raise StorageError(
+                f"the processes that load data cannot begin ({error.strerror or error}): where /dev/shm is full, make "
+                "it larger (docker run --shm-size=1g), or set data.num_workers=0"
+            ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return map(_as_tensors, arrays)
 
 
 class TrainingImages(Dataset[ImageBatch]):
@@ -97,6 +114,15 @@ class TrainingLoader(SignalProofDataLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue, in the epoch of ``state``, behind the batches that were handed out."""
         self._resumed_place = state
+
+
+def _as_arrays(batch: ImageBatch) -> tuple[NDArray[Any], ...]:
+    return tuple(tensor.numpy() for tensor in batch)
+
+
+def _as_tensors(arrays: tuple[NDArray[Any], ...]) -> ImageBatch:
+    tensors = map(torch.from_numpy, arrays)
+    return ImageBatch(*(tensor.pin_memory() if torch.cuda.is_available() else tensor for tensor in tensors))
 
 
 def _go_on(worker: int) -> None:

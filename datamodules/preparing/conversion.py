@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -25,6 +25,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from datamodules.preparing.decoding import luminance
+from datamodules.preparing.reading import UnreadableError
 from datamodules.preparing.storage import FORMAT, MANIFEST
 from flows.console import progress
 from flows.errors import InputError, StorageError
@@ -52,10 +54,12 @@ class Plan:
     Args:
         splits: the chunks of each split, in order.
         source: plain data about where the images come from, for the manifest; its ``name`` is the set's in reports.
+        labels: the class of each image of a split, int64 ``(N,)``, where there are classes.
     """
 
     splits: Mapping[str, Sequence[Chunk]]
     source: Mapping[str, Any]
+    labels: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
 
 def prepare(
@@ -71,6 +75,7 @@ def prepare(
 
     Raises:
         InputError: the source cannot be used.
+        UnreadableError: some of its files cannot be read; all of them are named.
         StorageError: the disk is full or refuses; nothing is left behind.
     """
     work = folder.with_name(f"{folder.name}.preparing")
@@ -122,12 +127,21 @@ def _convert(name: str, plan: Plan, image_shape: tuple[int, int, int], work: Pat
         num_workers=processes if processes > 1 else 0,
         generator=torch.Generator(),  # not the global one, which a training goes on to use
     )
+    unreadable: dict[str, str] = {}
     with progress(f"preparing {name}", sum(sizes.values())) as advance:
         for done in loader:
-            if isinstance(done, Exception):
+            if isinstance(done, UnreadableError):
+                unreadable |= done.reasons
+            elif isinstance(done, Exception):
                 raise done
-            advance(done)
-    for path in paths.values():  # on the disk before the name says that it is whole
+            else:
+                advance(done)
+    if unreadable:
+        raise UnreadableError(unreadable)
+    for split, labels in plan.labels.items():
+        np.save(work / f"{split}-labels.npy", labels)
+    arrays = sorted(work.glob("*.npy"))
+    for path in arrays:  # on the disk before the name says that it is whole
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     manifest = {
@@ -135,7 +149,7 @@ def _convert(name: str, plan: Plan, image_shape: tuple[int, int, int], work: Pat
         "name": plan.source["name"],
         "splits": {split: [size, *image_shape] for split, size in sizes.items()},
         "source": dict(plan.source),
-        "sha256": {path.name: pooch.file_hash(path) for path in paths.values()},
+        "sha256": {path.name: pooch.file_hash(path) for path in arrays},
     }
     with atomic_write(work / MANIFEST) as manifest_file:
         manifest_file.write(json.dumps(manifest, indent=2).encode())
@@ -161,18 +175,12 @@ def _write(task: _Task) -> int | Exception:
             file.seek(array.offset + task.first * array[0].nbytes)
             for images in task.chunk.read():
                 if array.shape[1] == 1 and images.shape[1] == 3:
-                    images = _luminance(images)
+                    images = luminance(images)
                 fitting = np.broadcast_to(images, (len(images), *array.shape[1:]))  # grey to colour
                 file.write(np.ascontiguousarray(fitting).data)
     except (InputError, OSError) as error:
         return error
     return task.chunk.count
-
-
-def _luminance(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Of colour images ``(n, 3, H, W)``: ITU-R 601, rounded as Pillow does."""
-    red, green, blue = (images[:, channel].astype(np.uint32) for channel in range(3))
-    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).astype(np.uint8)[:, None]
 
 
 def _usable_processors() -> int:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from datamodules.preparing.conversion import Chunk
-from datamodules.preparing.decoding import decode
-from datamodules.preparing.reading import reading
+from datamodules.preparing.decoding import FORMATS_IN_WORDS, PictureReader
+from datamodules.preparing.reading import UnreadableError, reading
 from flows.errors import InputError
 
-Scale = Callable[[Image.Image, int], NDArray[np.uint8]]
-"""From a picture in mode RGB and a side to uint8 ``(3, side, side)``."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif")
+
+HIDDEN = (".", "__MACOSX", "@eaDir")
+"""How the names begin of what systems leave beside pictures: previews and half-pictures with endings of pictures."""
 
 PICTURES_PER_CHUNK = 128
 
@@ -41,34 +42,50 @@ class Place(NamedTuple):
             return file.read(self.size)
 
 
-def picture_chunks(places: Sequence[Place], scale: Scale, image_size: int) -> list[Chunk]:
-    """The pictures in order, some at a time, each decoded and scaled to ``image_size``."""
+def picture_chunks(places: Sequence[Place], reader: PictureReader) -> list[Chunk]:
+    """The pictures in order, some at a time, each read by ``reader``."""
     parts = [tuple(places[start : start + PICTURES_PER_CHUNK]) for start in range(0, len(places), PICTURES_PER_CHUNK)]
-    return [Chunk(len(part), partial(_read, part, scale, image_size)) for part in parts]
+    return [Chunk(len(part), partial(_read, part, reader)) for part in parts]
 
 
-def _read(places: Sequence[Place], scale: Scale, image_size: int) -> Iterator[NDArray[np.uint8]]:
-    images = []
+def _read(places: Sequence[Place], reader: PictureReader) -> Iterator[NDArray[np.uint8]]:
+    images: list[NDArray[np.uint8]] = []
+    reasons: dict[str, str] = {}
     for place in places:
-        with reading(place):
-            images.append(scale(decode(place.read()), image_size))
+        try:
+            with reading(place):
+                images.append(reader(place.read())[0])
+        except UnreadableError as error:
+            reasons.update(error.reasons)
+    if reasons:
+        raise UnreadableError(reasons)
     yield np.stack(images)
 
 
-def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """The files below ``folder`` with one of these endings (in any case), sorted.
+def list_pictures(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The picture files below ``folder`` by their endings, sorted; and what else is there, with the reason.
 
-    Hidden files and folders are passed over; links to folders are not followed.
+    What is hidden is left out, and folders that are links are not followed.
 
     Raises:
         InputError: a folder cannot be read.
     """
-    found = []
+    pictures, left_out = [], {}
     for place, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        wanted = (name for name in names if name.lower().endswith(tuple(suffixes)) and not name.startswith("."))
-        found += [Path(place, name) for name in wanted]
-    return sorted(found)
+        for path in sorted(Path(place, name) for name in (*folders, *names)):
+            if path.name.startswith(HIDDEN):
+                left_out[str(path)] = "hidden"
+            elif path.name in folders:
+                if path.is_symlink():
+                    left_out[str(path)] = "a link to a folder"
+            elif not path.name.lower().endswith(SUFFIXES):
+                left_out[str(path)] = f"not {FORMATS_IN_WORDS} by its name"
+            elif not path.is_file():  # to read from a pipe would be to wait
+                left_out[str(path)] = "not a file"
+            else:
+                pictures.append(path)
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
+    return sorted(pictures), left_out
 
 
 def _refuse(error: OSError) -> None:

@@ -4,6 +4,7 @@ A prepared set is a folder::
 
     cifar10/manifest.json        name, source, the shape of each split, and each file's SHA-256
     cifar10/train.npy            uint8 (N, C, H, W), in numpy's own format
+    cifar10/train-labels.npy     int64 (N,), where there are classes
     cifar10/test.npy, ...
 
 Whatever has a manifest is whole (:mod:`datamodules.preparing.conversion`).
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pooch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.loading.datasets import ImageDataset
@@ -34,18 +36,18 @@ class PreparedImages(ImageDataset):
     """One split of a prepared set, read through a memory map.
 
     Args:
-        path: the ``.npy`` file of images, ``(N, C, H, W)``.
+        path: the ``.npy`` file of images, ``(N, C, H, W)``; labels, if there are any, lie beside it.
 
     Raises:
-        InputError: the file is missing, cut short, or not an array.
+        InputError: a file is missing, cut short, or not an array.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._images = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"cannot read {path} ({first_line(error)}); {_remedy(path.parent)}") from error
+        self._images = _open_array(path)
+        labels = path.with_name(f"{path.stem}-labels.npy")
+        if labels.exists():
+            self.labels = torch.from_numpy(np.array(_open_array(labels)))
 
     def __len__(self) -> int:
         return len(self._images)
@@ -56,6 +58,13 @@ class PreparedImages(ImageDataset):
     def __reduce__(self) -> tuple[Any, ...]:
         # To another process goes the name, not the content.
         return PreparedImages, (self.path,)
+
+
+def _open_array(path: Path) -> NDArray[Any]:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"cannot read {path} ({first_line(error)}); {_remedy(path.parent)}") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def register_schemas(config_dir: Path) -> None:
     """Make known to Hydra what may stand at each program's root, from its YAML file; and ``${run_name:}``.
 
     The groups that have an option are dictionaries: their contents are checked against the signatures of what they
-    build. Any other key has the type of its default; null stands for a text, and what must be given may be anything.
+    build. Any other key has the type of its default; null stands for a text, or for the group of that name, and what
+    must be given may be anything.
     """
     OmegaConf.register_new_resolver("run_name", run_name, use_cache=True, replace=True)
     for path in config_dir.glob("*.yaml"):
@@ -47,10 +48,11 @@ def register_schemas(config_dir: Path) -> None:
         keys: dict[str, Any] = {
             group: {} for entry in groups for group, option in entry.items() if option and " " not in group
         }
+        optional = {group for entry in groups for group, option in entry.items() if not option}
         fields = [
             (key, dict[str, Any], field(default_factory=dict))
             if isinstance(default, dict)
-            else (key, _type_of(default), field(default=MISSING))
+            else (key, dict[str, Any] | None if key in optional else _type_of(default), field(default=MISSING))
             for key, default in (keys | content).items()
         ]
         ConfigStore.instance().store(name=f"{path.stem}_schema", node=make_dataclass("Root", fields))
@@ -77,7 +79,7 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
 
     Raises:
         InputError: a group, option, key or value that does not exist or has the wrong type.
-        StorageError: the run folder cannot be made there.
+        StorageError: the run folder, or the file to write, cannot be made there.
     """
     arguments = read_command_line(argv)
     if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.info:
@@ -97,6 +99,9 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
             check(config)
             if "run_dir" in config:
                 require_writable(Path(config["run_dir"]))
+            for key in ("output", "preview"):
+                if config.get(key) is not None:
+                    require_writable(Path(config[key]).parent)
     globs = [str(override.input_line) for override in overrides if isinstance(override.value(), Glob)]
     options = {word: ",".join(line.partition("=")[2] for line in choices[word]) for word in globs}
     return [f"{word.partition('=')[0]}={options[word]}" if word in options else word for word in argv]

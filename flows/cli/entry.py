@@ -18,6 +18,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig
 
 from flows.cli.command_line import check_command_line, register_schemas
+from flows.config.overrides import with_whole_values
 from flows.errors import InputError, NonFiniteError, ProcessError, StorageError, SweepError, one_line
 from flows.runs.resume import replay_when_resuming
 
@@ -46,7 +47,7 @@ def run(task: str, config_name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive here as they are, instead of as Hydra's summary of them
     register_schemas(CONFIG_DIR)
     with _mendable_failures_in_one_line():
-        given = sys.argv[1:]
+        given = with_whole_values(sys.argv[1:])
         replayed = replay_when_resuming(given)
         sys.argv[1:] = check_command_line(CONFIG_DIR, config_name, replayed, is_replayed=replayed != given)
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(_job(task))()

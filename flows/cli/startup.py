@@ -8,7 +8,9 @@ rounds costs nothing measurable on an idle machine, and beside that process a st
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 
 from flows.processes import signals
 
@@ -24,6 +26,8 @@ def run(task: str, config_name: str, is_resumable: bool = False) -> None:
         is_resumable: whether the program goes on where a signal has ended it.
     """
     signals.install(is_resumable)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text, nor have letters of the terminal's
+        sys.stdout.reconfigure(errors="backslashreplace")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 

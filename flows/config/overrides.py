@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,22 @@ def parse(lines: Sequence[str]) -> list[Override]:
             f"cannot read the override {error.override!r}: it should be key=value; put the value in quotes of its own "
             f"if it has special characters"
         ) from error
+
+
+def with_whole_values(argv: Sequence[str]) -> list[str]:
+    """A command line as it was meant, with ``~`` as the home folder: a shell leaves it alone behind ``key=``.
+
+    Raises:
+        InputError: a value is empty, as in ``data.root=$UNSET``; as a path it would be the working directory.
+    """
+    home = str(Path.home())
+    words = []
+    for word in argv:
+        key, sign, value = word.partition("=")
+        if sign and value in ("", "''", '""'):
+            raise InputError(f"{word} gives no value (is a variable of the shell empty?): give one, or leave {key} out")
+        words.append(key + re.sub(r"(?<=[=,\['\"])~(?=[/,\]'\"]|$)", lambda _: home, sign + value))
+    return words
 
 
 def quoted(path: Path) -> str:

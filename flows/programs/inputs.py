@@ -1,9 +1,11 @@
-"""What the programs that read checkpoints are given: a device, and images, the user's own or a run's held-out ones."""
+"""What the programs that read checkpoints are given: a device, a run's data, and pictures of the user's own."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +13,16 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from flows import console
 from flows.config.building import build_trusted
 from flows.errors import InputError, first_line
-from flows.pictures import read_picture
+from flows.models.base import DensityModel
 from flows.runs.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
     from datamodules import ImageDataModule
+
+# What imports datamodules does so when it is called: Lightning comes along, seconds that sampling alone need not wait.
 
 
 def require_positive(cfg: DictConfig, *names: str) -> None:
@@ -47,44 +52,122 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def held_out(checkpoint: Path) -> ImageDataModule:
-    """The data set that a checkpoint was trained on, ready for use.
+def data_of_run(checkpoint: Path) -> ImageDataModule:
+    """The data set that a checkpoint was trained on, before anything of it is read.
 
     Raises:
         InputError: the checkpoint names a class outside of this project.
     """
-    # Lightning comes along with these: seconds that sampling alone need not wait.
     from datamodules import Augmentation, ImageDataModule
 
     config = read_checkpoint(checkpoint)["config"]
-    if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
+    if not isinstance(config.get("data"), dict):
         raise InputError(f"{checkpoint} does not say which data it was trained on: give images=FOLDER")
     data: ImageDataModule = build_trusted(
         config["data"], allowed=(ImageDataModule, Augmentation), packages=("datamodules",)
     )
+    return data
+
+
+def ready(data: ImageDataModule) -> ImageDataModule:
+    """A data set, prepared and set up."""
     data.prepare_data()
     data.setup("test")
     return data
 
 
-def held_out_images(checkpoint: Path, num_images: int) -> Tensor:
-    """Some test images, spread evenly over the split."""
-    test = held_out(checkpoint).test
-    num_images = min(num_images, len(test))
-    return test.gather([index * len(test) // num_images for index in range(num_images)])
+def spread(num_images: int, limit: int) -> list[int]:
+    """At most ``limit`` indices, spread evenly over a split."""
+    count = min(limit, num_images)
+    return [index * num_images // count for index in range(count)]
 
 
-def read_pictures(paths: list[Path], shape: tuple[int, int, int]) -> Tensor:
-    """Pictures, checked and read: uint8 ``(N, C, H, W)``."""
-    return torch.stack([read_picture(path, shape) for path in paths])
+class Pictures:
+    """The pictures in a folder as images of a model, converted as the data set of its run converts pictures.
 
+    Args:
+        folder: with pictures, and anything else.
+        checkpoint: whose data set converts them; where it is not one of this project's they are cropped and scaled.
+        flow: the model.
+        value_range: in place of the data set's own, unless it is empty (:class:`PictureReader`).
+        as_is: leave out what would have to be changed.
 
-def batches(paths: list[Path], shape: tuple[int, int, int], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pictures, a batch at a time, for folders that do not fit into memory; each image with a number of its own.
-
-    The number is a hash of the pixels, so that an image's noise, and its score, do not depend on what lies beside it.
+    Raises:
+        InputError: there is no such folder, or no picture in it.
     """
-    for start in range(0, len(paths), batch_size):
-        images = read_pictures(paths[start : start + batch_size], shape)
-        digests = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest() for image in images]
-        yield images, torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests])  # int64 has a sign
+
+    def __init__(
+        self,
+        folder: Path,
+        checkpoint: Path,
+        flow: DensityModel,
+        value_range: Sequence[int] = (),
+        as_is: bool = False,
+    ) -> None:
+        from datamodules.preparing.decoding import FORMATS_IN_WORDS, PictureReader
+        from datamodules.preparing.pictures import list_pictures
+
+        if not folder.is_dir():
+            raise InputError(f"images={folder} is not a folder: give one that holds pictures")
+        if len(value_range) not in (0, 2):
+            raise InputError(f"value_range must be two numbers, such as [0,4095], not {[*value_range]}")
+        try:
+            reader = data_of_run(checkpoint).picture_reader
+        except InputError:  # a data set of the user's own
+            reader = PictureReader(flow.image_shape)
+        self.reader = replace(reader, image_shape=flow.image_shape)
+        if value_range:
+            self.reader = replace(self.reader, value_range=(value_range[0], value_range[1]))
+        self.folder, self.as_is = folder, as_is
+        self.paths, self.left_out = list_pictures(folder)
+        self.changes = Counter[str]()
+        if not self.paths:
+            self.tell()
+            raise InputError(f"no {FORMATS_IN_WORDS} file in {folder}")
+
+    def batches(self, batch_size: int) -> Iterator[tuple[list[Path], Tensor]]:
+        """Paths and images, uint8 ``(B, C, H, W)``, without those that cannot be read.
+
+        Raises:
+            InputError: none can be read.
+        """
+        from datamodules.preparing.pictures import Place
+        from datamodules.preparing.reading import UnreadableError, reading
+
+        for start in range(0, len(self.paths), batch_size):
+            paths, images = [], []
+            for path in self.paths[start : start + batch_size]:
+                try:
+                    with reading(path):
+                        image, changes = self.reader(Place(path).read())
+                        if changes and self.as_is:
+                            raise ValueError(f"as_is=true refuses: {', '.join(changes)}")
+                except UnreadableError as error:
+                    self.left_out |= error.reasons
+                    continue
+                self.changes.update(changes)
+                paths.append(path)
+                images.append(torch.from_numpy(image.copy()))
+            if paths:
+                yield paths, torch.stack(images)
+        unreadable = {str(path): self.left_out[str(path)] for path in self.paths if str(path) in self.left_out}
+        if len(unreadable) == len(self.paths):
+            raise UnreadableError(unreadable)
+
+    def tell(self) -> None:
+        """Say what was changed, and what was left out and why."""
+        from datamodules.preparing.reading import in_groups
+
+        for change, count in self.changes.items():
+            console.say(f"{change}: {count:,} of {len(self.paths):,} pictures")
+        for line in in_groups(self.left_out):
+            console.say(f"left out: {line}")
+
+
+def numbers_of(images: Tensor) -> Tensor:
+    """A number for each image, int64 ``(B,)``: a hash of its pixels.
+
+    An image's noise, and so its score, depends on nothing that lies beside it.
+    """
+    digests = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest() for image in images]
+    return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests])  # int64 has a sign

@@ -57,7 +57,9 @@ def preview(data: ImageDataModule, seed: int) -> Tensor:
 
 def _describe(data: PreparedDataModule) -> None:
     manifest = data.manifest
-    source = {key: value for key, value in manifest["source"].items() if key not in ("name", "listing")}
+    source = {
+        key: value for key, value in manifest["source"].items() if key not in ("name", "listing", "classes", "left_out")
+    }
     rows = [(key.replace("_", " "), value) for key, value in source.items()]
     rows += [(split, " x ".join(map(str, shape))) for split, shape in manifest["splits"].items()]
     console.show_table(f"{data.folder}", rows)

@@ -20,8 +20,8 @@ from flows.console import warn
 from flows.files import atomic_write
 from flows.models.base import DensityModel, Latents, describe_lost
 from flows.models.interpolation import spherical
-from flows.pictures import find_pictures, grid, save_png
-from flows.programs.inputs import held_out_images, pick_device, read_pictures, require_positive
+from flows.pictures import grid, save_png
+from flows.programs.inputs import Pictures, data_of_run, pick_device, ready, require_positive, spread
 from flows.randomness import require_seed
 from flows.runs.checkpoint import find_checkpoint
 
@@ -134,8 +134,12 @@ def reconstruct(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[
 def _given_images(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> Tensor:
     """The user's images, or as many of the held-out ones as the run's data has, at most ``num_samples``."""
     if cfg.images is not None:
-        return read_pictures(find_pictures(Path(cfg.images)), flow.image_shape)
-    return held_out_images(checkpoint, min(cfg.num_samples, 16))
+        pictures = Pictures(Path(cfg.images), checkpoint, flow, cfg.value_range)
+        images = torch.cat([batch for _, batch in pictures.batches(cfg.batch_size)])
+        pictures.tell()
+        return images
+    test = ready(data_of_run(checkpoint)).test
+    return test.gather(spread(len(test), min(cfg.num_samples, 16)))
 
 
 MODES: dict[str, Callable[[DensityModel, Path, DictConfig], tuple[Decoded, int]]] = {
