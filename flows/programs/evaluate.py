@@ -28,10 +28,10 @@ def evaluate(cfg: DictConfig) -> None:
     require_positive(cfg, "batch_size", "num_samples")
     require_seed(cfg.seed)
     checkpoint = find_checkpoint(cfg.checkpoint)
-    flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device))
+    flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device), ("flows", *cfg.packages))
     data: ImageDataModule | None = None
     if cfg.images is None:
-        data = held_out(checkpoint)
+        data = held_out(checkpoint, cfg.packages)
         data.eval_batch_size = cfg.batch_size
         names = [str(index) for index in range(len(data.test))]
         stream: Iterable[tuple[Tensor, Tensor]] = data.test_dataloader()

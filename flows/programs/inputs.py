@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,8 +47,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def held_out(checkpoint: Path) -> ImageDataModule:
+def held_out(checkpoint: Path, packages: Sequence[str] = ()) -> ImageDataModule:
     """The data set that a checkpoint was trained on, ready for use.
+
+    Args:
+        checkpoint: of the run.
+        packages: that its class may come from, besides ``datamodules``.
 
     Raises:
         InputError: the checkpoint names a class outside of this project.
@@ -60,16 +64,16 @@ def held_out(checkpoint: Path) -> ImageDataModule:
     if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
         raise InputError(f"{checkpoint} does not say which data it was trained on: give images=FOLDER")
     data: ImageDataModule = build_trusted(
-        config["data"], allowed=(ImageDataModule, Augmentation), packages=("datamodules",)
+        config["data"], allowed=(ImageDataModule, Augmentation), packages=("datamodules", *packages)
     )
     data.prepare_data()
     data.setup("test")
     return data
 
 
-def held_out_images(checkpoint: Path, num_images: int) -> Tensor:
+def held_out_images(checkpoint: Path, num_images: int, packages: Sequence[str] = ()) -> Tensor:
     """Some test images, spread evenly over the split."""
-    test = held_out(checkpoint).test
+    test = held_out(checkpoint, packages).test
     num_images = min(num_images, len(test))
     return test.gather([index * len(test) // num_images for index in range(num_images)])
 

@@ -65,7 +65,7 @@ def sample(cfg: DictConfig) -> None:
     if not output.name:
         raise InputError(f"output must name a file, not {cfg.output!r}")
     checkpoint = find_checkpoint(cfg.checkpoint)
-    flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device))
+    flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device), ("flows", *cfg.packages))
     started = time.perf_counter()
     decoded, num_columns = mode(flow, checkpoint, cfg)
     seconds = time.perf_counter() - started
@@ -135,7 +135,7 @@ def _given_images(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> Tens
     """The user's images, or as many of the held-out ones as the run's data has, at most ``num_samples``."""
     if cfg.images is not None:
         return read_pictures(find_pictures(Path(cfg.images)), flow.image_shape)
-    return held_out_images(checkpoint, min(cfg.num_samples, 16))
+    return held_out_images(checkpoint, min(cfg.num_samples, 16), cfg.packages)
 
 
 MODES: dict[str, Callable[[DensityModel, Path, DictConfig], tuple[Decoded, int]]] = {
