@@ -14,8 +14,9 @@
   for both directions.
 * **Encoding and decoding are exact whatever is on.** They run under ``full_precision``: neither TF32 nor autocast, so
   that ``decode(encode(x))`` is ``x``, pixel for pixel. Affine layers run in float64 there: their sums over channels and
-  pixels lose ten times the digits that couplings do, and images unlike the data have none to spare. Training and
-  scoring follow the user's choice.
+  pixels lose ten times the digits that couplings do, and images unlike the data have none to spare.
+* **Every score is exact.** Validation, test and evaluation run under ``full_precision`` too; training alone follows the
+  user's choice.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Checkpoints: read without running anything, written whole or not at all."""
 
 import errno
+import json
 import os
+import re
 import resource
 import sys
 
@@ -15,9 +17,9 @@ from flows import InputError, StorageError, load_flow
 from flows.cli.command_line import check_command_line
 from flows.config.building import build, build_trusted
 from flows.files import atomic_write
-from flows.runs.checkpoint import FORMAT, find_checkpoint, newest_good, newest_whole, read_checkpoint
+from flows.runs.checkpoint import FORMAT, find_checkpoint, load_weights, newest_good, newest_whole, read_checkpoint
 from flows.runs.claim import require_unclaimed, require_writable, run_name, write_config
-from flows.runs.resume import checkpoint_to_resume, replay_when_resuming, require_same_model
+from flows.runs.resume import changed_settings, checkpoint_to_resume, replay_when_resuming, require_same_settings
 from flows.training.checkpoint_io import AtomicCheckpointIO
 
 MODEL = {
@@ -104,6 +106,19 @@ def test_the_newest_whole_checkpoint_of_a_run_is_found(tmp_path):
     with pytest.raises(InputError, match="no whole checkpoint"):
         checkpoint_to_resume("auto", tmp_path)
     assert len(list(folder.iterdir())) == 4
+
+
+def test_a_checkpoint_says_itself_when_it_was_written(tmp_path):
+    """A copy made by tar may have one time for all files, and a training that went back has later, earlier steps."""
+    for name, written, step in (("best", 20, 6), ("step=0000008", 10, 8), ("last", 30, 7)):
+        torch.save(content(written=written, global_step=step), tmp_path / f"{name}.ckpt")
+        os.utime(tmp_path / f"{name}.ckpt", (1, 1))
+    assert newest_whole(tmp_path) == (tmp_path / "last.ckpt", [])
+    torch.save(content(global_step=9), tmp_path / "step=9.ckpt")  # of an earlier version
+    torch.save(content(global_step=10), tmp_path / "step=10.ckpt")
+    for path in tmp_path.glob("*.ckpt"):
+        os.utime(path, (1, 1))
+    assert newest_whole(tmp_path)[0].name == "step=10.ckpt"
 
 
 def test_a_flow_comes_back_as_it_was(saved):
@@ -205,7 +220,7 @@ def test_a_stored_configuration_builds_only_classes_of_this_project(tmp_path, ta
     ):
         torch.save(content(model), tmp_path / "foreign.ckpt")
         with pytest.raises(InputError, match="stored configuration"):
-            load_flow(tmp_path / "foreign.ckpt")
+            load_flow(tmp_path / "foreign.ckpt", packages=("flows", "os"))
 
 
 def test_a_stored_configuration_resolves_nothing(tmp_path):
@@ -218,6 +233,15 @@ def test_weights_of_another_model_are_refused(tmp_path):
     torch.save(content(MODEL | {"num_steps": 3}), tmp_path / "some.ckpt")
     with pytest.raises(InputError, match="do not fit"):
         load_flow(tmp_path / "some.ckpt")
+
+
+def test_weights_are_taken_by_any_model_that_they_fit(saved):
+    flow = build(MODEL | {"coupling": {"_target_": "flows.layers.AdditiveCoupling", "_partial_": True}})
+    with pytest.raises(InputError, match=r"\d+ of \d+ differ in name or shape, levels\.0\."):
+        load_weights(flow, saved)
+    flow = build(MODEL | {"margin": None})
+    load_weights(flow, saved)
+    assert torch.equal(flow.state_dict()["top.gaussian.bias"], load_flow(saved).state_dict()["top.gaussian.bias"])
 
 
 def test_foreign_modules_are_not_even_imported(monkeypatch, tmp_path):
@@ -371,9 +395,20 @@ def test_resuming_takes_nothing_harmful_from_the_file(tmp_path, harmful):
 
 
 def test_resuming_builds_only_what_the_configuration_files_name(tmp_path):
-    arguments = ["+callbacks.mine._target_=torch.load"]
-    with pytest.raises(InputError, match=r"callbacks\.mine would build 'torch\.load'"):
-        check_command_line(CONF, "train", arguments, is_replayed=True)
+    arguments = ["+callbacks.mine._target_=flows.errors.one_line"]
+    with pytest.raises(InputError, match=r"callbacks\.mine would build 'flows\.errors\.one_line'"):
+        check_command_line(CONF, "train", arguments, given=[])
+    check_command_line(CONF, "train", arguments, given=arguments)
+    check_command_line(CONF, "train", [*arguments, "packages=[flows]"], given=["packages=[flows]"])
+
+
+def test_what_resuming_refuses_to_take_from_a_file_may_be_given(tmp_path):
+    stored = ["data.root=../photos", "callbacks.mine._target_=mine.Callback", "packages=[evil]", "+packages=[evil]"]
+    torch.save(content() | {"overrides": stored}, tmp_path / "some.ckpt")
+    with pytest.raises(InputError, match="give it yourself"):
+        replay_when_resuming([f"resume={tmp_path}/some.ckpt"])
+    given = ["callbacks.mine._target_=mine.Other", f"resume={tmp_path}/some.ckpt"]
+    assert replay_when_resuming(given) == ["data.root=../photos", given[0], f"resume='{tmp_path}/some.ckpt'"]
 
 
 def test_resuming_replays_and_what_is_given_now_counts_more(tmp_path):
@@ -382,11 +417,46 @@ def test_resuming_replays_and_what_is_given_now_counts_more(tmp_path):
     assert replayed == ["--cfg", "job", "mixing=periodic", "seed=4", f"resume='{tmp_path}/some.ckpt'"]
 
 
-def test_resuming_with_another_model_names_what_differs(tmp_path):
-    stored = content() | {"config": {"model": MODEL, "data": {"seed": 0}}}
-    torch.save(stored, tmp_path / "last.ckpt")
-    require_same_model(tmp_path / "last.ckpt", stored["config"])
-    moved = {"model": MODEL, "data": {"seed": 0, "prepared_dir": "/elsewhere", "num_workers": 4}}
-    require_same_model(tmp_path / "last.ckpt", moved)
-    with pytest.raises(InputError, match=r"model\.num_steps would change"):
-        require_same_model(tmp_path / "last.ckpt", {"model": MODEL | {"num_steps": 5}, "data": {"seed": 0}})
+CONFIG = {
+    "run_dir": "/runs/a",
+    "model": MODEL,
+    "data": {"seed": 0, "root": "/data"},
+    "optimizer": {"lr": 0.1, "betas": [0.9, 0.99]},
+    "schedule": {"warmup_steps": 5, "num_steps": None},
+    "trainer": {"max_epochs": 1},
+    "callbacks": {"best": {"dirpath": "/runs/a/checkpoints"}, "averaging": {"decay": 0.5}},
+    "logger": {"csv": {"save_dir": "/runs/a"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "is_taken"),
+    [
+        ("model.num_steps", 5, False),
+        ("data.seed", 1, False),
+        ("optimizer.lr", 1.0, False),
+        ("optimizer.betas", [0.9, 0.9], False),
+        ("schedule.warmup_steps", 6, False),
+        ("parameter_groups", {"*.bias": {"lr": 0.2}}, False),
+        ("init", "other.ckpt", False),
+        ("schedule.num_steps", 100, True),
+        ("trainer.max_epochs", 2, True),
+        ("callbacks.averaging", None, True),
+        ("keep_last", 3, True),
+    ],
+)
+def test_resuming_refuses_what_would_be_written_down_and_not_used(tmp_path, key, value, is_taken):
+    torch.save(content() | {"config": CONFIG}, tmp_path / "last.ckpt")
+    config = json.loads(json.dumps(CONFIG).replace("/runs/a", "/moved/b"))
+    config["data"] |= {"root": "/elsewhere", "num_workers": 4}
+    config |= {"logger": {"tensorboard": {}}, "packages": ["mine"], "init": None}
+    assert changed_settings(CONFIG, config) == []
+    require_same_settings(tmp_path / "last.ckpt", config)
+    *parents, leaf = key.split(".")
+    (config[parents[0]] if parents else config)[leaf] = value
+    assert changed_settings(CONFIG, config) == [key]
+    if is_taken:
+        require_same_settings(tmp_path / "last.ckpt", config)
+    else:
+        with pytest.raises(InputError, match=f"{re.escape(key)} would change.*init="):
+            require_same_settings(tmp_path / "last.ckpt", config)

@@ -95,5 +95,6 @@ def test_a_run_whose_folder_was_moved_knows_its_best_checkpoint(tmp_path):
     assert wait(fork([*arguments, "run_dir=run"], tmp_path)) == 0, output(tmp_path)
     best = json.loads((tmp_path / "run/results.json").read_text())["val/bits_per_dim"]
     (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "moved/results.json").unlink()  # else there is nothing left to do
     assert wait(fork([*arguments, "run_dir=moved"], tmp_path)) == 0, output(tmp_path)
     assert json.loads((tmp_path / "moved/results.json").read_text())["val/bits_per_dim"] == best

@@ -174,10 +174,11 @@ def test_a_best_checkpoint_that_cannot_be_written_is_not_the_best(tmp_path, monk
 
     monkeypatch.setattr(pl.Trainer, "save_checkpoint", save_the_first)
     monkeypatch.setattr(SingleDeviceStrategy, "barrier", lambda self, *arguments: waits.append(arguments))
-    best = BestCheckpoint(tmp_path, "best", monitor="val/bits_per_dim", save_on_train_epoch_end=False)
+    best = BestCheckpoint(tmp_path)
     fit(tmp_path, [best], max_epochs=3, lr=1e-2)
     assert len(scores) == 3
     assert (best.best_model_path, best.best_model_score) == (str(tmp_path / "best.ckpt"), scores[0])
+    assert best.scores == {"val/bits_per_dim": float(scores[0])}
     assert waits.count(()) == 2  # at the barrier where the other ranks wait
     assert capsys.readouterr().err.count("no checkpoint, the training goes on: the disk is full") == 2
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import field, make_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -64,14 +64,17 @@ def _type_of(default: Any) -> Any:
     return Any if default == MISSING else type(default)
 
 
-def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, is_replayed: bool = False) -> list[str]:
+def check_command_line(
+    config_dir: Path, config_name: str, argv: list[str], *, given: list[str] | None = None
+) -> list[str]:
     """Compose the configuration that ``argv`` asks for, and every choice of a sweep on its own, and check each.
 
     Args:
         config_dir: where the YAML files are.
         config_name: the program's root configuration.
         argv: the command line without the program's name.
-        is_replayed: part of it comes out of a checkpoint; then nothing may be built that the YAML files do not name.
+        given: the part of it that the user gave, if the rest comes out of a checkpoint. Then nothing may be built that
+            neither the YAML files name, nor the user, nor a package that the user trusts has.
 
     Returns:
         The command line with ``experiment=glob(table4/*)`` as the list of the options that it matches: Hydra's own glob
@@ -86,6 +89,7 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
         return argv
     _require_shipped_files(arguments)
     overrides = parse(arguments.overrides)
+    is_replayed = given is not None
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir)):
         if not arguments.multirun and "hydra.mode=MULTIRUN" not in arguments.overrides:
             _require_single_run(overrides, is_replayed)
@@ -94,8 +98,8 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
             config = compose_resolved(config_name, lines)
             if "budget" in config and matches(config):
                 config["model"]["hidden_channels"] = 1  # found when the run starts
-            if is_replayed:
-                require_targets(config, _shipped_targets(config_dir))
+            if given is not None:
+                require_targets(config, _trusted_targets(config_dir, given), config["packages"])
             check(config)
             if "run_dir" in config:
                 require_writable(Path(config["run_dir"]))
@@ -141,10 +145,16 @@ def compose_resolved(config_name: str, overrides: list[str]) -> dict[str, Any]:
         raise InputError(_explain(error, config_name, parse(overrides))) from error
 
 
-def _shipped_targets(config_dir: Path) -> set[str]:
-    """Everything that the configuration files themselves name as a target."""
-    lines = (line.strip() for path in config_dir.rglob("*.yaml") for line in path.read_text().splitlines())
-    return {line.removeprefix("_target_:").strip() for line in lines if line.startswith("_target_:")}
+def _trusted_targets(config_dir: Path, given: list[str]) -> set[str]:
+    """Everything that the configuration files and the user name as a target; the user may have files of their own."""
+    searched = [str(place).removeprefix("file://") for place in HydraConfig.get().searchpath]
+    files = [path for folder in (config_dir, *map(Path, searched)) for path in folder.rglob("*.yaml")]
+    lines = (line.strip() for path in files for line in path.read_text().splitlines())
+    trusted = {line.removeprefix("_target_:").strip() for line in lines if line.startswith("_target_:")}
+    for override in parse(read_command_line(given).overrides):
+        named = {override.key_or_group.rpartition(".")[2]: override.value()}
+        trusted |= {node["_target_"] for _, node in nodes(named) if isinstance(node, Mapping) and "_target_" in node}
+    return trusted
 
 
 def _single_runs(choices: list[list[str]]) -> Iterator[list[str]]:

@@ -49,7 +49,8 @@ def run(task: str, config_name: str) -> None:
     with _mendable_failures_in_one_line():
         given = with_whole_values(sys.argv[1:])
         replayed = replay_when_resuming(given)
-        sys.argv[1:] = check_command_line(CONFIG_DIR, config_name, replayed, is_replayed=replayed != given)
+        is_replayed = replayed != given
+        sys.argv[1:] = check_command_line(CONFIG_DIR, config_name, replayed, given=given if is_replayed else None)
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(_job(task))()
 
 

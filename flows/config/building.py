@@ -58,15 +58,19 @@ def _check_node(path: str, node: Config) -> None:
             raise InputError(f"{path}.{key} must be {complaint}, not {value!r}")
 
 
-def require_targets(config: Any, known: Collection[str]) -> None:
-    """Refuse a configuration that wants to build something else than what is known.
+def require_targets(config: Any, known: Collection[str], packages: Sequence[str]) -> None:
+    """Refuse a configuration that wants to build something else than what is known, or what a trusted package has.
 
     Raises:
         InputError: naming it.
     """
     for path, node in nodes(config):
-        if isinstance(node, Mapping) and node.get("_target_", None) not in {None, *known}:
-            raise InputError(f"{path} would build {node['_target_']!r}, which conf/ does not name: add it there first")
+        target = node.get("_target_") if isinstance(node, Mapping) else None
+        if target is not None and target not in known and str(target).split(".")[0] not in packages:
+            raise InputError(
+                f"{path} would build {target!r}, which neither conf/ nor you name: give hydra.searchpath=[...] or "
+                f"{path}._target_={target} again"
+            )
 
 
 def did_you_mean(word: str, candidates: Iterable[str], *, num: int = 3) -> str:
@@ -145,20 +149,21 @@ def check_targets(config: Any, allowed: tuple[type, ...], packages: Sequence[str
 
 
 def _require_allowed(path: str, target: Any, allowed: tuple[type, ...], packages: Sequence[str]) -> None:
-    refusal = InputError(
-        f"the stored configuration wants to build {target!r} at {path or 'its root'}: only classes of "
-        f"{' and '.join(packages)} may be built from a file"
-    )
-    if not isinstance(target, str):
-        raise refusal
-    module_name, _, name = target.rpartition(".")
-    if module_name.split(".")[0] not in packages:
+    where = f"the stored configuration wants to build {target!r} at {path or 'its root'}"
+    module_name, _, name = str(target).rpartition(".")
+    package = module_name.split(".")[0]
+    remedy = f"if you trust it, packages=[{package}] allows those of your own"
+    refusal = InputError(f"{where}: only classes of {' and '.join(packages)} may be built from a file; {remedy}")
+    if package not in packages:
         raise refusal
     try:
         named = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise InputError(f"the stored configuration names {target}, which this version does not have") from error
-    if not (inspect.isclass(named) and issubclass(named, allowed) and named.__module__.split(".")[0] in packages):
+    kinds = " or ".join(kind.__name__ for kind in allowed)
+    if not (inspect.isclass(named) and issubclass(named, allowed)):
+        raise InputError(f"{where}: it is not a class that derives from {kinds}")
+    if named.__module__.split(".")[0] not in packages:
         raise refusal
 
 

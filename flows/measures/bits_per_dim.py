@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flows.errors import InputError
 from flows.models.base import DensityModel
+from flows.numerics import full_precision
 from flows.randomness import evaluation_noise
 
 
@@ -47,7 +48,7 @@ def bits_per_dim(
     With ``b_k`` the bits/dim of an image under its k-th draw of noise, D its number of dimensions, the bound is
     ``-log2(1/K sum_k 2^(-D b_k)) / D``: that of importance weighting with the dequantiser's ``q`` as proposal. In
     expectation it falls with K, towards the bits/dim that the flow gives to the pixel's whole bin; K = 1 is the usual
-    bound. The cost is K forward passes.
+    bound. The cost is K forward passes, in the model's own precision: neither autocast nor TF32 changes a score.
 
     Args:
         flow: the model.
@@ -71,7 +72,8 @@ def bits_per_dim(
             noise = evaluation_noise(flow.dequantizer.noise, indices, flow.image_shape, seed, draw).to(
                 flow.device, flow.dtype
             )
-            draws.append(flow.bits_per_dim(images, noise).cpu())
+            with full_precision(flow.device):
+                draws.append(flow.bits_per_dim(images, noise).cpu())
         scores.append(_importance_weighted(torch.stack(draws), flow.num_dims))
         on_batch(len(images))
     return torch.cat(scores)

@@ -49,7 +49,7 @@ def evaluate(cfg: DictConfig) -> None:
     if cfg.images is not None and cfg.data is not None:
         raise InputError("images= and data= both say what is scored: give one of them")
     checkpoint = find_checkpoint(cfg.checkpoint)
-    flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device))
+    flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device), ("flows", *cfg.packages))
 
     def measure(images: Tensor, numbers: Tensor) -> Tensor:
         return bits_per_dim(flow, [(images, numbers)], seed=cfg.seed, num_samples=cfg.num_samples)
@@ -58,13 +58,13 @@ def evaluate(cfg: DictConfig) -> None:
         data = _data_to_score(cfg, checkpoint, flow)
         num_images = len(getattr(data, cfg.split))
         what = f"{data.set_name}, {cfg.split} split, {num_images:,} images"
-        columns = _scores(measure, _of_split(data, cfg.split), num_images, cfg.output, flow, checkpoint)
+        columns = _scores(measure, _of_split(data, cfg.split), num_images, cfg.output, flow, checkpoint, cfg.packages)
         _show(cfg, what, checkpoint, columns, cfg.output, _record(cfg, checkpoint, data, Score.of(columns[0])))
     else:
-        pictures = Pictures(Path(cfg.images), checkpoint, flow, cfg.value_range, cfg.as_is)
+        pictures = Pictures(Path(cfg.images), checkpoint, flow, cfg.value_range, cfg.as_is, cfg.packages)
         output = cfg.output or "scores.csv"
         batches = _of_pictures(pictures, cfg.batch_size)
-        columns = _scores(measure, batches, len(pictures.paths), output, flow, checkpoint)
+        columns = _scores(measure, batches, len(pictures.paths), output, flow, checkpoint, cfg.packages)
         pictures.tell()
         _show(cfg, f"{cfg.images}, {columns.shape[1]:,} pictures", checkpoint, columns, output, None)
 
@@ -72,7 +72,7 @@ def evaluate(cfg: DictConfig) -> None:
 def _data_to_score(cfg: DictConfig, checkpoint: Path, flow: DensityModel) -> ImageDataModule:
     """The run's own data set, or another one, ready for use."""
     if cfg.data is None:
-        data = data_of_run(checkpoint)
+        data = data_of_run(checkpoint, cfg.packages)
     else:
         config: Any = OmegaConf.to_container(cfg.data, resolve=True)
         data = build(config)
@@ -106,6 +106,7 @@ def _scores(
     output: str | None,
     flow: DensityModel,
     checkpoint: Path,
+    packages: Sequence[str],
 ) -> Tensor:
     """Bits/dim of each image, ``(1, N)``; if a CSV file is to be written, all of its numbers, ``(2 to 4, N)``."""
     with console.progress("evaluating", num_images) as advance:
@@ -116,7 +117,7 @@ def _scores(
                 advance(len(images))
             return torch.cat(scores)[None]
         with growing_csv(Path(output), COLUMNS) as write:
-            validation = _validation_scores(checkpoint, measure)
+            validation = _validation_scores(checkpoint, packages, measure)
             table = []
             for names, images, numbers in batches:
                 columns = [measure(images, numbers)]
@@ -132,10 +133,10 @@ def _scores(
             return torch.cat(table, dim=1)
 
 
-def _validation_scores(checkpoint: Path, measure: Measure) -> Tensor | None:
+def _validation_scores(checkpoint: Path, packages: Sequence[str], measure: Measure) -> Tensor | None:
     """Bits/dim of the run's validation images, from the lowest to the highest; ``None`` where they are not at hand."""
     try:
-        data = data_of_run(checkpoint)
+        data = data_of_run(checkpoint, packages)
         data.setup("validate")
     except InputError as error:
         console.warn(f"no ranks among the run's validation images: {error}")

@@ -52,8 +52,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def data_of_run(checkpoint: Path) -> ImageDataModule:
+def data_of_run(checkpoint: Path, packages: Sequence[str] = ()) -> ImageDataModule:
     """The data set that a checkpoint was trained on, before anything of it is read.
+
+    Args:
+        checkpoint: of the run.
+        packages: that its class may come from, besides ``datamodules``.
 
     Raises:
         InputError: the checkpoint names a class outside of this project.
@@ -64,7 +68,7 @@ def data_of_run(checkpoint: Path) -> ImageDataModule:
     if not isinstance(config.get("data"), dict):
         raise InputError(f"{checkpoint} does not say which data it was trained on: give images=FOLDER")
     data: ImageDataModule = build_trusted(
-        config["data"], allowed=(ImageDataModule, Augmentation), packages=("datamodules",)
+        config["data"], allowed=(ImageDataModule, Augmentation), packages=("datamodules", *packages)
     )
     return data
 
@@ -91,6 +95,7 @@ class Pictures:
         flow: the model.
         value_range: in place of the data set's own, unless it is empty (:class:`PictureReader`).
         as_is: leave out what would have to be changed.
+        packages: that the data set's class may come from, besides ``datamodules``.
 
     Raises:
         InputError: there is no such folder, or no picture in it.
@@ -103,6 +108,7 @@ class Pictures:
         flow: DensityModel,
         value_range: Sequence[int] = (),
         as_is: bool = False,
+        packages: Sequence[str] = (),
     ) -> None:
         from datamodules.preparing.decoding import FORMATS_IN_WORDS, PictureReader
         from datamodules.preparing.pictures import list_pictures
@@ -112,7 +118,7 @@ class Pictures:
         if len(value_range) not in (0, 2):
             raise InputError(f"value_range must be two numbers, such as [0,4095], not {[*value_range]}")
         try:
-            reader = data_of_run(checkpoint).picture_reader
+            reader = data_of_run(checkpoint, packages).picture_reader
         except InputError:  # a data set of the user's own
             reader = PictureReader(flow.image_shape)
         self.reader = replace(reader, image_shape=flow.image_shape)

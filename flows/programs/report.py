@@ -41,7 +41,7 @@ def report(cfg: DictConfig) -> None:
     times = {}
     if cfg.timing:
         for comparison in comparisons:
-            milliseconds = _time_sampling(comparison, cfg.weights, cfg.batch_size, device, collection)
+            milliseconds = _time_sampling(comparison, cfg, device, collection)
             times[comparison] = SamplingTimes(milliseconds, cfg.batch_size, _machine(device))
     html, markdown = write_report(make_report(collection, comparisons, cfg.weights, times), Path(cfg.output))
     for problem in collection.problems:
@@ -50,7 +50,7 @@ def report(cfg: DictConfig) -> None:
 
 
 def _time_sampling(
-    comparison: Comparison, weights: Weights, batch_size: int, device: torch.device, collection: Collection
+    comparison: Comparison, cfg: DictConfig, device: torch.device, collection: Collection
 ) -> dict[Row, float]:
     """Milliseconds per image for every row that has a checkpoint; the rows take turns."""
     candidates = {}
@@ -61,8 +61,8 @@ def _time_sampling(
                 continue
             folder = row.finished[0].folder
             try:
-                flow = load_flow(find_checkpoint(folder), weights, device)
-                latents = flow.sample_latents(batch_size, TEMPERATURE, torch.Generator().manual_seed(0))
+                flow = load_flow(find_checkpoint(folder), cfg.weights, device, ("flows", *cfg.packages))
+                latents = flow.sample_latents(cfg.batch_size, TEMPERATURE, torch.Generator().manual_seed(0))
                 flow.decode(latents)
             except (InputError, NonFiniteError) as error:
                 collection.problems.append(Problem(str(folder), f"its sampling time could not be measured: {error}"))
@@ -70,7 +70,7 @@ def _time_sampling(
             candidates[row] = partial(flow.decode, latents)
         numbered = {str(number): candidate for number, candidate in enumerate(candidates.values())}
         best = fastest_of_many(numbered, seconds=SECONDS, device=device, min_rounds=ROUNDS) if numbered else {}
-    return {row: 1000 * seconds / batch_size for row, seconds in zip(candidates, best.values(), strict=True)}
+    return {row: 1000 * seconds / cfg.batch_size for row, seconds in zip(candidates, best.values(), strict=True)}
 
 
 def _machine(device: torch.device) -> str:

@@ -65,7 +65,7 @@ def sample(cfg: DictConfig) -> None:
     if not output.name:
         raise InputError(f"output must name a file, not {cfg.output!r}")
     checkpoint = find_checkpoint(cfg.checkpoint)
-    flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device))
+    flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device), ("flows", *cfg.packages))
     started = time.perf_counter()
     decoded, num_columns = mode(flow, checkpoint, cfg)
     seconds = time.perf_counter() - started
@@ -134,11 +134,11 @@ def reconstruct(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[
 def _given_images(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> Tensor:
     """The user's images, or as many of the held-out ones as the run's data has, at most ``num_samples``."""
     if cfg.images is not None:
-        pictures = Pictures(Path(cfg.images), checkpoint, flow, cfg.value_range)
+        pictures = Pictures(Path(cfg.images), checkpoint, flow, cfg.value_range, packages=cfg.packages)
         images = torch.cat([batch for _, batch in pictures.batches(cfg.batch_size)])
         pictures.tell()
         return images
-    test = ready(data_of_run(checkpoint)).test
+    test = ready(data_of_run(checkpoint, cfg.packages)).test
     return test.gather(spread(len(test), min(cfg.num_samples, 16)))
 
 

@@ -1,9 +1,9 @@
 """Reading a flow back from a checkpoint, without running anything that the file says.
 
-A checkpoint is Lightning's, with four entries of this project: ``config`` (the resolved configuration as plain data),
-``overrides`` (the command line that led to it), ``format``, and ``within_step`` (whether gradients were being
-accumulated, which no checkpoint holds). Its tensors are read with ``weights_only=True``; of the configuration only this
-project's own classes are built.
+A checkpoint is Lightning's, with five entries of this project: ``config`` (the resolved configuration as plain data),
+``overrides`` (the command line that led to it), ``format``, ``within_step`` (whether gradients were being accumulated,
+which no checkpoint holds), and ``written`` (which of several is the newest). Its tensors are read with
+``weights_only=True``; of the configuration only this project's own classes are built, and those that the user trusts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flows.config.building import build_trusted
 from flows.errors import InputError, first_line
-from flows.runs.layout import BEST, CHECKPOINTS, LAST, RUNS
+from flows.runs.layout import BEST, CHECKPOINTS, CONFIG, LAST, RUNS
 
 if TYPE_CHECKING:  # torch takes seconds, which finding a checkpoint need not
     import torch
@@ -37,6 +37,9 @@ FLOW_PREFIX = "flow."
 NAMED = {"best": BEST, "last": LAST}
 """Checkpoints that a user may call by a word."""
 
+_UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, KeyError, ValueError)
+"""What torch raises for a file that is no checkpoint."""
+
 
 def find_checkpoint(given: str | Path, prefer: str = "best") -> Path:
     """The checkpoint file that a user means.
@@ -50,14 +53,16 @@ def find_checkpoint(given: str | Path, prefer: str = "best") -> Path:
     """
     path = Path(str(given))  # a number from a configuration is a name too
     if str(given) in NAMED and not path.exists():
-        found = sorted(RUNS.glob(f"**/{CHECKPOINTS}/{NAMED[str(given)]}"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise InputError(f"checkpoint={given} means the newest run below {RUNS}/, but no run there has one")
-        return found[-1]
+        found = RUNS.glob(f"**/{CHECKPOINTS}/{NAMED[str(given)]}")
+        if newest := max(found, key=age, default=None):
+            return newest
+        raise InputError(f"checkpoint={given} means the newest run below {RUNS}/, but no run there has one")
     if path.is_dir():
         for name in sorted(NAMED, key=lambda name: name != prefer):
             if (path / CHECKPOINTS / NAMED[name]).is_file():
                 return path / CHECKPOINTS / NAMED[name]
+        if (path / CONFIG).is_file():
+            raise InputError(f"the run in {path} has saved nothing yet: run_dir={path} resume=auto begins it again")
         raise InputError(f"{path} is not a run's folder: it has no {CHECKPOINTS}/{NAMED[prefer]}")
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}: give a .ckpt file, a run's folder, or best or last")
@@ -69,12 +74,11 @@ def newest_whole(
 ) -> tuple[Path | None, list[InputError]]:
     """The checkpoint written last, of those that are whole and wanted, and what is wrong with damaged ones.
 
-    "Last" is by the time of writing, not by the step: a training that went back has later checkpoints of earlier steps.
-    Checkpoints written within a step of the optimiser are skipped: resuming would make that step with a part of its
-    gradient.
+    "Last" is not by the step: a training that went back has later checkpoints of earlier steps. Checkpoints written
+    within a step of the optimiser are skipped: resuming would make that step with a part of its gradient.
     """
     damaged = []
-    for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for path in sorted(folder.glob("*.ckpt"), key=age, reverse=True):
         try:
             content = read_checkpoint(path)
         except InputError as error:
@@ -83,6 +87,20 @@ def newest_whole(
             if is_wanted(content) and not content.get("within_step", False):
                 return path, damaged
     return None, damaged
+
+
+def age(path: Path) -> tuple[int, int]:
+    """What sorts checkpoints by when they were written, the newest last: a counter inside the file, and its step.
+
+    A copy of a run's folder may have other times, or the same for all files. They count for files that do not say.
+    """
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # without its tensors
+        return content.get("written", path.stat().st_mtime_ns), content["global_step"]
+    except (*_UNREADABLE, TypeError, AttributeError):
+        return path.stat().st_mtime_ns, 0
 
 
 def newest_good(folder: Path, failed_step: int) -> Path | None:
@@ -137,7 +155,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     require_whole(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except _UNREADABLE as error:
         raise InputError(_unreadable(path, first_line(error))) from error
     expected = {"format": int, "config": dict, "overrides": list, "state_dict": dict}
     if not isinstance(content, dict) or not all(isinstance(content.get(k), kind) for k, kind in expected.items()):
@@ -177,24 +195,50 @@ def load_flow(
     path = find_checkpoint(checkpoint)
     content = read_checkpoint(path)
     flow = build_flow(content["config"], packages)
-    try:
-        flow.load_state_dict(_flow_state(path, content, weights))
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise InputError(f"the weights in {path} do not fit the model that it describes") from error
+    _load_weights(flow, path, content, weights)
     return flow.to(device).eval()
 
 
-def build_flow(config: dict[str, Any], packages: Sequence[str] = ("flows",)) -> DensityModel:
-    """The untrained flow that a stored configuration describes; see :func:`load_flow`."""
+def load_weights(flow: DensityModel, checkpoint: str | Path) -> None:
+    """Put the raw weights of a checkpoint into a flow of another configuration.
+
+    Raises:
+        InputError: the file is missing or broken, or holds other weights than the flow has; names what does not fit.
+    """
+    path = find_checkpoint(checkpoint)
+    _load_weights(flow, path, read_checkpoint(path), "raw")
+
+
+def _load_weights(flow: DensityModel, path: Path, content: dict[str, Any], weights: Weights) -> None:
+    given, own = _flow_state(path, content, weights), flow.state_dict()
+    shapes = [{name: getattr(value, "shape", None) for name, value in state.items()} for state in (given, own)]
+    differing = [name for name in {**own, **given} if shapes[0].get(name) != shapes[1].get(name)]
+    if differing:
+        raise InputError(
+            f"the weights in {path} do not fit the model: {len(differing)} of {len(own)} differ in name or shape, "
+            f"{', '.join(differing[:3])}{', ...' if len(differing) > 3 else ''}"
+        )
+    flow.load_state_dict(given)
+
+
+def model_classes() -> tuple[type, ...]:
+    """What the classes derive from that a model's configuration may name."""
     from flows.layers import Layer
     from flows.layers.networks import Network
     from flows.models.base import DensityModel
     from flows.models.dequantizers import Dequantizer
     from flows.models.priors import Prior
 
+    return DensityModel, Layer, Network, Prior, Dequantizer
+
+
+def build_flow(config: dict[str, Any], packages: Sequence[str] = ("flows",)) -> DensityModel:
+    """The untrained flow that a stored configuration describes; see :func:`load_flow`."""
+    from flows.models.base import DensityModel
+
     if not isinstance(config.get("model"), dict):
         raise InputError("the stored configuration has no model")
-    flow = build_trusted(config["model"], allowed=(DensityModel, Layer, Network, Prior, Dequantizer), packages=packages)
+    flow = build_trusted(config["model"], allowed=model_classes(), packages=packages)
     if not isinstance(flow, DensityModel):
         raise InputError(f"the stored configuration describes a {type(flow).__name__}, not a model")
     return flow
@@ -208,4 +252,5 @@ def _flow_state(path: Path, content: dict[str, Any], weights: Weights) -> dict[s
         raise InputError(f"weights must be 'raw' or 'averaged', not '{weights}'")
     # With an average, Lightning's callback keeps it as the state_dict and the raw weights beside it.
     state = dict(content["current_model_state" if has_average and weights == "raw" else "state_dict"])
-    return {name.removeprefix(FLOW_PREFIX): value for name, value in state.items() if name.startswith(FLOW_PREFIX)}
+    named = {str(name): value for name, value in state.items()}
+    return {name.removeprefix(FLOW_PREFIX): value for name, value in named.items() if name.startswith(FLOW_PREFIX)}

@@ -110,7 +110,7 @@ def require_unclaimed(run_dir: Path) -> None:
     """
     if (run_dir / CONFIG).exists():
         raise InputError(
-            f"{run_dir} holds a run already: choose another run_dir, or continue that one with resume={run_dir}"
+            f"{run_dir} holds a run already: choose another run_dir, or give resume=auto to continue that one"
         )
 
 

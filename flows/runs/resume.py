@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,15 @@ LOADING_KEYS = (
     "eval_batch_size",
 )
 """Settings of the data that say where they are or how they are read, not what they are."""
+
+NOT_OF_THE_RUN = ("run_dir", "resume", "packages", "logger", *(f"data.{name}" for name in LOADING_KEYS))
+"""Settings that say where a run is, how it starts, is read and is logged. Two runs may be the same but for these."""
+
+TAKEN_ANEW = ("trainer", "callbacks", "schedule.num_steps", "precision", "on_nan", "keep_last")
+"""Settings that a resumed run takes from its command line. All others are in its checkpoint, and stay."""
+
+NOT_REPLAYED = ("run_dir", "resume", "packages")
+"""Overrides that count for the command line on which they stand: no file can give them."""
 
 
 def checkpoint_to_resume(resume: str | None, run_dir: Path) -> Path | None:
@@ -67,7 +77,8 @@ def replay_when_resuming(argv: list[str]) -> list[str]:
         return argv
     checkpoint = _newest_whole(Path(given_checkpoint)) or find_checkpoint(given_checkpoint, prefer="last")
     folder = run_folder_of(checkpoint)
-    replayed = _harmless(checkpoint, read_checkpoint(checkpoint)["overrides"])
+    given_keys = {override.key_or_group for override in parse(given_words)}
+    replayed = _harmless(checkpoint, read_checkpoint(checkpoint)["overrides"], given_keys)
     own_folder = [] if folder is None else [f"run_dir={quoted(folder)}"]
     latest: dict[str, str] = {}  # of several overrides of one key the last counts
     for override in parse([*replayed, *own_folder, *given_words]):
@@ -77,15 +88,23 @@ def replay_when_resuming(argv: list[str]) -> list[str]:
     return [*flags, *latest.values()]
 
 
-def _harmless(checkpoint: Path, stored: list[Any]) -> list[str]:
-    """The overrides that a checkpoint stores, refused where they could choose what code is run, or where."""
-    lines = [line for line in stored if isinstance(line, str) and not line.startswith(("run_dir=", "resume="))]
-    for override in parse(lines):
+def _harmless(checkpoint: Path, stored: list[Any], given_keys: set[str]) -> list[str]:
+    """The overrides that a checkpoint stores, refused where they could choose what code is run, or where.
+
+    What is given now takes the place of what the file says, which need not be refused.
+    """
+    lines = []
+    for override in parse([line for line in stored if isinstance(line, str)]):
         line, key = str(override.input_line), override.key_or_group
-        if any(part in line for part in ("_target_", "${", "..")) or key.split(".")[0].split("/")[0] == "hydra":
+        if key.split(".")[0] in NOT_REPLAYED:
+            continue
+        leaves_the_groups = ".." in line and "." not in key  # a value below a group may be a path
+        is_of_hydra = key.split(".")[0].split("/")[0] == "hydra"
+        if key not in given_keys and (leaves_the_groups or is_of_hydra or "_target_" in line or "${" in line):
             raise InputError(
                 f"{checkpoint} stores the override {line!r}, which is not taken from a file: give it yourself"
             )
+        lines.append(line)
     return lines
 
 
@@ -105,24 +124,36 @@ def assign_run_ids(loggers: dict[str, Any], continued: Path | None) -> None:
             node["id"] = previous.get("id") or secrets.token_hex(4)
 
 
-def require_same_model(checkpoint: Path, config: dict[str, Any]) -> None:
-    """Refuse to resume with another model or other data than the checkpoint's.
+def changed_settings(stored: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """The dotted keys at which two configurations describe different runs, wherever their folders are."""
+    text = json.dumps(stored).replace(json.dumps(stored["run_dir"])[1:-1], json.dumps(config["run_dir"])[1:-1])
+    changed = differences("", json.loads(text), json.loads(json.dumps(config)))
+    return [key for key in changed if not _is_below(key, NOT_OF_THE_RUN)]
+
+
+def require_same_settings(checkpoint: Path, config: dict[str, Any]) -> None:
+    """Refuse to resume with settings that would be written down and not used.
 
     Raises:
         InputError: naming the keys that differ.
     """
-    stored = read_checkpoint(checkpoint)["config"]
-    differing = [key for part in ("model", "data") for key in differences(part, stored.get(part), config[part])]
-    differing = [key for key in differing if key not in [f"data.{name}" for name in LOADING_KEYS]]
-    if differing:
+    changed = changed_settings(read_checkpoint(checkpoint)["config"], config)
+    kept = [key for key in changed if not _is_below(key, TAKEN_ANEW)]
+    if kept:
         raise InputError(
-            f"cannot resume {checkpoint}: {', '.join(differing)} would change; another model or data is a new run"
+            f"cannot resume {checkpoint}: {', '.join(kept)} would change, which a run has from its start; "
+            f"init={checkpoint} starts a new run from its weights"
         )
+
+
+def _is_below(key: str, parents: tuple[str, ...]) -> bool:
+    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
 
 
 def differences(path: str, old: Any, new: Any) -> list[str]:
     """The dotted keys below ``path`` at which two configurations differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
-        return [line for key in keys for line in differences(f"{path}.{key}", old.get(key), new.get(key))]
+        below = f"{path}." if path else ""
+        return [line for key in keys for line in differences(f"{below}{key}", old.get(key), new.get(key))]
     return [] if old == new else [path]

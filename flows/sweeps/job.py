@@ -129,11 +129,7 @@ def finished(folder: Path, config_in: Callable[[str], dict[str, Any]]) -> RunSco
     if score is None and not any((folder / layout.CHECKPOINTS).glob("*.ckpt")):
         return None  # there is nothing to lose
     stored = yaml.safe_load((folder / layout.CONFIG).read_text())
-    wanted = yaml.safe_load(yaml.safe_dump(config_in(stored["run_dir"])))
-    keys = sorted(set(stored) | set(wanted))
-    differing = [line for key in keys for line in resume.differences(key, stored.get(key), wanted.get(key))]
-    harmless = (*LOCATION_KEYS, *(f"data.{name}" for name in resume.LOADING_KEYS))
-    differing = [key for key in differing if key not in harmless and not key.startswith("logger.")]
+    differing = resume.changed_settings(stored, config_in(stored["run_dir"]))
     if differing:
         raise InputError(
             f"{folder} holds a run with other settings ({', '.join(differing[:3])}): choose another run_dir, or move "

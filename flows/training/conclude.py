@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +34,30 @@ Rows = list[tuple[str, Any]]
 
 
 def conclude(
-    run_dir: Path, trainer: pl.Trainer, data: ImageDataModule, validation: float | None, started: float
+    run_dir: Path,
+    trainer: pl.Trainer,
+    data: ImageDataModule,
+    validation: Mapping[str, float],
+    packages: Sequence[str],
+    started: float,
 ) -> None:
     """Score the best checkpoint on the test split, draw samples from it, and report.
+
+    Args:
+        run_dir: the run's folder.
+        trainer: of the training.
+        data: the run's.
+        validation: the scores of the best checkpoint, by their names.
+        packages: that its layers may come from, besides ``flows``.
+        started: when the run did, by ``time.perf_counter``.
 
     Raises:
         StorageError: something cannot be written.
     """
     checkpoint, device = find_checkpoint(run_dir), trainer.strategy.root_device
-    scores, scored = _score(checkpoint, data, device)
-    flow = load_flow(checkpoint, device=device)
+    load = partial(load_flow, checkpoint, device=device, packages=("flows", *packages))
+    scores, scored = _score(checkpoint, load, data)
+    flow = load()
     codecs, compared = _compress(flow, data)
     sheets = _sheets_of_samples(flow)
     size, seconds = count_parameters(flow), time.perf_counter() - started
@@ -56,7 +72,8 @@ def conclude(
         "num_images": len(data.test),
         "num_noise_samples": 1,
         "num_samples": NUM_SAMPLES,
-        "val/bits_per_dim": validation,
+        "val/bits_per_dim": None,
+        **validation,
         **scores,
         **codecs,
         "num_parameters": size,
@@ -79,7 +96,7 @@ def conclude(
     console.show_paths((name, path) for name, path in paths.items() if path.exists())
 
 
-def _score(checkpoint: Path, data: ImageDataModule, device: torch.device) -> tuple[dict[str, Any], Rows]:
+def _score(checkpoint: Path, load: Callable[..., DensityModel], data: ImageDataModule) -> tuple[dict[str, Any], Rows]:
     """Bits/dim on the test split, and how many samples are not finite, of all the weights that were kept."""
     has_average = "current_model_state" in read_checkpoint(checkpoint)
     kept: tuple[Weights, ...] = ("raw", "averaged") if has_average else ("raw",)
@@ -88,7 +105,7 @@ def _score(checkpoint: Path, data: ImageDataModule, device: torch.device) -> tup
     unsafe = []
     for weights in kept:
         suffix = "" if weights == "raw" else "_averaged"
-        flow = load_flow(checkpoint, weights, device)
+        flow = load(weights=weights)
         with console.progress(f"test, {weights} weights", len(data.test)) as advance:
             score = Score.of(bits_per_dim(flow, data.evaluation_batches(data.test), on_batch=advance))
         name = f"test/bits_per_dim{suffix}"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
+from flows.errors import InputError
 from flows.measures.diagnostics import gradient_norm
 from flows.models.base import DensityModel
+from flows.numerics import full_precision
 from flows.randomness import Stream, draw_noise, evaluation_noise, generator_for
 from flows.training.optimizers import Groups, OptimizerFactory, make_optimizer
 from flows.training.schedules import ScheduleFactory
@@ -103,7 +106,23 @@ class FlowModule(pl.LightningModule):
         self.log(name, mean, prog_bar=weights == "raw", batch_size=len(batch[0]), on_step=False, on_epoch=True)
 
     def bits_per_dim(self, batch: Batch) -> Tensor:
-        """Bits/dim of the images of an evaluation batch, with each image's own noise."""
+        """Bits/dim of the images of an evaluation batch, with each image's own noise; exact in every precision."""
         images, indices = batch
         noise = evaluation_noise(self.flow.dequantizer.noise, indices, self.flow.image_shape)
-        return self.flow.bits_per_dim(images, noise.to(self.device))
+        with full_precision(self.device):
+            return self.flow.bits_per_dim(images, noise.to(self.device))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from the raw weights where no average is kept any more; else its callback restores both."""
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, WeightAveraging) for callback in callbacks):
+            checkpoint["state_dict"] = checkpoint.get("current_model_state", checkpoint["state_dict"])
+
+    @classmethod
+    def load_from_checkpoint(cls, *arguments: Any, **options: Any) -> NoReturn:
+        """Not for this project: a checkpoint describes its own flow.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("flows.load_flow(path) loads the flow of a checkpoint; train.py resume= continues a training")

@@ -17,13 +17,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim.lr_scheduler import LRScheduler
 
-from datamodules import ImageDataModule
-from flows.config.building import build
+from datamodules import Augmentation, ImageDataModule
+from flows.config.building import build, check_targets
 from flows.config.matching import resolve_width
 from flows.config.overrides import as_single_run, quoted
 from flows.console import say
@@ -34,9 +33,9 @@ from flows.numerics import set_matmul_precision
 from flows.processes import ranks, signals
 from flows.randomness import Stream, generator_for, require_seed
 from flows.runs import claim, resume
-from flows.runs.checkpoint import read_checkpoint
+from flows.runs.checkpoint import load_weights, model_classes, read_checkpoint
 from flows.runs.layout import BEST, CHECKPOINTS, RESULTS, run_folder_of
-from flows.training.callbacks import DescribeCheckpoint, LastCheckpoint, Rollback
+from flows.training.callbacks import AveragedWeights, BestCheckpoint, DescribeCheckpoint, LastCheckpoint, Rollback
 from flows.training.checkpoint_io import AtomicCheckpointIO
 from flows.training.conclude import conclude
 from flows.training.module import FlowModule
@@ -55,6 +54,9 @@ def train(cfg: DictConfig) -> float:
     with contextlib.ExitStack() as stack:  # releases the run folder in the end
         given = HydraConfig.get().overrides
         run = Run.of(cfg, Path(cfg.run_dir).absolute(), list(given.task))
+        if run.is_finished():
+            say(f"{run.folder} holds this run, finished: no step is left to make")
+            return run.stored_score()
         if ranks.must_launch_ranks(run.trainer):
             return run.train_in_ranks(list(given.task), list(given.hydra))
         resumed = run.take_folder(stack)
@@ -99,6 +101,7 @@ class Run:
         remark = resolve_width(config)
         set_matmul_precision(config["precision"])
         require_seed(config["seed"])
+        _require_loadable(config)
         pl.seed_everything(config["seed"], workers=True, verbose=False)
         data: ImageDataModule = build(config["data"])
         data.prepare_data()
@@ -128,14 +131,39 @@ class Run:
             raise InputError(f"schedule: {one_line(error)}") from error
         return schedule
 
+    def is_finished(self) -> bool:
+        """Whether this very run has ended in its folder, and has no step left to make.
+
+        Raises:
+            InputError: it has other settings, which nothing would use any more.
+        """
+        if not (_continues(self.folder, self.config) and (self.folder / RESULTS).exists()):
+            return False
+        resumed = resume.checkpoint_to_resume(self.config["resume"], self.folder)
+        if resumed is None:
+            return False
+        content = read_checkpoint(resumed)
+        if content["global_step"] < planned_steps(self.trainer, self.data):
+            return False
+        if changed := resume.changed_settings(content["config"], self.config):
+            raise InputError(
+                f"{self.folder} holds a finished run with other settings ({', '.join(changed[:3])}): choose another "
+                f"run_dir, or more steps than it has made"
+            )
+        return True
+
+    def stored_score(self) -> float:
+        """The validation score in the results of a finished run."""
+        score = json.loads((self.folder / RESULTS).read_text())["val/bits_per_dim"]
+        return float("nan") if score is None else float(score)
+
     def train_in_ranks(self, given: list[str], hydra_overrides: list[str]) -> float:
         """The same run by several processes; this one only waits for them."""
         if not _continues(self.folder, self.config):
             claim.require_unclaimed(self.folder)
         arguments = as_single_run([*given, f"run_dir={quoted(self.folder)}"], hydra_overrides)
         ranks.launch_ranks(arguments, self.trainer.num_devices)
-        score = json.loads((self.folder / RESULTS).read_text())["val/bits_per_dim"]
-        return float("nan") if score is None else float(score)
+        return self.stored_score()
 
     def take_folder(self, stack: contextlib.ExitStack) -> Path | None:
         """Make the run folder ours, if this is the process that writes; returns the checkpoint to resume, if any."""
@@ -145,8 +173,10 @@ class Run:
             claim.remove_partial_files(self.folder)
         resumed = resume.checkpoint_to_resume(self.config["resume"], self.folder)
         if resumed is not None:
-            resume.require_same_model(resumed, self.config)
+            resume.require_same_settings(resumed, self.config)
             self.schedule().load_state_dict(read_checkpoint(resumed)["lr_schedulers"][0])  # refuses what does not fit
+        elif self.config["init"] is not None:
+            load_weights(self.flow, self.config["init"])
         if writes and not continues:
             claim.require_unclaimed(self.folder)  # without a trace in it
             stack.enter_context(claim.run_folder_lock(self.folder))
@@ -176,7 +206,8 @@ class Run:
     def _announce(self, resumed: Path | None) -> None:
         size = f"{count_parameters(self.flow):,} parameters; writing to {self.folder}"
         going_on = None if resumed is None else f"resuming from {resumed}"
-        for line in (self.data.description, self.remark, size, going_on):
+        from_weights = None if self.config["init"] is None else f"starting from the weights of {self.config['init']}"
+        for line in (self.data.description, self.remark, size, going_on or from_weights):
             if line is not None:
                 say(line)
 
@@ -199,21 +230,31 @@ class Run:
         Raises:
             StorageError: the last checkpoint could not be written.
         """
-        best = callback_of(self.trainer, ModelCheckpoint)
-        score = None if best is None or best.best_model_score is None else float(best.best_model_score)
+        best, last = callback_of(self.trainer, BestCheckpoint), callback_of(self.trainer, LastCheckpoint)
+        assert last is not None  # every trainer has it
+        scores = {} if best is None else best.scores
         if self.trainer.is_global_zero:
-            last = callback_of(self.trainer, LastCheckpoint)
-            unsaved = None if last is None else last.failure
+            unsaved = last.failure
             if unsaved is None or (self.folder / CHECKPOINTS / BEST).exists():
                 try:
-                    conclude(self.folder, self.trainer, self.data, score, started)
+                    conclude(self.folder, self.trainer, self.data, scores, self.config["packages"], started)
                 except BaseException:  # a signal too: nowhere should the run look as if it were going on
                     for logger in self.trainer.loggers:
                         logger.finalize("failed")
                     raise
             if unsaved is not None:
                 raise unsaved
-        return float("nan") if score is None else score
+        return scores.get("val/bits_per_dim", math.nan)
+
+
+def _require_loadable(config: dict[str, Any]) -> None:
+    """Refuse a model or data that no program could build from the run's checkpoints."""
+    kinds = {"model": (model_classes(), "flows"), "data": ((ImageDataModule, Augmentation), "datamodules")}
+    for part, (allowed, own) in kinds.items():
+        try:
+            check_targets({part: config[part]}, allowed, (own, *config["packages"]))
+        except InputError as error:
+            raise InputError(f"no program could read this run's checkpoints: {error}") from error
 
 
 def _continues(run_dir: Path, config: dict[str, Any]) -> bool:
@@ -245,9 +286,13 @@ def build_trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
     Raises:
         InputError: it cannot be built here.
     """
-    any_gpu = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
-    if config["trainer"].get("accelerator") == "gpu" and not any_gpu:
-        raise InputError("torch finds no GPU here: trainer=cpu or trainer=ddp_cpu trains without one")
+    accelerator = config["trainer"].get("accelerator")
+    if accelerator in ("gpu", "mps") and not CUDAAccelerator.is_available():
+        raise InputError("torch finds no CUDA GPU here: trainer=cpu or trainer=ddp_cpu trains without one")
+    if accelerator == "auto" and not CUDAAccelerator.is_available():
+        accelerator = "cpu"
+        if MPSAccelerator.is_available():
+            say("training on the CPU: Apple's GPUs have no float64, in which small matrices are factorised")
     callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
     loggers = [build(node) for node in config["logger"].values() if isinstance(node, dict)]
     if not loggers:
@@ -258,6 +303,7 @@ def build_trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
     trainer: pl.Trainer = build(
         {
             **config["trainer"],
+            "accelerator": accelerator,
             "callbacks": [*callbacks, DescribeCheckpoint(config, overrides)],
             "logger": loggers,
             "plugins": [AtomicCheckpointIO(), *cluster],
@@ -266,4 +312,14 @@ def build_trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
     )
     if trainer.max_epochs == 0 or trainer.max_steps == 0:
         raise InputError("trainer.max_epochs and trainer.max_steps must not be 0: there would be nothing to report")
+    if trainer.precision in ("16-true", "bf16-true"):
+        raise InputError(
+            f"trainer.precision={trainer.precision}: weights in half precision have no exact likelihoods; "
+            f"trainer.precision={trainer.precision.replace('true', 'mixed')} trains with networks in half precision"
+        )
+    best = callback_of(trainer, BestCheckpoint)
+    if callback_of(trainer, LastCheckpoint) is None:
+        raise InputError("callbacks.last cannot be left out: without it a run may end with nothing saved")
+    if best is not None and best.monitor != "val/bits_per_dim" and callback_of(trainer, AveragedWeights) is None:
+        raise InputError(f"callbacks.best.monitor={best.monitor} needs callbacks.averaging, which is left out")
     return trainer

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from flows.console import warn
 from flows.errors import InputError, StorageError
 from flows.files import atomic_write
 from flows.processes import signals
-from flows.runs.checkpoint import require_whole
+from flows.runs.checkpoint import age, require_whole
 from flows.runs.layout import BEST, LAST, PREDECESSORS, predecessor
 from flows.training.checkpoint_io import try_to_save
 from flows.training.lightning_seams import can_be_resumed_here, leave_ended_epoch, leave_signals_alone, log_row_now
@@ -102,7 +101,7 @@ class LastCheckpoint(Checkpoint):
         """
         if resumed.resolve().parent != self.path.resolve().parent:
             return
-        if not self.path.exists() or self.path.stat().st_mtime_ns < resumed.stat().st_mtime_ns:
+        if not self.path.exists() or age(self.path) < age(resumed):
             self._keep_predecessors()
             try:
                 _copy(resumed, self.path)
@@ -133,9 +132,9 @@ class LastCheckpoint(Checkpoint):
             return
         try:
             if self.path.exists():
-                step = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+                _, step = age(self.path)
                 _copy(self.path, self.path.with_name(predecessor(step)))
-            older = sorted(self.path.parent.glob(PREDECESSORS), key=lambda path: path.stat().st_mtime_ns)
+            older = sorted(self.path.parent.glob(PREDECESSORS), key=age)
             for path in older[: -self.keep_last]:
                 path.unlink()
         except OSError as error:
@@ -155,4 +154,3 @@ def _require_same_step(trainer: pl.Trainer) -> None:
 def _copy(source: Path, target: Path) -> None:
     with open(source, "rb") as reading, atomic_write(target) as writing:
         shutil.copyfileobj(reading, writing)
-    shutil.copystat(source, target)  # by its time it is known which checkpoint is the newest
