@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flows.cli.help import help_text
 from flows.config.building import check, did_you_mean, nodes, require_targets, suggestion
 from flows.config.hydra_seams import read_command_line
 from flows.config.matching import matches
@@ -80,7 +81,9 @@ def check_command_line(config_dir: Path, config_name: str, argv: list[str], *, i
         StorageError: the run folder cannot be made there.
     """
     arguments = read_command_line(argv)
-    if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.info:
+    flags = [word for word in argv if word not in arguments.overrides]
+    argv = [*flags, *arguments.overrides]  # Hydra wants its flags first
+    if arguments.hydra_help or arguments.shell_completion or arguments.info:
         return argv
     _require_shipped_files(arguments)
     overrides = parse(arguments.overrides)
@@ -120,6 +123,26 @@ def _require_single_run(overrides: list[Override], is_replayed: bool) -> None:
             raise InputError(f"{override.input_line!r} is a sweep of several values: add -m to run each of them")
         if override.key_or_group == SEARCH and override.value() is not None and not is_trial:
             raise InputError(f"{override.input_line!r} searches among several values: add -m")
+
+
+def help_for(config_dir: Path, config_name: str, argv: list[str]) -> str | None:
+    """What ``--help`` prints, about the configuration that the rest of the command line leads to.
+
+    Returns:
+        ``None`` if nobody asks for help.
+
+    Raises:
+        InputError: that configuration does not exist.
+    """
+    arguments = read_command_line(argv)
+    if not arguments.help:
+        return None
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir)):
+        try:
+            options = {group: _options(group) for group in _groups()}
+            return help_text(config_dir, config_name, arguments.overrides, options)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(_explain(error, config_name, parse(arguments.overrides))) from error
 
 
 def compose_resolved(config_name: str, overrides: list[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig
 
-from flows.cli.command_line import check_command_line, register_schemas
+from flows.cli.command_line import check_command_line, help_for, register_schemas
+from flows.console import say
 from flows.errors import InputError, NonFiniteError, ProcessError, StorageError, SweepError, one_line
 from flows.runs.resume import replay_when_resuming
 
@@ -47,6 +49,10 @@ def run(task: str, config_name: str) -> None:
     register_schemas(CONFIG_DIR)
     with _mendable_failures_in_one_line():
         given = sys.argv[1:]
+        if "--version" in given:
+            return say(f"emerging-flows {version('emerging-flows')}")
+        if (text := help_for(CONFIG_DIR, config_name, given)) is not None:
+            return say(text)
         replayed = replay_when_resuming(given)
         sys.argv[1:] = check_command_line(CONFIG_DIR, config_name, replayed, is_replayed=replayed != given)
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(_job(task))()

@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.environments import SLURMEnvironment
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim.lr_scheduler import LRScheduler
 
 from datamodules import ImageDataModule
@@ -261,8 +260,7 @@ def build_trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
             "callbacks": [*callbacks, DescribeCheckpoint(config, overrides)],
             "logger": loggers,
             "plugins": [AtomicCheckpointIO(), *cluster],
-        },
-        mistakes=(ValueError, MisconfigurationException),
+        }
     )
     if trainer.max_epochs == 0 or trainer.max_steps == 0:
         raise InputError("trainer.max_epochs and trainer.max_steps must not be 0: there would be nothing to report")
