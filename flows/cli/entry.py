@@ -85,6 +85,7 @@ def _quieten_lightning() -> None:
     """Leave out what Lightning tells about itself; it sets its own level when it is imported, which has happened."""
     for library in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # which somebody has asked for
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*", category=FutureWarning)
     for unneeded in (
         ".*does not have many workers.*",  # whole batches are gathered from memory: workers would only cost

@@ -27,12 +27,12 @@ def help_text(config_dir: Path, config_name: str, overrides: list[str], groups: 
     config = compose(config_name, overrides, return_hydra_config=True)
     choices = {group: option for group, option in config.hydra.runtime.choices.items() if option}
     template = OmegaConf.to_container(config.hydra.help, resolve=False)["template"]  # type: ignore[index,call-overload]
-    options = [f"{group}: {', '.join(names)}" for group, names in groups.items() if not group.startswith("hydra")]
+    options = [f"{group}: {', '.join(names)}" for group, names in groups.items() if "/" not in group]
     explained = explanations(config_dir, config_name, choices)
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     keys = [
         f"{key}={_text(value)}" + (f"  # {explained[key]}" if key in explained else "")
-        for key, value in _leaves(OmegaConf.to_container(own))
+        for key, value in sorted(_leaves(OmegaConf.to_container(own)), key=lambda leaf: "." in leaf[0])  # the root's first
     ]
     return Template(template).safe_substitute(APP_CONFIG_GROUPS="\n".join(options), CONFIG="\n".join(keys))
 

@@ -56,9 +56,9 @@ def check(config: Any) -> None:
     """
     for path, value in _parts(config):
         if not _is_node(value):
-            raise InputError(f"{path} must be a node with _target_, not {value!r}")
+            raise InputError(f"{path} must be a node with _target_{' or null' if '.' in path else ''}, not {value!r}")
         if bool(value.get("_partial_")) != (path in FACTORIES):
-            raise InputError(f"{path}._partial_ must be {path in FACTORIES}: {'a factory' if path in FACTORIES else 'an object'} is wanted")
+            raise InputError(f"{path}._partial_ must be {str(path in FACTORIES).lower()}")
     for path, node in nodes(config):
         if _is_node(node):
             _check_node(path, node)
@@ -116,7 +116,7 @@ def did_you_mean(word: str, candidates: Iterable[str], *, num: int = 3) -> str:
 
 def suggestion(near: Sequence[str]) -> str:
     """``; did you mean 'a' or 'b'?``, or nothing if there is nothing to suggest."""
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"; did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?" if near else ""
 
 
 def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

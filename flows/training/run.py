@@ -247,6 +247,11 @@ def build_trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
     any_gpu = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
     if config["trainer"].get("accelerator") == "gpu" and not any_gpu:
         raise InputError("torch finds no GPU here: trainer=cpu or trainer=ddp_cpu trains without one")
+    for key in ("callbacks", "logger", "plugins"):
+        if key in config["trainer"]:
+            raise InputError(f"trainer.{key} would have no effect: the groups callbacks and logger say what there is")
+    if config["trainer"].get("overfit_batches"):
+        raise InputError("trainer.overfit_batches would have no effect: data.images_per_epoch sets an epoch's length")
     callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
     loggers = [build(node) for node in config["logger"].values() if isinstance(node, dict)]
     if not loggers:
