@@ -19,10 +19,11 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flows.cli.help import help_text
 from flows.config.building import check, did_you_mean, nodes, require_targets, suggestion
 from flows.config.hydra_seams import read_command_line
 from flows.config.matching import matches
-from flows.config.overrides import SINGLE, parse
+from flows.config.overrides import SINGLE, as_text, parse
 from flows.errors import InputError, first_line
 from flows.runs.claim import require_writable, run_name
 
@@ -85,8 +86,12 @@ def check_command_line(
         StorageError: the run folder, or the file to write, cannot be made there.
     """
     arguments = read_command_line(argv)
-    if arguments.help or arguments.hydra_help or arguments.shell_completion or arguments.info:
+    flags = [word for word in argv if word not in arguments.overrides]
+    argv = [*flags, *arguments.overrides]  # Hydra wants its flags first
+    if arguments.hydra_help or arguments.shell_completion or arguments.info:
         return argv
+    if arguments.multirun and arguments.cfg:
+        raise InputError("--cfg shows the configuration of a single run: leave -m out")
     _require_shipped_files(arguments)
     overrides = parse(arguments.overrides)
     is_replayed = given is not None
@@ -126,9 +131,33 @@ def _require_single_run(overrides: list[Override], is_replayed: bool) -> None:
     is_trial = is_replayed or any(override.input_line == SINGLE for override in overrides)
     for override in overrides:
         if override.is_sweep_override():
-            raise InputError(f"{override.input_line!r} is a sweep of several values: add -m to run each of them")
+            key, _, value = str(override.input_line).partition("=")
+            raise InputError(
+                f"{override.input_line!r} is a sweep of several values: add -m to run each of them; for a text with "
+                f"these characters write {as_text(key, value)}"
+            )
         if override.key_or_group == SEARCH and override.value() is not None and not is_trial:
             raise InputError(f"{override.input_line!r} searches among several values: add -m")
+
+
+def help_for(config_dir: Path, config_name: str, argv: list[str]) -> str | None:
+    """What ``--help`` prints, about the configuration that the rest of the command line leads to.
+
+    Returns:
+        ``None`` if nobody asks for help.
+
+    Raises:
+        InputError: that configuration does not exist.
+    """
+    arguments = read_command_line(argv)
+    if not arguments.help:
+        return None
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir)):
+        try:
+            options = {group: _options(group) for group in _groups()}
+            return help_text(config_dir, config_name, arguments.overrides, options)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(_explain(error, config_name, parse(arguments.overrides))) from error
 
 
 def compose_resolved(config_name: str, overrides: list[str]) -> dict[str, Any]:
@@ -140,6 +169,10 @@ def compose_resolved(config_name: str, overrides: list[str]) -> dict[str, Any]:
         missing = sorted(str(key) for key in OmegaConf.missing_keys(own))
         if missing:
             raise InputError(f"{missing[0]}=... must be given; --help says what it is")
+        known = [str(key) for key in ConfigStore.instance().load(f"{config_name}_schema.yaml").node]
+        unknown = [str(key) for key in own if key not in known]
+        if unknown:  # by + or ++, which add what there is not
+            raise InputError(f"nothing would read {unknown[0]!r}{did_you_mean(unknown[0], known)}")
         return OmegaConf.to_container(own, resolve=True)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_explain(error, config_name, parse(overrides))) from error
@@ -215,7 +248,8 @@ def _explain(error: Exception, config_name: str, overrides: list[Override]) -> s
             alike = [name for name, same in zip([*keys, *groups], of_hydra[1:], strict=True) if same == of_hydra[0]]
             same_leaf = [name for name in alike if name.split(".")[-1] == key.split(".")[-1]][:3]
             near = did_you_mean(key, alike) or suggestion(same_leaf)  # lr for optimizer.lr
-            return f"there is no configuration key {key!r}{near}; --help lists what there is"
+            add = f"; +{override.input_line} adds it" if key.startswith("trainer.") else ""
+            return f"there is no configuration key {key!r}{near}; --help lists what there is{add}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     where = f"{cause.full_key}: " if isinstance(cause, OmegaConfBaseException) and cause.full_key else ""
     return f"{where}{first_line(cause)}"

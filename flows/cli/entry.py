@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig
 
-from flows.cli.command_line import check_command_line, register_schemas
+from flows.cli.command_line import check_command_line, help_for, register_schemas
 from flows.config.overrides import with_whole_values
+from flows.console import say
 from flows.errors import InputError, NonFiniteError, ProcessError, StorageError, SweepError, one_line
 from flows.runs.resume import replay_when_resuming
 
@@ -48,6 +50,10 @@ def run(task: str, config_name: str) -> None:
     register_schemas(CONFIG_DIR)
     with _mendable_failures_in_one_line():
         given = with_whole_values(sys.argv[1:])
+        if "--version" in given:
+            return say(f"emerging-flows {version('emerging-flows')}")
+        if (text := help_for(CONFIG_DIR, config_name, given)) is not None:
+            return say(text)
         replayed = replay_when_resuming(given)
         is_replayed = replayed != given
         sys.argv[1:] = check_command_line(CONFIG_DIR, config_name, replayed, given=given if is_replayed else None)
@@ -81,6 +87,7 @@ def _quieten_lightning() -> None:
     """Leave out what Lightning tells about itself; it sets its own level when it is imported, which has happened."""
     for library in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # which somebody has asked for
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*", category=FutureWarning)
     for unneeded in (
         ".*does not have many workers.*",  # whole batches are gathered from memory: workers would only cost

@@ -10,11 +10,22 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 
 from flows.processes import signals
 
 SPINS = "10000"
+
+
+class _Expendable(io.FileIO):
+    """Standard output or error. What cannot be written there is lost, and nothing else is."""
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        try:
+            return super().write(data) or len(data)
+        except OSError:  # nobody reads it any more, or the disk behind it is full
+            return len(data)
 
 
 def run(task: str, config_name: str, is_resumable: bool = False) -> None:
@@ -26,11 +37,31 @@ def run(task: str, config_name: str, is_resumable: bool = False) -> None:
         is_resumable: whether the program goes on where a signal has ended it.
     """
     signals.install(is_resumable)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text, nor have letters of the terminal's
-        sys.stdout.reconfigure(errors="backslashreplace")
+    guard_output()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
-    from flows.cli import entry
-
+    try:
+        from flows.cli import entry
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith(("flows", "datamodules")):
+            raise
+        launcher = os.path.join(os.path.relpath(os.path.dirname(os.path.abspath(sys.argv[0]))), "with-env")
+        command = shlex.join([launcher, "python", *sys.argv])
+        print(
+            f"error: this Python has no {error.name}; run it in the project's environment: {command}", file=sys.stderr
+        )
+        sys.exit(2)
     entry.run(task, config_name)
+
+
+def guard_output() -> None:
+    """Let no output end a program: a closed pipe, a full disk, a terminal that lacks a letter, no output at all."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # one that was closed, whose number the next file would have, and be written to by what prints
+    os.close(descriptor)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        encoding = "utf-8" if stream is None else stream.encoding
+        file = io.BufferedWriter(_Expendable(number, "w", closefd=False))  # type: ignore[type-var]
+        setattr(sys, name, io.TextIOWrapper(file, encoding, errors="backslashreplace", line_buffering=True))

@@ -12,50 +12,90 @@ import difflib
 import importlib
 import inspect
 import json
+import re
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import UnionType
-from typing import Any
+from typing import Any, Literal
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from flows.errors import InputError, NonFiniteError, StorageError, first_line, one_line
 
 Config = Mapping[str, Any]
 
-SPECIAL_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+SPECIAL_KEYS = {
+    "_target_": str,
+    "_partial_": bool,
+    "_convert_": Literal["none", "partial", "object", "all"],
+    "_recursive_": bool,
+    "_args_": list[Any],
+}
+"""Hydra's own keys of a node."""
+
+OBJECTS, FACTORIES, NAMED_OBJECTS = ("data", "model", "trainer"), ("optimizer", "schedule"), ("callbacks", "logger")
+"""What is built of the root of a configuration: objects, factories (``_partial_``), and objects by their names."""
+
+LIBRARIES = ("torch", "pytorch_lightning", "lightning_fabric", "hydra", "omegaconf")
+"""Those that are given nothing but what a configuration holds: what they raise at that is the user's mistake."""
+
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+TOO_LARGE = re.compile("allocate|storage size|out of memory|overflow", re.IGNORECASE)
+"""How torch says that something does not fit into memory."""
 
 
 def check(config: Any) -> None:
     """Compare every node of a resolved configuration with the signature of what its ``_target_`` names.
 
     Raises:
-        InputError: a target that does not exist, an argument that it does not take (naming the nearest that it does),
-            or a value of the wrong type; in one line with the full path of the key.
+        InputError: a target that does not exist, an argument that it does not take (naming the nearest that it does)
+            or lacks, or a value of the wrong type; in one line with the full path of the key.
     """
+    for path, value in _parts(config):
+        if not _is_node(value):
+            raise InputError(f"{path} must be a node with _target_{' or null' if '.' in path else ''}, not {value!r}")
+        if bool(value.get("_partial_")) != (path in FACTORIES):
+            raise InputError(f"{path}._partial_ must be {str(path in FACTORIES).lower()}")
     for path, node in nodes(config):
-        if isinstance(node, Mapping) and "_target_" in node:
+        if _is_node(node):
             _check_node(path, node)
+
+
+def _parts(config: Config) -> Iterator[tuple[str, Any]]:
+    """What must be a node, of what there is, with its path."""
+    yield from ((key, config[key]) for key in (*OBJECTS, *FACTORIES) if key in config)
+    for group in NAMED_OBJECTS:
+        for name, value in config.get(group, {}).items():
+            # The loggers' group has settings beside its nodes.
+            if value is not None and (group == "callbacks" or isinstance(value, Mapping)):
+                yield f"{group}.{name}", value
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
 
 
 def _check_node(path: str, node: Config) -> None:
     target = node["_target_"]
     try:
         called: Callable[..., Any] = get_object(target)
+        parameters = inspect.signature(called).parameters
     except Exception as error:  # Hydra raises plain Exceptions of several kinds here
         raise InputError(f"{path}._target_ names {target}, which cannot be imported: {first_line(error)}") from error
-    parameters = inspect.signature(called).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    hints = _type_hints(called)
+    hints = _type_hints(called) | SPECIAL_KEYS
     for key, value in node.items():
-        if key in SPECIAL_KEYS:
-            continue
-        if key not in parameters and not takes_any:
+        if key not in parameters and key not in SPECIAL_KEYS and not takes_any:
             raise InputError(f"{path}.{key}: {target} takes no '{key}'{did_you_mean(key, parameters)}")
         if complaint := _complaint(value, _plain(hints.get(key, Any))):
             raise InputError(f"{path}.{key} must be {complaint}, not {value!r}")
+    needed = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
+    lacking = [name for name in needed if name not in node and parameters[name].kind not in VARIABLE]
+    if lacking and not node.get("_partial_") and not node.get("_args_"):
+        raise InputError(f"{path}: {target} needs '{lacking[0]}'")
 
 
 def require_targets(config: Any, known: Collection[str], packages: Sequence[str]) -> None:
@@ -80,7 +120,7 @@ def did_you_mean(word: str, candidates: Iterable[str], *, num: int = 3) -> str:
 
 def suggestion(near: Sequence[str]) -> str:
     """``; did you mean 'a' or 'b'?``, or nothing if there is nothing to suggest."""
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"; did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?" if near else ""
 
 
 def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -95,16 +135,17 @@ def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from nodes(child, f"{path}.{key}" if path else str(key))
 
 
-def build(config: Config, mistakes: tuple[type[Exception], ...] = (ValueError,)) -> Any:
+def build(config: Config) -> Any:
     """Build the object that a plain, resolved configuration describes; every container in it is a plain one.
+
+    This is where other libraries' exceptions become ours: what they raise at the values of a configuration.
 
     Args:
         config: with ``_target_`` nodes, as Hydra knows them.
-        mistakes: what constructors of other libraries raise when a value is wrong, rather than the code.
 
     Raises:
         InputError, NonFiniteError, StorageError: raised by what is built; without Hydra's wrapping.
-        InputError: in place of ``mistakes``.
+        InputError: a constructor has refused a value, or there is no memory for it.
     """
     try:
         return instantiate(config, _convert_="all")
@@ -114,8 +155,11 @@ def build(config: Config, mistakes: tuple[type[Exception], ...] = (ValueError,))
             cause = cause.__cause__
         if isinstance(cause, (InputError, NonFiniteError, StorageError)):
             raise cause from error
-        if isinstance(cause, mistakes):
-            raise InputError(f"{config['_target_']}: {one_line(cause)[:300]}") from error
+        called = re.search(r"Error in call to target '(.+?)'", str(error))
+        target = called[1] if called else config["_target_"]
+        is_theirs = any(name.split(".")[0] in LIBRARIES for name in (target, type(cause).__module__))
+        if is_theirs or isinstance(cause, ValueError) or TOO_LARGE.search(str(cause)):
+            raise InputError(f"{target}: {one_line(cause)[:300]}") from error
         raise
 
 
@@ -144,7 +188,7 @@ def check_targets(config: Any, allowed: tuple[type, ...], packages: Sequence[str
     for path, node in nodes(config):
         if isinstance(node, str) and "${" in node:
             raise InputError(f"the stored configuration contains an interpolation at {path}, which is never resolved")
-        if isinstance(node, Mapping) and "_target_" in node:
+        if _is_node(node):
             _require_allowed(path, node["_target_"], allowed, packages)
 
 
@@ -190,11 +234,13 @@ def _plain(hint: Any) -> Any:
 
 def _complaint(value: Any, hint: Any) -> str:
     """What a value of YAML should be by a type hint, in pydantic's words; empty if it is that, or if none can say."""
-    if isinstance(value, Mapping) and "_target_" in value:
-        return ""  # a node that is built into an object first
+    if _is_node(value):  # which is built into an object first
+        is_factory = typing.get_origin(hint) is Callable
+        return "a factory: with _partial_: true" if is_factory and not value.get("_partial_") else ""
     try:
-        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)  # which knows no tuples, as YAML does not
-    except PydanticSchemaGenerationError:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter.validate_json(json.dumps(value), strict=True)  # which knows no tuples, as YAML does not
+    except PydanticUserError:
         return ""
     except ValidationError as error:
         words = " or ".join(dict.fromkeys(one["msg"].removeprefix("Input should be ") for one in error.errors()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from flows.errors import InputError
 
 SINGLE = "hydra.mode=RUN"
 """The override that distinguishes one trial of a search from the search."""
+
+QUOTES, SPECIAL_TO_SHELLS = "\"'", set('"$`\\!')
 
 OF_THE_SWEEP = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep")
 """Settings that belong to the sweep and not to its jobs."""
@@ -28,10 +31,9 @@ def parse(lines: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(lines))
     except OverrideParseException as error:
-        raise InputError(
-            f"cannot read the override {error.override!r}: it should be key=value; put the value in quotes of its own "
-            f"if it has special characters"
-        ) from error
+        key, is_setting, value = str(error.override).partition("=")
+        form = f"write {as_text(key, value)}" if is_setting else "it should be key=value"
+        raise InputError(f"cannot read the override {error.override!r}: {form}") from error
 
 
 def with_whole_values(argv: Sequence[str]) -> list[str]:
@@ -50,9 +52,15 @@ def with_whole_values(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def quoted(path: Path) -> str:
-    """A path as a value of Hydra's command line."""
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+def as_text(key: str, value: str) -> str:
+    """What to type into a shell, so that the value is a text as it stands, whatever its characters."""
+    word = f"{key}={quoted(value.strip(QUOTES))}"
+    return shlex.quote(word) if set(word) & SPECIAL_TO_SHELLS else f'"{word}"'
+
+
+def quoted(text: Path | str) -> str:
+    """A path, or any other text, as a value of Hydra's command line."""
+    escaped = str(text).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
 

@@ -16,6 +16,9 @@ from flows.models.prepared_inverse import InvertLayer, Observe, PreparedInverse,
 from flows.models.priors import LEARNED, FactorOut, Prior, Standardize
 from flows.numerics import MARGIN, full_precision
 
+MAX_STEPS = 10_000
+"""Of a level. The paper has 32; a number that was meant for something else would build layers until memory is full."""
+
 
 class Flow(DensityModel):
     """A multi-scale flow: exact likelihoods, exact latents, and samples.
@@ -29,7 +32,7 @@ class Flow(DensityModel):
             ``image_size`` get D and the level's (height, width).
         coupling: makes the coupling layer of a step from the number of channels and ``hidden_channels``; likewise.
         num_levels: L, at least 1.
-        num_steps: D, at least 1.
+        num_steps: D, from 1 to :data:`MAX_STEPS`.
         hidden_channels: width of the coupling networks.
         prior: makes the Gaussians of the latents.
         dequantizer: makes what turns pixels into reals; a parameter ``image_shape`` gets that.
@@ -71,8 +74,8 @@ class Flow(DensityModel):
     ) -> None:
         super().__init__(image_shape, make(dequantizer, image_shape=tuple(image_shape)))
         _require_levels(self.image_shape, num_levels)
-        if num_steps < 1:
-            raise InputError(f"num_steps must be at least 1, not {num_steps}")
+        if not 1 <= num_steps <= MAX_STEPS:
+            raise InputError(f"num_steps must be from 1 to {MAX_STEPS}, not {num_steps}")
 
         self.front = Sequential() if margin is None else Sequential(Logit(margin))
         self.levels = nn.ModuleList()
@@ -179,7 +182,8 @@ def _require_levels(image_shape: tuple[int, int, int], num_levels: int) -> None:
     if num_levels < 1:
         raise InputError(f"num_levels must be at least 1, not {num_levels}")
     _, height, width = image_shape
-    if height % 2**num_levels or width % 2**num_levels:
+    sides = height | width
+    if (sides & -sides).bit_length() <= num_levels:  # the largest power of two that divides both
         raise InputError(
             f"an image of {height} x {width} pixels cannot be halved {num_levels} times: choose num_levels so that "
             f"2^num_levels divides both, or another image size"

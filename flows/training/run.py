@@ -18,7 +18,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.plugins.environments import SLURMEnvironment
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim.lr_scheduler import LRScheduler
 
 from datamodules import Augmentation, ImageDataModule
@@ -293,6 +292,11 @@ def build_trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
         accelerator = "cpu"
         if MPSAccelerator.is_available():
             say("training on the CPU: Apple's GPUs have no float64, in which small matrices are factorised")
+    for key in ("callbacks", "logger", "plugins"):
+        if key in config["trainer"]:
+            raise InputError(f"trainer.{key} would have no effect: the groups callbacks and logger say what there is")
+    if config["trainer"].get("overfit_batches"):
+        raise InputError("trainer.overfit_batches would have no effect: data.images_per_epoch sets an epoch's length")
     callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
     loggers = [build(node) for node in config["logger"].values() if isinstance(node, dict)]
     if not loggers:
@@ -307,8 +311,7 @@ def build_trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
             "callbacks": [*callbacks, DescribeCheckpoint(config, overrides)],
             "logger": loggers,
             "plugins": [AtomicCheckpointIO(), *cluster],
-        },
-        mistakes=(ValueError, MisconfigurationException),
+        }
     )
     if trainer.max_epochs == 0 or trainer.max_steps == 0:
         raise InputError("trainer.max_epochs and trainer.max_steps must not be 0: there would be nothing to report")

@@ -3,6 +3,7 @@
 import copy
 from functools import cache
 
+import hydra
 from hydra import initialize_config_dir
 
 from flows.cli.command_line import check_command_line, compose_resolved, register_schemas
@@ -37,6 +38,12 @@ def compose(*overrides, root="train"):
 def _composed(root, overrides):
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose_resolved(root, list(overrides))
+
+
+def compose_typed(*overrides, root):
+    """The same as Hydra has it, with the types of the root's keys."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return hydra.compose(root, list(overrides))
 
 
 MIXINGS = options("mixing")

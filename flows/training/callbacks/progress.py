@@ -6,40 +6,76 @@ import sys
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import ProgressBar as LightningProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+
+SHOWN = {"train": "train/bits_per_dim", "val": "val/bits_per_dim", "averaged": "val/bits_per_dim_averaged"}
 
 
-class ProgressBar(RichProgressBar):
-    """A progress bar with bits/dim and images/s, and one line for every validation.
+class ProgressBar(LightningProgressBar):
+    """One line that says how far an epoch is, in bits/dim and images/s, and one that stays for every validation.
 
-    Where the output is no terminal (a job's log file) only the lines are written.
+    Where the output is no terminal (a job's log file) only the lines that stay are written.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        if not sys.stdout.isatty():
-            self.disable()
+        self._is_terminal = sys.stdout.isatty()
+        self._line: Progress | None = None
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+    def disable(self) -> None:
+        """Lightning's wish where another process speaks."""
+        self._is_terminal = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._is_terminal:
+            return
+        texts = ("{task.description}", "{task.fields[scores]}")
+        epoch, scores = (TextColumn(text, table_column=Column(no_wrap=True)) for text in texts)
+        columns = (epoch, BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn(compact=True), scores)
+        self._line = Progress(*columns, console=Console(highlight=False), expand=True, transient=True)
+        self._line.add_task("", scores="")
+        self._line.start()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._line is not None:
+            self._line.reset(self._line.task_ids[0], total=self.total_train_batches, description=_epoch(trainer))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._line is not None:
+            self._line.update(self._line.task_ids[0], completed=batch_idx + 1, scores=_scores(trainer, "train", "val"))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        shown = {
-            "train": "train/bits_per_dim",
-            "val": "val/bits_per_dim",
-            "val averaged": "val/bits_per_dim_averaged",
-        }
-        metrics = trainer.callback_metrics
-        parts = [f"{label} {float(metrics[name]):.3f}" for label, name in shown.items() if name in metrics]
-        speed = metrics.get("train/images_per_second")
-        parts += [] if speed is None else [f"{float(speed):.0f} images/s"]
-        line = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}, bits/dim: {', '.join(parts)}"
-        if self.progress is None:
+        line = f"{_epoch(trainer)}, step {trainer.global_step}: {_scores(trainer, *SHOWN)}"
+        if self._line is None:
             print(line, flush=True)
         else:
-            self.progress.console.print(line, highlight=False)
+            self._line.console.print(line)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._line is not None:
+            self._line.stop()
+
+
+def _epoch(trainer: pl.Trainer) -> str:
+    """The epoch's number, the first being 1, and how many there are."""
+    of_all = f"/{trainer.max_epochs}" if trainer.max_epochs not in (None, -1) else ""
+    return f"epoch {trainer.current_epoch + 1}{of_all}"
+
+
+def _scores(trainer: pl.Trainer, *labels: str) -> str:
+    """``train 5.398  val 5.550  39 img/s``, of what is known."""
+    metrics = trainer.callback_metrics
+    scores = [f"{label} {float(metrics[SHOWN[label]]):.3f}" for label in labels if SHOWN[label] in metrics]
+    speed = metrics.get("train/images_per_second")
+    return "  ".join([*scores, *([] if speed is None else [f"{float(speed):.0f} img/s"])])
