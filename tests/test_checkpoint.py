@@ -395,11 +395,13 @@ def test_resuming_takes_nothing_harmful_from_the_file(tmp_path, harmful):
 
 
 def test_resuming_builds_only_what_the_configuration_files_name(tmp_path):
-    arguments = ["+callbacks.mine._target_=flows.errors.one_line"]
-    with pytest.raises(InputError, match=r"callbacks\.mine would build 'flows\.errors\.one_line'"):
+    arguments = ["+callbacks.mine._target_=pytorch_lightning.callbacks.Timer"]
+    with pytest.raises(InputError, match=r"callbacks\.mine would build 'pytorch_lightning\.callbacks\.Timer'"):
         check_command_line(CONF, "train", arguments, given=[])
     check_command_line(CONF, "train", arguments, given=arguments)
-    check_command_line(CONF, "train", [*arguments, "packages=[flows]"], given=["packages=[flows]"])
+    check_command_line(
+        CONF, "train", [*arguments, "packages=[pytorch_lightning]"], given=["packages=[pytorch_lightning]"]
+    )
 
 
 def test_what_resuming_refuses_to_take_from_a_file_may_be_given(tmp_path):

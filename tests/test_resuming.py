@@ -6,10 +6,12 @@ import shutil
 import pytest
 import torch
 import yaml
-from forks import fork, output, wait
+from support.forks import fork, output, wait
 
 from flows import InputError, load_flow
 from flows.training.module import FlowModule
+
+pytestmark = pytest.mark.slow
 
 TINY = ["experiment=smoke", "data=digits", "trainer=cpu", "callbacks.samples=null", "callbacks.inversion=null"]
 
