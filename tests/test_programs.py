@@ -189,10 +189,9 @@ def test_any_split_of_any_data_set_of_that_shape_is_scored(trained, tmp_path):
     checkpoint = f"checkpoint={folder}/runs/first"
     validation = json.loads((folder / "runs/first/results.json").read_text())["val/bits_per_dim"]
     records = set((folder / "runs/first").rglob("*.json"))
-    run_forked("evaluate.py", checkpoint, "split=val", cwd=tmp_path)
-    assert "val split" in output(tmp_path) and f"{validation:.3f} +- " in output(tmp_path)
-    run_forked("evaluate.py", checkpoint, "data=hubble", cwd=tmp_path)
-    assert "hubble, test split, 117 images" in output(tmp_path)
+    said = run_forked("evaluate.py", checkpoint, "split=val", cwd=tmp_path)
+    assert "val split" in said and f"{validation:.3f} +- " in said
+    assert "hubble, test split, 117 images" in run_forked("evaluate.py", checkpoint, "data=hubble", cwd=tmp_path)
     assert set((folder / "runs/first").rglob("*.json")) == records
     assert "1 x 8 x 8, but the model's 3 x 32 x 32" in refusal("evaluate.py", checkpoint, "data=digits", cwd=tmp_path)
     assert "split must be" in refusal("evaluate.py", checkpoint, "split=all", cwd=tmp_path)
