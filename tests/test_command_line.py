@@ -14,7 +14,7 @@ from flows import InputError
 from flows.cli.command_line import check_command_line
 from flows.cli.entry import EXIT_CODES
 from flows.config.building import build, check
-from flows.config.overrides import SINGLE
+from flows.config.overrides import SINGLE, with_whole_values
 from flows.processes import signals
 
 
@@ -32,6 +32,19 @@ def test_values_reach_what_they_configure():
     assert step.coupling.network.first.edge_bias is None
     assert flow.top.gaussian.edge_bias is None
     assert flow.factor_outs[0].gaussian.convolution.convolution.edge_bias is None
+
+
+@pytest.mark.parametrize("word", ["data.root=", "run_dir=''", '+images=""'])
+def test_an_empty_value_is_not_the_working_directory(word):
+    with pytest.raises(InputError, match="gives no value"):
+        with_whole_values(["seed=1", word])
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_begins(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["data.root=~/a b", "run_dir='~/x'", "runs=[~/a,~,b~/c]", "images=~", "~callbacks.best", "a=x~", "-m"]
+    expected = ["data.root=/home/me/a b", "run_dir='/home/me/x'", "runs=[/home/me/a,/home/me,b~/c]", "images=/home/me"]
+    assert with_whole_values(given) == [*expected, "~callbacks.best", "a=x~", "-m"]
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,22 @@
 """Photographs: disjoint splits, fixed crops, seeded order; and pictures from a user's folder."""
 
-import struct
-import zlib
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from datamodules import ImageBatch, PhotographCrops
+from datamodules import ImageBatch, ImageFolder, PhotographCrops
 from datamodules.datasets.photographs import BLOCK_SIZE
 from datamodules.loading.samplers import EpochSampler
 from flows import InputError
 from flows.measures.bits_per_dim import Score
 from flows.measures.codecs import codec_bits_per_dim
-from flows.pictures import find_pictures, grid, read_picture, save_png
-from flows.programs.inputs import batches
+from flows.pictures import grid, save_png
+from flows.programs import inputs
+from flows.programs.inputs import Pictures, numbers_of
 
 
 @pytest.fixture(scope="module", params=["photos", "hubble"])
@@ -119,58 +120,72 @@ def save(path, mode="RGB", size=(8, 8)):
     Image.fromarray(array, "RGBA").convert(mode).save(path)
 
 
-def test_a_folder_s_pictures_are_found_and_read(tmp_path):
+def pictures(folder, *arguments, channels=3, **options):
+    flow = SimpleNamespace(image_shape=(channels, 8, 8))
+    return Pictures(folder, folder / "a data set of the user's own.ckpt", flow, *arguments, **options)
+
+
+def read(found, batch_size=2):
+    """Names, and images by them."""
+    return {
+        path.name: image
+        for paths, images in found.batches(batch_size)
+        for path, image in zip(paths, images, strict=True)
+    }
+
+
+def test_pictures_are_converted_and_one_bad_file_costs_that_file(tmp_path, capsys):
     (tmp_path / "deep").mkdir()
     save(tmp_path / "b.png")
-    save(tmp_path / "deep" / "a.JPG")
-    (tmp_path / "notes.txt").touch()
-    paths = find_pictures(tmp_path)
-    assert [path.name for path in paths] == ["b.png", "a.JPG"]
-    image = read_picture(paths[0], (3, 8, 8))
-    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(Image.open(paths[0])))
+    save(tmp_path / "deep" / "a.PNG", "L", size=(30, 20))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "b.png").read_bytes()[:120])
+    (tmp_path / "._b.png").touch()
+    found = pictures(tmp_path)
+    images = read(found)
+    assert set(images) == {"b.png", "a.PNG"} and images["a.PNG"].shape == (3, 8, 8)
+    assert np.array_equal(images["b.png"].permute(1, 2, 0).numpy(), np.array(Image.open(tmp_path / "b.png")))
+    found.tell()
+    said = capsys.readouterr().out
+    assert "cropped or scaled: 1 of 3 pictures" in said and "grey repeated as colour: 1 of 3" in said
+    assert "._b.png (hidden)" in said and re.search(r"left out: .*cut\.png \(Truncated", said)
 
 
-def sixteen_bit_png():
-    """8 x 8 pixels of 16-bit colour, which Pillow can read but not write."""
-
-    def chunk(name, content):
-        checksum = zlib.crc32(name + content)
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
-
-    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
-    rows = zlib.compress(bytes(8 * (1 + 8 * 6)))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize(
-    ("name", "make", "words"),
-    [
-        ("grey.png", lambda path: save(path, "L"), "mode L.*RGB"),
-        ("alpha.png", lambda path: save(path, "RGBA"), "mode RGBA.*without alpha"),
-        ("deep.png", lambda path: Image.new("I;16", (8, 8)).save(path), "16 bits"),
-        ("deep_colour.png", lambda path: path.write_bytes(sixteen_bit_png()), "16 bits"),
-        ("see_through.png", lambda path: Image.new("RGB", (8, 8)).save(path, transparency=(0, 0, 0)), "transparent"),
-        ("palette.png", lambda path: save(path, "P"), "mode P"),
-        ("large.png", lambda path: save(path, size=(9, 8)), "9 x 8 pixels.*8 x 8"),
-        ("text.png", lambda path: path.write_text("not a picture"), "not a PNG or JPEG"),
-        ("empty.jpg", lambda path: path.touch(), "not a PNG or JPEG"),
-        ("cut.png", lambda path: (save(path), path.write_bytes(path.read_bytes()[:120])), "cannot be read"),
-        ("gif.png", lambda path: Image.new("P", (8, 8)).save(path, "GIF"), "not a PNG or JPEG"),
-    ],
-)
-def test_pictures_that_do_not_fit_are_named(tmp_path, name, make, words):
-    make(tmp_path / name)
-    with pytest.raises(InputError, match=words) as caught:
-        read_picture(tmp_path / name, (3, 8, 8))
-    assert name in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_as_it_is_refuses_what_would_be_changed(tmp_path):
+    save(tmp_path / "fits.png")
+    save(tmp_path / "large.png", size=(9, 8))
+    save(tmp_path / "grey.png", "L")
+    found = pictures(tmp_path, as_is=True)
+    assert set(read(found)) == {"fits.png"}
+    assert [reason.partition("refuses: ")[2] for reason in found.left_out.values()] == [
+        "grey repeated as colour",
+        "cropped or scaled",
+    ]
 
 
-def test_empty_and_missing_folders_are_named(tmp_path):
-    with pytest.raises(InputError, match="no PNG or JPEG"):
-        find_pictures(tmp_path)
+def test_a_range_of_values_reaches_pictures_of_16_bits(tmp_path):
+    Image.fromarray(np.full((8, 8), 2048, np.uint16)).save(tmp_path / "deep.png")
+    assert (read(pictures(tmp_path, [0, 4095], channels=1))["deep.png"] == 128).all()
+    with pytest.raises(InputError, match="nearly black"):
+        read(pictures(tmp_path, channels=1))
+    with pytest.raises(InputError, match="two numbers"):
+        pictures(tmp_path, [3])
+
+
+def test_pictures_are_converted_as_the_runs_data_set_does(tmp_path, monkeypatch):
+    Image.fromarray(np.full((20, 20), 2048, np.uint16)).save(tmp_path / "deep.png")
+    data = ImageFolder(root="not needed", num_channels=1, image_size=8, value_range=(0, 4095))
+    monkeypatch.setattr(inputs, "data_of_run", lambda checkpoint: data)
+    assert (read(pictures(tmp_path, channels=1))["deep.png"] == 128).all()
+    assert (read(pictures(tmp_path, [0, 65535], channels=1))["deep.png"] == 8).all()
+
+
+def test_empty_and_missing_folders_are_named(tmp_path, capsys):
+    with pytest.raises(InputError, match="no PNG, JPEG, WebP"):
+        (tmp_path / "notes.txt").touch()
+        pictures(tmp_path)
+    assert "notes.txt (not PNG" in capsys.readouterr().out
     with pytest.raises(InputError, match="not a folder"):
-        find_pictures(tmp_path / "none")
+        pictures(tmp_path / "none")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -198,12 +213,9 @@ def test_score_has_its_standard_error():
     assert str(Score.of(torch.tensor([1.5]))) == "1.500"
 
 
-def test_the_score_of_a_picture_does_not_depend_on_what_lies_beside_it(tmp_path):
-    for name in "abc":
-        save(tmp_path / f"{name}.png", size=(8, 8))
-    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
-    numbers = torch.cat([numbers for _, numbers in batches(find_pictures(tmp_path), (3, 8, 8), 2)])
-    alone = next(batches([tmp_path / "b.png"], (3, 8, 8), 2))[1]
-    assert numbers[1] == alone[0]
-    assert numbers[0] == numbers[2] != numbers[1]
-    assert numbers.min() >= 0
+def test_the_noise_of_a_picture_does_not_depend_on_what_lies_beside_it():
+    images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    images[2] = images[0]
+    numbers = numbers_of(images)
+    assert numbers[0] == numbers[2] != numbers[1] and numbers.min() >= 0
+    assert numbers_of(images[1:2]) == numbers[1]

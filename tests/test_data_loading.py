@@ -1,5 +1,7 @@
 """Batches: what each process sees, in which order, and that nothing is counted twice or left out."""
 
+import errno
+import multiprocessing
 import os
 import pickle
 import re
@@ -13,9 +15,9 @@ from torch.utils.data._utils import signal_handling
 
 from datamodules import Augmentation, Digits, PhotographCrops
 from datamodules.base import ImageDataModule
-from datamodules.loading.datasets import Subset, Tensors, held_out
+from datamodules.loading.datasets import ImageBatch, Subset, Tensors, held_out
 from datamodules.loading.samplers import EpochSampler
-from flows.errors import InputError
+from flows.errors import InputError, StorageError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,6 +35,37 @@ class Numbered(ImageDataModule):
         numbers = torch.arange(self.num_images, dtype=torch.uint8).view(-1, 1, 1, 1)
         images = numbers + torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
         return 3 * (Tensors(images),)
+
+
+def test_batches_of_workers_need_no_shared_memory():
+    """Tensors go through ``/dev/shm``: where it is full, a worker's batch never comes."""
+    data = Numbered(batch_size=10, num_workers=1)
+    data.setup()
+    batch = next(iter(data.train_dataloader()))
+    assert isinstance(batch, ImageBatch) and not batch.images.is_shared() and not batch.indices.is_shared()
+    assert torch.equal(batch.images, data.train.gather(batch.indices.tolist()))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch complains of its half-made iterator
+def test_workers_that_cannot_begin_are_one_line_and_leave_none_behind(monkeypatch):
+    data = Numbered(batch_size=10, num_workers=2)
+    data.setup()
+    loader, begun = data.val_dataloader(), []
+
+    class FullSharedMemory(multiprocessing.get_context("fork").Process):
+        def start(self):
+            if begun:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().start()
+            begun.append(self)
+
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(context, "Process", FullSharedMemory, raising=False)
+    loader.multiprocessing_context = context
+    with pytest.raises(StorageError, match=r"No space left.*num_workers=0"):
+        iter(loader)
+    begun[0].join(30)
+    assert begun[0].exitcode == -signal.SIGKILL
 
 
 class Place:

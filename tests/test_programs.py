@@ -164,10 +164,38 @@ def test_own_pictures_are_scored_one_by_one(trained, tmp_path):
     (tmp_path / "pictures" / "deep").mkdir(parents=True)
     Image.fromarray(noise).save(tmp_path / "pictures" / "deep" / "noise.png")
     Image.fromarray(np.full((32, 32, 3), 128, dtype=np.uint8)).save(tmp_path / "pictures" / "flat.png")
-    run_forked("evaluate.py", f"checkpoint={folder}/runs/first", "images=pictures", cwd=tmp_path)
-    rows = {row["file"]: float(row["bits_per_dim"]) for row in csv.DictReader((tmp_path / "scores.csv").open())}
-    assert set(rows) == {"deep/noise.png", "flat.png"}
-    assert rows["deep/noise.png"] > rows["flat.png"]
+    Image.fromarray(noise).resize((50, 40)).save(tmp_path / "pictures" / os.fsdecode(b"caf\xe9.webp"))
+    (tmp_path / "pictures" / os.fsdecode(b"t\xe9xt.png")).write_text("not a picture")
+    given = [f"checkpoint={folder}/runs/first", "images=pictures", "batch_size=2"]
+    done = run("evaluate.py", *given, cwd=tmp_path)
+    assert re.search(r"left out: pictures/t\\udce9xt\.png \(it is not a PNG", done.stdout)
+    assert "cropped or scaled: 1 of 4 pictures" in done.stdout and "lossless WebP bits/dim" in done.stdout
+    rows = {row["file"]: row for row in csv.DictReader((tmp_path / "scores.csv").open())}
+    assert set(rows) == {"deep/noise.png", "flat.png", r"caf\udce9.webp"}
+    flat, noise = rows["flat.png"], rows["deep/noise.png"]
+    for column in ("bits_per_dim", "png_bits_per_dim", "webp_bits_per_dim", "rank_in_validation"):
+        assert 0 <= float(flat[column]) < float(noise[column])
+    assert sorted(os.listdir(tmp_path)) == ["pictures", "scores.csv"]
+    # One of them alone has the same score.
+    (tmp_path / "alone").mkdir()
+    shutil.copy(tmp_path / "pictures" / "flat.png", tmp_path / "alone" / "other name.png")
+    run_forked("evaluate.py", given[0], "images=alone", "as_is=true", "output=alone.csv", cwd=tmp_path)
+    (row,) = csv.DictReader((tmp_path / "alone.csv").open())
+    assert float(row["bits_per_dim"]) == pytest.approx(float(flat["bits_per_dim"]), abs=1e-4)
+
+
+def test_any_split_of_any_data_set_of_that_shape_is_scored(trained, tmp_path):
+    folder, _ = trained
+    checkpoint = f"checkpoint={folder}/runs/first"
+    validation = json.loads((folder / "runs/first/results.json").read_text())["val/bits_per_dim"]
+    records = set((folder / "runs/first").rglob("*.json"))
+    said = run_forked("evaluate.py", checkpoint, "split=val", cwd=tmp_path)
+    assert "val split" in said and f"{validation:.3f} +- " in said
+    assert "hubble, test split, 117 images" in run_forked("evaluate.py", checkpoint, "data=hubble", cwd=tmp_path)
+    assert set((folder / "runs/first").rglob("*.json")) == records
+    assert "1 x 8 x 8, but the model's 3 x 32 x 32" in refusal("evaluate.py", checkpoint, "data=digits", cwd=tmp_path)
+    assert "split must be" in refusal("evaluate.py", checkpoint, "split=all", cwd=tmp_path)
+    assert "give one of them" in refusal("evaluate.py", checkpoint, "data=hubble", "images=x", cwd=tmp_path)
 
 
 def test_a_run_is_continued_with_its_own_settings(trained):
@@ -309,14 +337,14 @@ def test_wrong_sampling_is_refused(trained, arguments, words, tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_a_broken_picture_stops_the_scoring_and_nothing_is_written(trained, tmp_path):
+def test_a_bad_output_path_is_refused_before_the_work(trained, tmp_path):
     folder, _ = trained
+    (tmp_path / "file").touch()
     (tmp_path / "pictures").mkdir()
+    given = ["evaluate.py", f"checkpoint={folder}/runs/first", "images=pictures"]
+    assert "file is not a folder" in refusal(*given, "output=file/x.csv", cwd=tmp_path, code=4)
     Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / "good.png")
-    (tmp_path / "pictures" / "text.png").write_text("not a picture")
-    line = refusal("evaluate.py", f"checkpoint={folder}/runs/first", "images=pictures", cwd=tmp_path)
-    assert "text.png is not a PNG or JPEG" in line
-    assert os.listdir(tmp_path) == ["pictures"]
+    assert "cannot write pictures: Is a directory" in refusal(*given, "output=pictures", cwd=tmp_path, code=4)
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
