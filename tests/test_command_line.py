@@ -1,21 +1,27 @@
 """Configuration: everything shipped composes and builds, and every mistake is named before any work."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
+from typing import Literal, get_args, get_origin
 
 import pytest
+from hydra.utils import get_object
 from support.configs import CONF, GROUPS, OPTIONS, check_train, compose
-from support.programs import ROOT
+from support.programs import ROOT, error_line, execute, run
 
 from flows import InputError
-from flows.cli.command_line import check_command_line
+from flows.cli.command_line import check_command_line, help_for
 from flows.cli.entry import EXIT_CODES
-from flows.config.building import build, check
+from flows.config.building import _is_node, _type_hints, build, check, nodes
 from flows.config.overrides import SINGLE, with_whole_values
+from flows.numerics import MatmulPrecision
 from flows.processes import signals
+from flows.runs.checkpoint import Weights
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -63,6 +69,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_begins(monkeypatch):
         ["hydra.run.dir=elsewhere"],
         ["data.num_channels=1"],
         ["optimizer.lr=1"],
+        ["seed=1,2", "-m", "mixing=emerging"],
     ],
 )
 def test_good_command_lines_pass(arguments):
@@ -94,7 +101,24 @@ def test_good_command_lines_pass(arguments):
         (["logger=null"], ["'logger=null' names no option; some are csv, tensorboard, wandb"]),
         (["hparams_search=optuna"], ["searches among several values: add -m"]),
         (["--config-dir", "own", "seed=1"], ["--config-dir is not supported", "hydra.searchpath"]),
-        (["mixing"], ["cannot read the override 'mixing'"]),
+        (["mixing"], ["cannot read the override 'mixing'", "it should be key=value"]),
+        (["run_dir=a=b"], ["cannot read the override", """write "run_dir='a=b'\""""]),
+        (["run_dir=a(b,$c"], ["""write 'run_dir='"'"'a(b,$c'"'"''"""]),
+        (["run_dir=a,b"], ["add -m", """for a text with these characters write "run_dir='a,b'\""""]),
+        (["trainer.max_steps=3"], ["no configuration key 'trainer.max_steps'", "+trainer.max_steps=3 adds it"]),
+        (["++optimiser.lr=5"], ["nothing would read 'optimiser'; did you mean 'optimizer'?"]),
+        (["--lr", "0.1"], ["there is no option --lr", "lr=VALUE"]),
+        (["--data=photos"], ["there is no option --data=photos", "data=photos"]),
+        (["--cfg", "x"], ["invalid choice: 'x'"]),
+        (["-m", "seed=1,2", "--cfg", "job"], ["leave -m out"]),
+        (["~optimizer"], ["optimizer must be a node with _target_, not {}"]),
+        (["optimizer._partial_=false"], ["optimizer._partial_ must be true"]),
+        (["callbacks.averaging=None"], ["callbacks.averaging must be a node with _target_ or null, not 'None'"]),
+        (["data.batch_size=many"], ["data.batch_size must be a valid integer"]),
+        (["data.num_workers=two"], ["data.num_workers must be a valid integer"]),
+        (["data.images_per_epoch=None"], ["data.images_per_epoch must be a valid integer"]),
+        (["model.mixing=3"], ["model.mixing must be callable"]),
+        (["++prior=3"], ["prior"]),
     ],
 )
 def test_mistakes_are_named_with_their_near_matches(arguments, words):
@@ -127,6 +151,87 @@ def test_a_target_that_does_not_exist_is_named():
 def test_exit_codes_tell_the_failures_apart():
     codes = [0, 1, signals.EXIT_CODE, *EXIT_CODES.values()]  # all went well, a bug, a signal, what a user can mend
     assert len(set(codes)) == len(codes)
+
+
+PROGRAMS = {"train": [], "prepare": [], "evaluate": ["checkpoint=x"], "sample": ["checkpoint=x"], "report": ["runs=x"]}
+
+ROOT_CHOICES = {
+    "precision": get_args(MatmulPrecision),
+    "on_nan": ("stop", "rollback"),
+    "weights": get_args(Weights),
+    "mode": ("interpolate", "reconstruct"),
+}
+"""Words that a key at a program's root takes, besides its default."""
+
+
+def explained(program, *arguments):
+    """What ``--help`` prints about each key: its value and its explanation."""
+    text = help_for(CONF, program, ["--help", *arguments])
+    assert text is not None
+    lines = text[text.index("Every key with its value") :].splitlines()[2:]
+    return {key: value.partition("  # ") for key, _, value in (line.partition("=") for line in lines)}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_explains_every_key_of_its_program(program):
+    keys = explained(program, *PROGRAMS[program])
+    assert [key for key, (_, _, explanation) in keys.items() if not explanation] == []
+    for key, (value, _, explanation) in keys.items():
+        if "." not in key and key in ROOT_CHOICES:
+            assert [word for word in ROOT_CHOICES[key] if word not in f"{value} {explanation}"] == []
+
+
+CHOSEN = [pair for pair in OPTIONS if pair[0] not in ("experiment", "hparams_search")]
+
+
+@pytest.mark.parametrize(("group", "option"), CHOSEN)
+def test_help_names_the_values_that_the_types_allow(group, option):
+    """Of every option of every group: each key is explained, with all words that its type allows."""
+    keys = explained("train", f"{group}={option}")
+    unexplained = [key for key, (_, _, text) in keys.items() if key.split(".")[0] == group and not text]
+    assert unexplained == []
+    for path, node in nodes(compose(f"{group}={option}")):
+        hints = _type_hints(get_object(node["_target_"])) if _is_node(node) else {}
+        for key in set(hints) & set(node if hints else ()):
+            shown = keys.get(f"{path}.{key}")
+            if shown is not None and get_origin(hints[key]) is Literal:
+                unsaid = [word for word in get_args(hints[key]) if word not in " ".join((str(node[key]), *shown))]
+                assert unsaid == [], f"{path}.{key}"
+
+
+def test_version_is_the_projects_own():
+    done = run("train.py", "--version", cwd=ROOT)
+    assert done.stdout == f"emerging-flows {version('emerging-flows')}\n"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_outside_of_the_environment_a_program_says_what_to_run(program, tmp_path):
+    interpreter = [sys.executable, "-S", "-E"]  # without what is installed
+    done = execute(*interpreter, ROOT / f"{program}.py", "a=b c", cwd=tmp_path, code=2)
+    launcher = os.path.relpath(ROOT / "with-env", tmp_path)
+    assert error_line(done.stderr).endswith(f": {launcher} python {ROOT / program}.py 'a=b c'")
+
+
+PRINTS = """
+import sys
+sys.path.insert(0, {root!r})
+from flows.cli.startup import guard_output
+guard_output()
+for number in range(20_000):
+    print("\\u00e9 \\udcff", number)
+print("to the end", file=sys.stderr)
+open("file", "w").write("whole")
+"""
+
+
+@pytest.mark.parametrize("how", ["| head -1", "> /dev/full", ">&-", ">&- 2>&-", "2>/dev/full | head -1"])
+def test_no_output_ends_a_program(how, tmp_path):
+    """A pipe that closes, a full disk, no output at all, a terminal without the letters."""
+    (tmp_path / "prints.py").write_text(PRINTS.format(root=str(ROOT)))
+    command = f"set -o pipefail; {shlex.quote(sys.executable)} prints.py {how}"
+    done = execute("bash", "-c", command, cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"})
+    assert (tmp_path / "file").read_text() == "whole"
+    assert done.stdout in ("", "\\xe9 \\udcff 0\n")
 
 
 def test_help_says_what_every_group_is_for():

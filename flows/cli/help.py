@@ -41,24 +41,24 @@ def help_text(config_dir: Path, config_name: str, overrides: list[str], groups: 
 
 def explanations(config_dir: Path, config_name: str, choices: Mapping[str, str]) -> dict[str, str]:
     """What the YAML files say about each dotted key, at these choices of groups."""
-    explained = _comments(config_dir / f"{config_name}.yaml", "")
+    explained = _comments(config_dir / f"{config_name}.yaml", "", config_dir)
     for group, option in choices.items():
         path = config_dir / group / f"{option}.yaml"
         if path.exists():  # or it is Hydra's, or a user's own
-            explained |= _comments(path, f"{group}.")
+            explained |= _comments(path, f"{group}.", config_dir)
     return explained
 
 
-def _comments(path: Path, prefix: str) -> dict[str, str]:
+def _comments(path: Path, prefix: str, config_dir: Path) -> dict[str, str]:
     """The comments of a file, and of those that it begins with."""
     text = path.read_text()
+    prefix = "" if text.startswith("# @package _global_") else prefix
     found: dict[str, str] = {}
     for entry in yaml.safe_load(text).get("defaults", []):
-        parent = path.parent / f"{entry}.yaml" if isinstance(entry, str) else path
-        if isinstance(entry, str) and entry.startswith("/"):  # beside the groups
-            parent = path.parents[1] / f"{entry[1:].partition('@')[0]}.yaml"
-        if parent != path and parent.exists():
-            found |= _comments(parent, prefix)
+        if isinstance(entry, str):
+            folder = config_dir if entry.startswith("/") else path.parent
+            parent = folder / f"{entry.lstrip('/').partition('@')[0]}.yaml"
+            found |= _comments(parent, prefix, config_dir) if parent.exists() else {}
     above: list[tuple[int, str]] = []
     for line in text.splitlines():
         if match := COMMENTED.match(line):
@@ -74,7 +74,7 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{path}{key}.")
-        elif key not in ("_target_", "_partial_"):
+        elif key not in ("_target_", "_partial_") and not str(value).startswith("${.."):  # which is set elsewhere
             yield f"{path}{key}", value
 
 
