@@ -291,7 +291,7 @@ def test_each_device_needs_a_validation_image():
         data.require_shares(20, 1)
 
 
-@pytest.mark.parametrize(("gpus", "words"), [(0, "no GPU here: trainer=cpu"), (1, "your machine only has: [0]")])
+@pytest.mark.parametrize(("gpus", "words"), [(0, "no CUDA GPU here: trainer=cpu"), (1, "your machine only has: [0]")])
 def test_more_gpus_than_there_are_is_one_line(gpus, words, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     register_schemas(ROOT / "conf")
