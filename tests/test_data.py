@@ -174,7 +174,7 @@ def test_a_range_of_values_reaches_pictures_of_16_bits(tmp_path):
 def test_pictures_are_converted_as_the_runs_data_set_does(tmp_path, monkeypatch):
     Image.fromarray(np.full((20, 20), 2048, np.uint16)).save(tmp_path / "deep.png")
     data = ImageFolder(root="not needed", num_channels=1, image_size=8, value_range=(0, 4095))
-    monkeypatch.setattr(inputs, "data_of_run", lambda checkpoint: data)
+    monkeypatch.setattr(inputs, "data_of_run", lambda *arguments: data)
     assert (read(pictures(tmp_path, channels=1))["deep.png"] == 128).all()
     assert (read(pictures(tmp_path, [0, 65535], channels=1))["deep.png"] == 8).all()
 

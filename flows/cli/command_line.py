@@ -105,6 +105,8 @@ def check_command_line(
                 config["model"]["hidden_channels"] = 1  # found when the run starts
             if given is not None:
                 require_targets(config, _trusted_targets(config_dir, given), config["packages"])
+            if config_name == "evaluate" and config["data"] is None:
+                del config["data"]  # the run's own is scored
             check(config)
             if "run_dir" in config:
                 require_writable(Path(config["run_dir"]))
