@@ -68,10 +68,10 @@ def test_no_value_of_any_key_ends_in_a_traceback(program, tmp_path, monkeypatch)
         for value in BAD:
             try:
                 changed = _set(config, path, value)
-                if "." not in path:  # Hydra's own check of types
+                if "." not in path:  # Hydra's own check of types, which makes a text of a number where one is due
                     changed_root = copy.deepcopy(typed)
                     OmegaConf.update(changed_root, path, value, merge=False)
-                    OmegaConf.to_container(changed_root, resolve=True)
+                    changed[path] = OmegaConf.to_container(changed_root, resolve=True)[path]
                 check(changed)
                 if program == "train":
                     _build(changed, path)

@@ -110,7 +110,7 @@ def test_everything_is_written_once(alone, together):
         for run_dir in (alone / "run", folder / "a run")
     ]
     assert left[0] == left[1]
-    for words in ("epoch 1, step 5", "epoch 2, step 10", "test bits/dim, raw weights", "writing to"):
+    for words in ("epoch 1/2, step 5:", "epoch 2/2, step 10:", "test bits/dim, raw weights", "writing to"):
         assert done.stdout.count(words) == 1, words
     assert not done.stderr.strip()
 
@@ -140,7 +140,7 @@ def only_run(folder, done, steps):
     (run_dir,) = (folder / "runs").iterdir()
     assert json.loads((run_dir / "results.json").read_text())["steps"] == steps
     assert len(list(run_dir.glob("samples/step=*.png"))) == steps // 5
-    assert done.stdout.count(f"step {steps}, bits/dim") == 1
+    assert done.stdout.count(f"step {steps}: ") == 1
     return run_dir
 
 
