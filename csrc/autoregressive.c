@@ -21,7 +21,7 @@
 #define LANES_8(F, s) LANES_4(F, s), F(4, s), F(5, s), F(6, s), F(7, s)
 #define LANES_16(F, s) LANES_8(F, s), F(8, s), F(9, s), F(10, s), F(11, s), F(12, s), F(13, s), F(14, s), F(15, s)
 
-/* Waking a thread takes some microseconds, in which one core does about so many multiplications. */
+/* Waking a thread takes some microseconds, in which one core does about this number of multiplications. */
 static const double WORK_PER_THREAD = 3e5;
 
 /* With 16 vector registers, 12 sums leave room for a value, a weight and a product. */

@@ -61,7 +61,7 @@ def _client(tmp_path, monkeypatch):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "client"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name in ("WANDB_API_KEY", "WANDB_SILENT", "WANDB_ERROR_REPORTING"):
-        monkeypatch.setenv(name, "")  # so that they are put back whoever sets them
+        monkeypatch.setenv(name, "")  # so that they are put back afterwards
         monkeypatch.delenv(name)
     wandb.teardown()
     yield

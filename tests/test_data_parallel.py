@@ -234,7 +234,7 @@ def test_processes_that_end_upon_a_signal_are_no_error(program):
     assert caught.value.code == 5
 
 
-def test_processes_end_when_whoever_started_them_is_killed(program, tmp_path):
+def test_processes_end_when_their_launcher_is_killed(program, tmp_path):
     program("from flows.processes.ranks import end_with_launcher as end\nend()\ntime.sleep(600)")
     start_them = f"import sys; sys.argv = {sys.argv}; from flows.processes import ranks; ranks.launch_ranks([], 3)"
     starter = subprocess.Popen([sys.executable, "-c", start_them], env=environment())

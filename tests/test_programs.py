@@ -66,7 +66,7 @@ def test_evaluation_repeats_the_training_s_score_whatever_the_batch_size(trained
 def test_an_evaluation_leaves_a_record_that_says_what_it_may_be_compared_with(trained):
     folder, _ = trained
     said = run_forked("evaluate.py", "checkpoint=runs/first", "num_samples=2", "weights=averaged", cwd=folder)
-    assert "averaged weights, 2 noise draws an image" in said
+    assert "averaged weights, 2 noise draws per image" in said
     record = json.loads((folder / "runs/first/evaluations/best-averaged-K2-seed0.json").read_text())
     assert (record["num_noise_samples"], record["weights"], record["split"]) == (2, "averaged", "test")
     assert record["data"] == json.loads((folder / "runs/first/results.json").read_text())["data"]

@@ -221,9 +221,9 @@ class MaskedAutoregressiveFlow(Composite):
 
     Note:
         The paper does not say how it masks within a pixel; :class:`MaskedAutoregressiveTransform` describes the choice.
-        The released code lets hidden unit j of the second layer see the units up to j, and the outputs of channel c the
-        first half of that channel's group of units; its order of pixels is mirrored. The paper's scales and shifts
-        have no bounds, so that its samples may overflow.
+        In the released code hidden unit j of the second layer sees the units up to j. The outputs of channel c see the
+        first half of that channel's group of units. Its order of pixels is mirrored. The paper's scales and shifts have
+        no bounds, so that its samples may overflow.
 
     Example:
         >>> import torch

@@ -29,7 +29,7 @@ def fastest_of_many(
         candidates: functions without arguments, by name.
         seconds: rounds start until so much time has passed.
         device: a CUDA device is waited for before and after each run.
-        min_rounds: so many rounds run at least, besides those to warm up.
+        min_rounds: the least number of rounds, besides those to warm up.
         warm_up: run each once, untimed, before (twice on a CUDA device, where the second call captures graphs).
     """
     best = dict.fromkeys(candidates, float("inf"))

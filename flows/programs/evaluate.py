@@ -150,7 +150,7 @@ def _validation_scores(checkpoint: Path, packages: Sequence[str], measure: Measu
 def _show(
     cfg: DictConfig, what: str, checkpoint: Path, columns: Tensor, output: str | None, record: Path | None
 ) -> None:
-    draws = "" if cfg.num_samples == 1 else f", {cfg.num_samples} noise draws an image"
+    draws = "" if cfg.num_samples == 1 else f", {cfg.num_samples} noise draws per image"
     names = [f"bits/dim, {cfg.weights} weights{draws}", "PNG bits/dim", "lossless WebP bits/dim"]
     console.show_table(what, [(name, Score.of(column)) for name, column in zip(names, columns, strict=False)])
     left = [("checkpoint", checkpoint), ("scores", output), ("record", record)]

@@ -80,7 +80,7 @@ def sample(cfg: DictConfig) -> None:
         np.savez_compressed(file, images=images.numpy(), finite=finite.numpy(), lost_in=lost_in)
     console.say(
         f"{len(images)} images in {console.duration(seconds)}: {len(images) / seconds:.1f} images/s, "
-        f"{1000 * seconds / len(images):.1f} ms an image ({cfg.weights} weights, {flow.device})"
+        f"{1000 * seconds / len(images):.1f} ms per image ({cfg.weights} weights, {flow.device})"
     )
     if lost:
         warn(f"{describe_lost(lost, len(images))}; they are hatched in the picture")

@@ -68,7 +68,7 @@ def send(*numbers, to=os.kill):
 
 
 def kill_while_training(step, seconds):
-    """It is killed so many seconds after a step has begun."""
+    """It is killed this number of seconds after a step has begun."""
     return at_step(step, lambda loss: threading.Timer(seconds, send(signal.SIGKILL), [loss]).start())
 
 

@@ -8,7 +8,7 @@ SECONDS = 600
 
 
 def wait_until(condition, seconds=SECONDS):
-    """Wait until ``condition()`` holds; fail after so many seconds."""
+    """Wait until ``condition()`` holds; fail after this number of seconds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
