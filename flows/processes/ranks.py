@@ -8,6 +8,7 @@ under tracebacks of their own, and from outliving it.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -166,6 +167,14 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
+def _leave() -> None:
+    """Close the connection to the other processes before Python ends: its threads must not outlive what they use."""
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @contextmanager
 def explain_lost_connection(trainer: pl.Trainer) -> Iterator[None]:
     """Around a training: one line when the connection to the other processes is lost, or never comes about.
@@ -180,6 +189,7 @@ def explain_lost_connection(trainer: pl.Trainer) -> Iterator[None]:
 
     try:
         yield
+        atexit.register(_leave)
     except RuntimeError as error:
         if not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
             raise
