@@ -2,8 +2,8 @@
 """The compiled substitutions for Python: plans, and solving with them outside the GIL.
 
 ``Plan`` is the one of ``autoregressive.h``, ``MaskedPlan`` the one of ``masked_autoregressive.h``. Arrays come as
-tensors, of which the address is asked here: cheaper than a buffer, and no address outlives its tensor, as it may in Python
-code that ``torch.compile`` splits. The callers, :mod:`flows.solvers.compiled` and :mod:`flows.solvers.masked`, answer for
+tensors, and this file asks for their addresses. That is cheaper than a buffer. In Python code that ``torch.compile`` splits
+an address may outlive its tensor; here it cannot. The callers, :mod:`flows.solvers.compiled` and :mod:`flows.solvers.masked`, answer for
 sizes and types.
 """
 

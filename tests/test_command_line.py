@@ -17,7 +17,7 @@ from support.programs import ROOT, error_line, execute, run
 from flows import InputError
 from flows.cli.command_line import check_command_line, help_for
 from flows.cli.entry import EXIT_CODES
-from flows.config.building import _is_node, _type_hints, build, check, nodes
+from flows.config.building import build, check, is_node, nodes, type_hints
 from flows.config.overrides import SINGLE, with_whole_values
 from flows.numerics import MatmulPrecision
 from flows.processes import signals
@@ -191,7 +191,7 @@ def test_help_names_the_values_that_the_types_allow(group, option):
     unexplained = [key for key, (_, _, text) in keys.items() if key.split(".")[0] == group and not text]
     assert unexplained == []
     for path, node in nodes(compose(f"{group}={option}")):
-        hints = _type_hints(get_object(node["_target_"])) if _is_node(node) else {}
+        hints = type_hints(get_object(node["_target_"])) if is_node(node) else {}
         for key in set(hints) & set(node if hints else ()):
             shown = keys.get(f"{path}.{key}")
             if shown is not None and get_origin(hints[key]) is Literal:

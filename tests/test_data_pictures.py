@@ -296,7 +296,7 @@ def test_what_is_hidden_or_foreign_is_left_out_and_named(tmp_path, capsys):
     data = ready(folder(tmp_path))
     assert [len(split) for split in (data.train, data.val, data.test)] == [2, 1, 1]
     hidden, text, gone = sorted(capsys.readouterr().out.splitlines(), key=len, reverse=True)
-    assert hidden.count("/root/") == 4 and hidden.endswith("val/@eaDir (hidden)")
+    assert hidden.count(str(tmp_path / "root")) == 4 and hidden.endswith("val/@eaDir (hidden)")
     assert text.endswith("train/notes.txt (not PNG, JPEG, WebP, GIF, BMP or AVIF by its name)")
     assert gone.endswith("train/gone.png (not a file)")
 

@@ -38,7 +38,7 @@ class Chunk:
     """Some consecutive images of a split: a process's unit of work.
 
     Args:
-        count: how many.
+        count: number of images.
         read: yields them all, in blocks of uint8 ``(n, C, H, W)`` with 1 or 3 channels. A chunk may be sent to another
             process to be read there.
     """

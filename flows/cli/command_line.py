@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import field, make_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,7 +20,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flows.cli.help import help_text
-from flows.config.building import check, did_you_mean, nodes, require_targets, suggestion
+from flows.config.building import check, did_you_mean, is_node, nodes, require_targets, suggestion
 from flows.config.hydra_seams import read_command_line
 from flows.config.matching import matches
 from flows.config.overrides import SINGLE, as_text, parse
@@ -105,8 +105,6 @@ def check_command_line(
                 config["model"]["hidden_channels"] = 1  # found when the run starts
             if given is not None:
                 require_targets(config, _trusted_targets(config_dir, given), config["packages"])
-            if config_name == "evaluate" and config["data"] is None:
-                del config["data"]  # the run's own is scored
             check(config)
             if "run_dir" in config:
                 require_writable(Path(config["run_dir"]))
@@ -188,7 +186,7 @@ def _trusted_targets(config_dir: Path, given: list[str]) -> set[str]:
     trusted = {line.removeprefix("_target_:").strip() for line in lines if line.startswith("_target_:")}
     for override in parse(read_command_line(given).overrides):
         named = {override.key_or_group.rpartition(".")[2]: override.value()}
-        trusted |= {node["_target_"] for _, node in nodes(named) if isinstance(node, Mapping) and "_target_" in node}
+        trusted |= {node["_target_"] for _, node in nodes(named) if is_node(node)}
     return trusted
 
 
@@ -225,7 +223,7 @@ def _choices(override: Override) -> list[str]:
 
 
 def _glob_matches(glob: Glob, name: str) -> bool:
-    """Folder by folder, as a shell does: ``*`` is no folder's separator."""
+    """Folder by folder, as a shell does: ``*`` does not match ``/``."""
 
     def matches_any(patterns: list[str]) -> bool:
         return any(PurePosixPath("/", name).match(f"/{pattern}") for pattern in patterns)

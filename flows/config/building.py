@@ -55,18 +55,18 @@ def check(config: Any) -> None:
             or lacks, or a value of the wrong type; in one line with the full path of the key.
     """
     for path, value in _parts(config):
-        if not _is_node(value):
+        if not is_node(value):
             raise InputError(f"{path} must be a node with _target_{' or null' if '.' in path else ''}, not {value!r}")
         if bool(value.get("_partial_")) != (path in FACTORIES):
             raise InputError(f"{path}._partial_ must be {str(path in FACTORIES).lower()}")
     for path, node in nodes(config):
-        if _is_node(node):
+        if is_node(node):
             _check_node(path, node)
 
 
 def _parts(config: Config) -> Iterator[tuple[str, Any]]:
-    """What must be a node, of what there is, with its path."""
-    yield from ((key, config[key]) for key in (*OBJECTS, *FACTORIES) if key in config)
+    """What must be a node, of what there is, with its path. Which may be null, the types at the root say."""
+    yield from ((key, config[key]) for key in (*OBJECTS, *FACTORIES) if config.get(key) is not None)
     for group in NAMED_OBJECTS:
         for name, value in config.get(group, {}).items():
             # The loggers' group has settings beside its nodes.
@@ -74,7 +74,8 @@ def _parts(config: Config) -> Iterator[tuple[str, Any]]:
                 yield f"{group}.{name}", value
 
 
-def _is_node(value: Any) -> bool:
+def is_node(value: Any) -> bool:
+    """Whether a value describes an object that Hydra builds."""
     return isinstance(value, Mapping) and "_target_" in value
 
 
@@ -86,7 +87,7 @@ def _check_node(path: str, node: Config) -> None:
     except Exception as error:  # Hydra raises plain Exceptions of several kinds here
         raise InputError(f"{path}._target_ names {target}, which cannot be imported: {first_line(error)}") from error
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    hints = _type_hints(called) | SPECIAL_KEYS
+    hints = type_hints(called) | SPECIAL_KEYS
     for key, value in node.items():
         if key not in parameters and key not in SPECIAL_KEYS and not takes_any:
             raise InputError(f"{path}.{key}: {target} takes no '{key}'{did_you_mean(key, parameters)}")
@@ -105,11 +106,10 @@ def require_targets(config: Any, known: Collection[str], packages: Sequence[str]
         InputError: naming it.
     """
     for path, node in nodes(config):
-        target = node.get("_target_") if isinstance(node, Mapping) else None
-        if target is not None and target not in known and str(target).split(".")[0] not in packages:
+        if is_node(node) and node["_target_"] not in known and str(node["_target_"]).split(".")[0] not in packages:
             raise InputError(
-                f"{path} would build {target!r}, which neither conf/ nor you name: give hydra.searchpath=[...] or "
-                f"{path}._target_={target} again"
+                f"{path} would build {node['_target_']!r}, which neither conf/ nor you name: give "
+                f"hydra.searchpath=[...] or {path}._target_={node['_target_']} again"
             )
 
 
@@ -188,7 +188,7 @@ def check_targets(config: Any, allowed: tuple[type, ...], packages: Sequence[str
     for path, node in nodes(config):
         if isinstance(node, str) and "${" in node:
             raise InputError(f"the stored configuration contains an interpolation at {path}, which is never resolved")
-        if _is_node(node):
+        if is_node(node):
             _require_allowed(path, node["_target_"], allowed, packages)
 
 
@@ -211,7 +211,8 @@ def _require_allowed(path: str, target: Any, allowed: tuple[type, ...], packages
         raise refusal
 
 
-def _type_hints(called: Callable[..., Any]) -> dict[str, Any]:
+def type_hints(called: Callable[..., Any]) -> dict[str, Any]:
+    """The types of what is called takes, by name; empty if they cannot be evaluated."""
     # A data class states its arguments as fields, each in the module that declares it.
     states_itself = dataclasses.is_dataclass(called) or not inspect.isclass(called)
     try:
@@ -234,7 +235,7 @@ def _plain(hint: Any) -> Any:
 
 def _complaint(value: Any, hint: Any) -> str:
     """What a value of YAML should be by a type hint, in pydantic's words; empty if it is that, or if none can say."""
-    if _is_node(value):  # which is built into an object first
+    if is_node(value):  # which is built into an object first
         is_factory = typing.get_origin(hint) is Callable
         return "a factory: with _partial_: true" if is_factory and not value.get("_partial_") else ""
     try:

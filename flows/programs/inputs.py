@@ -91,7 +91,7 @@ class Pictures:
 
     Args:
         folder: with pictures, and anything else.
-        checkpoint: whose data set converts them; where it is not one of this project's they are cropped and scaled.
+        checkpoint: whose data set converts them; where it cannot be built, they are cropped and scaled, with a warning.
         flow: the model.
         value_range: in place of the data set's own, unless it is empty (:class:`PictureReader`).
         as_is: leave out what would have to be changed.
@@ -119,7 +119,8 @@ class Pictures:
             raise InputError(f"value_range must be two numbers, such as [0,4095], not {[*value_range]}")
         try:
             reader = data_of_run(checkpoint, packages).picture_reader
-        except InputError:  # a data set of the user's own
+        except InputError as error:
+            console.warn(f"pictures are cropped and scaled, which the run's data set may do otherwise: {error}")
             reader = PictureReader(flow.image_shape)
         self.reader = replace(reader, image_shape=flow.image_shape)
         if value_range:

@@ -1,4 +1,4 @@
-"""The global random generators, seeded anew for each step."""
+"""The global random generators, seeded anew for each batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flows.randomness import Stream, generator_for
 
 
 class StepSeeds(pl.Callback):
-    """Seeds Python's, NumPy's and torch's global generators before each batch, by the batch and the rank alone.
+    """Seeds Python's, NumPy's and torch's global generators before each batch, by seed, epoch, batch and rank.
 
     Nothing in this project draws from them (:mod:`flows.randomness`), but a layer or callback of somebody else's may:
     a resumed training then draws what the undisturbed one would have drawn.
