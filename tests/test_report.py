@@ -18,6 +18,7 @@ from support.programs import ROOT, run
 from flows import InputError
 from flows.reporting import SamplingTimes, collect, compare, make_report, write_report
 from flows.reporting.collect import Status
+from flows.reporting.comparison import comparable, mixing_name
 from flows.reporting.contents import EVERY_RUN, MISSING
 from flows.reporting.figures import training_curves
 from flows.reporting.page import Bold, as_markdown
@@ -283,6 +284,18 @@ def test_the_papers_figure_stands_beside_its_own_configuration_only(tmp_path):
     assert beside[next(key for key in beside if key[1] == "64")] == "-"
     (five_bits,) = [part for part in report.sections if part.title.endswith("5 bits")]
     assert not any("the paper" in name for name in five_bits.tables[0].header)
+
+
+@pytest.mark.parametrize("experiment", ["smoke", "table4/cifar10_emerging_d8", "laptop/table2_periodic"])
+def test_runs_of_the_shipped_configurations_that_differ_in_their_seed_are_repetitions(experiment):
+    first, second = (compose(f"experiment={experiment}", f"seed={n}", f"run_dir=runs/{n}") for n in (1, 2))
+    assert first != second
+    assert comparable(first) == comparable(second)
+
+
+def test_a_shipped_layer_has_a_short_name():
+    assert mixing_name(compose("mixing=maf")["model"]["mixing"]) == "MAF"
+    assert mixing_name(compose("mixing=maf", "mixing.max_input=1.0")["model"]["mixing"]) == "MAF, max_input 1.0"
 
 
 def test_the_papers_tables_are_whole():

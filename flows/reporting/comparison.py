@@ -48,7 +48,14 @@ LAYERS = {
     "flows.layers.Shuffle": "shuffle",
 }
 
-USUAL = {"dilation": 1, "mask": "square", "hidden_channels": 96}
+USUAL = {
+    "dilation": 1,
+    "mask": "square",
+    "hidden_channels": 96,
+    "max_log_scale": 0.25,
+    "max_shift": 4.0,
+    "max_input": 2.0,
+}
 """Settings of mixing layers that go without saying."""
 
 BASELINE = "1x1"
@@ -162,8 +169,8 @@ def comparable(config: Mapping[str, Any]) -> Flat:
     """A configuration as dotted keys, without what says where and as which repetition it ran."""
     run_dir = config.get("run_dir")
     kept = {key: config[key] for key in BUILT if key in config}
-    kept["data"] = {key: value for key, value in config["data"].items() if key not in (*LOADING_KEYS, "seed")}
-    flat = dict(_flatten("", kept))
+    kept["data"] = {key: value for key, value in config["data"].items() if key not in LOADING_KEYS}
+    flat = {key: value for key, value in _flatten("", kept) if key.split(".")[-1] != "seed"}
     return {key: value for key, value in flat.items() if not (run_dir and str(value).startswith(str(run_dir)))}
 
 
