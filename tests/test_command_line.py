@@ -111,7 +111,9 @@ def test_good_command_lines_pass(arguments):
         (["--data=photos"], ["there is no option --data=photos", "data=photos"]),
         (["--cfg", "x"], ["invalid choice: 'x'"]),
         (["-m", "seed=1,2", "--cfg", "job"], ["leave -m out"]),
-        (["~optimizer"], ["optimizer must be a node with _target_, not {}"]),
+        (["~optimizer"], ["optimizer=... must be given"]),
+        (["experiment=smoke", "~data"], ["~data leaves it out"]),
+        (["run_dir=s3://bucket/x"], ["give a path"]),
         (["optimizer._partial_=false"], ["optimizer._partial_ must be true"]),
         (["callbacks.averaging=None"], ["callbacks.averaging must be a node with _target_ or null, not 'None'"]),
         (["data.batch_size=many"], ["data.batch_size must be a valid integer"]),
@@ -232,6 +234,14 @@ def test_no_output_ends_a_program(how, tmp_path):
     done = execute("bash", "-c", command, cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"})
     assert (tmp_path / "file").read_text() == "whole"
     assert done.stdout in ("", "\\xe9 \\udcff 0\n")
+
+
+@pytest.mark.slow
+def test_no_output_ends_a_training(tmp_path):
+    words = [sys.executable, f"{ROOT}/train.py", "experiment=smoke", "data=digits", "trainer.max_epochs=1"]
+    command = f"{shlex.join(words)} run_dir=\"'\u00e9'\" 2>&1 | head -1"
+    execute("bash", "-c", command, cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"})
+    assert (tmp_path / "\u00e9" / "results.json").is_file()
 
 
 def test_help_says_what_every_group_is_for():

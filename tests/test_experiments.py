@@ -2,7 +2,7 @@
 
 import pytest
 import pytorch_lightning as pl
-from support.configs import CONF, OPTIONS, check_train, compose
+from support.configs import CONF, check_train, compose, options
 from support.sources import cifar_files, expect_small_releases, galaxy_tree, oord_archives, random_images, write_files
 
 from flows.cli.command_line import check_command_line
@@ -12,7 +12,7 @@ from flows.training.module import FlowModule
 from flows.training.run import build_trainer, planned_steps
 from flows.training.schedules import planned
 
-EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
+EXPERIMENTS = options("experiment")
 TABLES = [name for name in EXPERIMENTS if name.startswith("table")]
 LAPTOP = [name for name in EXPERIMENTS if name.startswith("laptop")]
 
@@ -118,6 +118,11 @@ def test_the_recipe_chooses_how_a_score_is_selected():
     assert holdout["callbacks"]["averaging"]["decay"] == 0.999
     assert paper["model"] == holdout["model"]
     assert paper["trainer"]["max_epochs"] == holdout["trainer"]["max_epochs"] == 4000
+
+
+@pytest.mark.parametrize("recipe", options("recipe"))
+def test_every_experiment_takes_every_recipe_and_another_optimizer(recipe):
+    check_train("-m", f"experiment={','.join(EXPERIMENTS)}", f"recipe={recipe}", "optimizer=adamw")
 
 
 def test_the_laptop_editions_differ_within_a_table_in_what_is_compared_only():

@@ -51,9 +51,7 @@ def register_schemas(config_dir: Path) -> None:
         }
         optional = {group for entry in groups for group, option in entry.items() if not option}
         fields = [
-            (key, dict[str, Any], field(default_factory=dict))
-            if isinstance(default, dict)
-            else (key, dict[str, Any] | None if key in optional else _type_of(default), field(default=MISSING))
+            (key, dict[str, Any] | None if key in optional else _type_of(default), field(default=MISSING))
             for key, default in (keys | content).items()
         ]
         ConfigStore.instance().store(name=f"{path.stem}_schema", node=make_dataclass("Root", fields))
@@ -62,6 +60,8 @@ def register_schemas(config_dir: Path) -> None:
 def _type_of(default: Any) -> Any:
     if default is None:
         return str | None
+    if isinstance(default, dict):
+        return dict[str, Any]
     return Any if default == MISSING else type(default)
 
 
@@ -108,6 +108,7 @@ def check_command_line(
             check(config)
             if "run_dir" in config:
                 require_writable(Path(config["run_dir"]))
+                require_writable(Path(HydraConfig.get().sweep.dir))
             for key in ("output", "preview"):
                 if config.get(key) is not None:
                     require_writable(Path(config[key]).parent)
@@ -166,7 +167,8 @@ def compose_resolved(config_name: str, overrides: list[str]) -> dict[str, Any]:
         config = compose(config_name, overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(config)
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        missing = sorted(str(key) for key in OmegaConf.missing_keys(own))
+        without = [str(key) for key in own if OmegaConf.is_missing(own, str(key))]  # before what refers to them
+        missing = without or sorted(str(key) for key in OmegaConf.missing_keys(own))
         if missing:
             raise InputError(f"{missing[0]}=... must be given; --help says what it is")
         known = [str(key) for key in ConfigStore.instance().load(f"{config_name}_schema.yaml").node]
@@ -252,7 +254,8 @@ def _explain(error: Exception, config_name: str, overrides: list[Override]) -> s
             return f"there is no configuration key {key!r}{near}; --help lists what there is{add}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     where = f"{cause.full_key}: " if isinstance(cause, OmegaConfBaseException) and cause.full_key else ""
-    return f"{where}{first_line(cause)}"
+    removed = next((f"; {override.input_line} leaves it out" for override in overrides if override.is_delete()), "")
+    return f"{where}{first_line(cause)}{removed}"
 
 
 def _keys(config_name: str, group_overrides: list[Override]) -> list[str]:

@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 
-from flows.processes import signals
+from flows.processes import signals, slurm
 
 SPINS = "10000"
 
@@ -38,6 +38,9 @@ def run(task: str, config_name: str, is_resumable: bool = False) -> None:
     """
     signals.install(is_resumable)
     guard_output()
+    for name in slurm.RANKS:
+        if os.environ.get(name) == "":  # says nothing, and Lightning would read a number
+            del os.environ[name]
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 

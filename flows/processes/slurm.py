@@ -10,6 +10,9 @@ from flows.console import warn
 INTERACTIVE = ("bash", "interactive")
 """Names of jobs in which a person types commands."""
 
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+"""Environment variables in which launchers give a process its number."""
+
 
 def job_id() -> str | None:
     """The number of the SLURM job that this process belongs to, of an array with the task's; ``None`` outside."""
@@ -22,7 +25,7 @@ def job_id() -> str | None:
 
 def rank() -> int:
     """The number of this process among those that train together; 0 speaks for all."""
-    return max(int(os.environ.get(name, 0)) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return max(int(os.environ.get(name, 0)) for name in RANKS)
 
 
 def requeue(only_if_preempted: bool) -> None:

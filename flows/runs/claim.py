@@ -42,8 +42,11 @@ def require_writable(run_dir: Path) -> None:
     """Refuse a run folder that could not be made or written.
 
     Raises:
+        InputError: it is an address.
         StorageError: with the reason.
     """
+    if ":/" in str(run_dir):  # the one slash that Path leaves of two
+        raise InputError(f"{run_dir} is an address of something else than a folder: give a path")
     existing = next(path for path in (run_dir, *run_dir.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise StorageError(f"cannot write to {run_dir}: {existing} is not a folder")

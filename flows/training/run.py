@@ -292,9 +292,11 @@ def build_trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
         accelerator = "cpu"
         if MPSAccelerator.is_available():
             say("training on the CPU: Apple's GPUs have no float64, in which small matrices are factorised")
-    for key in ("callbacks", "logger", "plugins"):
+    for key in ("callbacks", "logger", "plugins", "enable_model_summary"):
         if key in config["trainer"]:
             raise InputError(f"trainer.{key} would have no effect: the groups callbacks and logger say what there is")
+    if str(strategy := config["trainer"].get("strategy")).endswith(("spawn", "fork", "notebook")):
+        raise InputError(f"trainer.strategy={strategy} starts processes of its own: trainer=ddp does that here")
     if config["trainer"].get("overfit_batches"):
         raise InputError("trainer.overfit_batches would have no effect: data.images_per_epoch sets an epoch's length")
     callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
@@ -303,14 +305,15 @@ def build_trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
         raise InputError("no logger is left; logger.csv is what report.py reads")
     # Lightning's own way to requeue a job saves from within a signal's handler, which hangs where ranks are apart.
     by_slurm = SLURMEnvironment.detect() and not torch.distributed.is_torchelastic_launched()
-    cluster = [SLURMEnvironment(auto_requeue=False)] if by_slurm else []
+    cluster = [{"_target_": "pytorch_lightning.plugins.environments.SLURMEnvironment", "auto_requeue": False}]
     trainer: pl.Trainer = build(
         {
             **config["trainer"],
             "accelerator": accelerator,
             "callbacks": [*callbacks, DescribeCheckpoint(config, overrides)],
             "logger": loggers,
-            "plugins": [AtomicCheckpointIO(), *cluster],
+            "plugins": [AtomicCheckpointIO(), *(cluster if by_slurm else [])],
+            "enable_model_summary": False,  # its counts include masked weights
         }
     )
     if trainer.max_epochs == 0 or trainer.max_steps == 0:
