@@ -6,7 +6,7 @@
 The models are the paper's: L 3, D 32 for CIFAR10 and L 4, D 48 for ImageNet64; width 512, and the paper's 462 for
 MAF. What is timed is ``flow.decode``: from latents to pixels. A row is a model and the
 solver of its mixing layers; behind each time stands its ratio to the first row. ``naive`` is the textbook's
-substitution in torch, one pixel and channel at a time, all images at once; since one such model takes hours, one mixing
+substitution in torch, one pixel and channel at a time, all images at once. One such model takes hours, so one mixing
 layer of each level is timed, and its time is counted D times, on top of the 1x1 model's (marked ~). Nothing here fails
 on a time: where a bar is set, ``!`` marks a figure beyond it.
 """

@@ -4,8 +4,8 @@
   lost there shows in the second decimal of a bits/dim. Under autocast the activations may be half precision;
   ``per_image_sum`` accumulates in float32 all the same.
 * **Small matrices are factorised in float64.** They are the matrix of a 1x1 convolution, the centre tap of an
-  autoregressive one and the frequency matrices of a periodic one, with a few hundred rows at most. Determinants and
-  inverses cost nothing beside the convolutions and decide how exact the round trip is.
+  autoregressive one and the frequency matrices of a periodic one. They have a few hundred rows at most. So
+  determinants and inverses cost nothing beside the convolutions, and decide how exact the round trip is.
 * **What a network decides about a scale or a shift is bounded, by one function.** An affine layer inverts by dividing
   by a scale that a network reads off the activations. Without a bound, one activation that is too large makes the next
   one larger still, and within a few layers a sample overflows. ``bounded`` keeps every such answer in ``[-b, b]``.

@@ -149,8 +149,8 @@ def _contents(place: Path) -> dict[str, bytes]:
 def _read(name: str, content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The images and labels of a file.
 
-    In the binary release it holds records of a label's byte and 3072 bytes, channel by channel, row by row; in the
-    Python release a pickled dict with ``data``, uint8 ``(N, 3072)``, and ``labels``, a list.
+    In the binary release it holds records of a label's byte and 3072 bytes, channel by channel, row by row. In the
+    Python release it holds a pickled dict with ``data``, uint8 ``(N, 3072)``, and ``labels``, a list.
     """
     if name.endswith(".bin"):
         with reading(name):

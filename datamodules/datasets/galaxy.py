@@ -33,9 +33,9 @@ WANTED = (
 class Galaxies(BenchmarkDataModule):
     """Galaxies that do not interact, from the merger-classification set: uint8 ``(3, 32, 32)`` or ``(3, 64, 64)``.
 
-    The pictures are resized to 64 x 64 (bilinear, after a Gaussian blur against aliasing, whatever their proportions)
-    and for 32 x 32 averaged over blocks of 2 x 2 pixels, rounding down both times, as in the paper's code. There are
-    no labels.
+    The pictures are resized to 64 x 64, whatever their proportions: bilinear, after a Gaussian blur against aliasing.
+    For 32 x 32 they are then averaged over blocks of 2 x 2 pixels. Both steps round down, as in the paper's code.
+    There are no labels.
 
     Splits: ``holdout`` takes the three folders as they are. ``paper`` does as the paper's code: the validation and test
     folders together are the test images, and validation is on them; every report says so.

@@ -41,8 +41,8 @@ class Augmentation:
         InputError: a shift outside [0, 0.5].
 
     Note:
-        The paper's code draws fractional shifts and interpolates bilinearly; here shifts are whole pixels, which is
-        fifty times faster and leaves the images' noise, which is what likelihoods are made of, as it is.
+        The paper's code draws fractional shifts and interpolates bilinearly. Here shifts are whole pixels, which is
+        fifty times faster and keeps the images' noise, which likelihoods are made of.
     """
 
     def __init__(

@@ -51,8 +51,8 @@ def check(config: Any) -> None:
     """Compare every node of a resolved configuration with the signature of what its ``_target_`` names.
 
     Raises:
-        InputError: a target that does not exist, an argument that it does not take (naming the nearest that it does)
-            or lacks, or a value of the wrong type; in one line with the full path of the key.
+        InputError: a target does not exist, an argument is unknown (the nearest is named) or missing, or a value has
+            the wrong type. One line, with the full path of the key.
     """
     for path, value in _parts(config):
         if not is_node(value):

@@ -1,7 +1,7 @@
 """Models of equal size: the width at which a flow has as many parameters as another one.
 
 Mixing layers differ in their number of parameters, so that a comparison at equal width favours the larger ones. Every
-weight of a coupling network lies between two layers whose widths are fixed or ``hidden_channels``; the number of
+weight of a coupling network lies between two layers whose widths are fixed or ``hidden_channels``. The number of
 parameters is therefore a polynomial of degree two in the width, and three small models determine it for every width.
 """
 

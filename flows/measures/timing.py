@@ -1,7 +1,7 @@
 """How times are measured: what is compared takes turns, and the fastest of many runs counts.
 
-On a shared machine a run can only be slowed down by others, never sped up, so the minimum is the steadiest figure; and
-because neighbours come and go, the candidates are interleaved, and ratios within one table mean more than its times.
+On a shared machine others can only slow a run down, so the minimum is the steadiest figure. Since neighbours come and
+go, the candidates are interleaved, and ratios within one table mean more than its times.
 """
 
 from __future__ import annotations

@@ -1,9 +1,15 @@
 """Reading a flow back from a checkpoint, without running anything that the file says.
 
-A checkpoint is Lightning's, with five entries of this project: ``config`` (the resolved configuration as plain data),
-``overrides`` (the command line that led to it), ``format``, ``within_step`` (whether gradients were being accumulated,
-which no checkpoint holds), and ``written`` (which of several is the newest). Its tensors are read with
-``weights_only=True``; of the configuration only this project's own classes are built, and those that the user trusts.
+A checkpoint is Lightning's, with five entries of this project:
+
+* ``config``: the resolved configuration as plain data;
+* ``overrides``: the command line that led to it;
+* ``format``: its version;
+* ``within_step``: whether gradients were being accumulated, which no checkpoint holds;
+* ``written``: a counter that tells which of several is the newest.
+
+Its tensors are read with ``weights_only=True``. Of the configuration only this project's own classes are built, and
+those of packages that the user trusts.
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ PATIENCE_S = 60.0
 def run_name() -> str:
     """The name of a run's folder, if none is given.
 
-    Under SLURM it is made of the number of the job and of the array's task alone: a job that is put back into its queue
-    finds its folder again, and all processes of a job find the same. Elsewhere it is the time, and the process's number
-    for those that start in the same second; processes that train together take the first one's.
+    Under SLURM it is the number of the job and of the array's task alone. So a requeued job finds its folder again, and
+    all processes of a job find the same one. Elsewhere it is the time, and the process's number for those that start
+    in the same second. Processes that train together take the first one's.
     """
     job = slurm.job_id()
     if job is not None:

@@ -25,7 +25,7 @@ class LastCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, from which a training can be resumed exactly, and some of its predecessors.
 
     It is written at the end of epochs, every few steps if so wished, and when a signal ends the training
-    (:mod:`flows.processes.signals`): then all ranks agree to end after the batch, save, and raise. In the middle of
+    (:mod:`flows.processes.signals`). All ranks then agree to end after the batch, save, and raise. In the middle of
     accumulated gradients, or when a validation is due, this is put off until they are done.
 
     Args:
