@@ -1,11 +1,15 @@
 """Build the compiled parts where there is a compiler; install without them where there is none."""
 
+import shutil
 import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError, LinkError
+
+PROGRAMS = ("train", "sample", "evaluate", "prepare", "report")
 
 
 class BuildWithWhatThereIs(build_ext):
@@ -34,6 +38,18 @@ class BuildWithWhatThereIs(build_ext):
         return True
 
 
+class BuildWithPrograms(build_py):
+    """Put the programs and their configuration into the package, where they are found without a clone."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            home = Path(self.build_lib, "flows", "home")
+            for path in [*Path("conf").rglob("*.yaml"), *(Path(f"{name}.py") for name in PROGRAMS)]:
+                (home / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, home / path)
+
+
 setup(
     ext_modules=[
         Extension(
@@ -51,5 +67,5 @@ setup(
             optional=True,
         ),
     ],
-    cmdclass={"build_ext": BuildWithWhatThereIs},
+    cmdclass={"build_ext": BuildWithWhatThereIs, "build_py": BuildWithPrograms},
 )

@@ -8,6 +8,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from flows.home import remedy_without
+
 if TYPE_CHECKING:
     from flows.errors import InputError, NonFiniteError, StorageError
     from flows.layers import Layer
@@ -30,4 +32,9 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for: a program must handle signals before torch takes its seconds."""
     if name not in _HOMES:
         raise AttributeError(f"module 'flows' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or (remedy := remedy_without(error.name)) is None:
+            raise
+        raise ImportError(f"flows.{name} needs {error.name}: {remedy}") from error

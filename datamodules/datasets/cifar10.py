@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pooch
-import requests
 from numpy.typing import NDArray
 
 from datamodules.prepared import BenchmarkDataModule
@@ -98,6 +96,9 @@ class CIFAR10(BenchmarkDataModule):
 
     def _download(self) -> Path:
         """The binary release's archive."""
+        import pooch
+        import requests
+
         pooch.get_logger().setLevel(logging.WARNING)
         downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
         try:

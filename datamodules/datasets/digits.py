@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from sklearn.datasets import load_digits
 from torch.nn.functional import pad
 
 from datamodules.base import ImageDataModule
@@ -45,6 +44,8 @@ class Digits(ImageDataModule):
         return "digits"
 
     def load_splits(self) -> tuple[Subset, Subset, Subset]:
+        from sklearn.datasets import load_digits  # needed for nothing else
+
         digits = load_digits()
         grey = torch.from_numpy(digits.images).mul(16).clamp(max=255).to(torch.uint8)
         margin = (self.image_size - DIGIT_SIZE) // 2

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from skimage.transform import resize
 
 from datamodules.loading.datasets import ImageDataset, Tensors
 from datamodules.prepared import BenchmarkDataModule
@@ -93,6 +92,8 @@ class Galaxies(BenchmarkDataModule):
 
 def scale_galaxy(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resize to 64 x 64 pixels and average down to ``size``, a square: uint8 ``(3, size, size)``."""
+    from skimage.transform import resize  # needed for nothing else
+
     side, _ = size
     resized = resize(np.asarray(picture), (FULL_SIZE, FULL_SIZE), mode="constant", anti_aliasing=True)
     full = np.clip(np.floor(resized * 256), 0, 255)

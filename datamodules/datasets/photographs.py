@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import skimage.data
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
@@ -21,17 +19,9 @@ from flows.errors import InputError
 
 Collection = Literal["photos", "hubble"]
 
-PHOTOGRAPHS: dict[str, dict[str, Callable[[], NDArray[np.uint8]]]] = {
-    "photos": {
-        "china": lambda: load_sample_image("china.jpg"),
-        "flower": lambda: load_sample_image("flower.jpg"),
-        "astronaut": skimage.data.astronaut,
-        "chelsea": skimage.data.chelsea,
-        "coffee": skimage.data.coffee,
-        "rocket": skimage.data.rocket,
-        "motorcycle": lambda: skimage.data.stereo_motorcycle()[0],  # the right eye sees what the left one sees
-    },
-    "hubble": {"hubble_deep_field": skimage.data.hubble_deep_field},
+PHOTOGRAPHS = {
+    "photos": ("china", "flower", "astronaut", "chelsea", "coffee", "rocket", "motorcycle"),
+    "hubble": ("hubble_deep_field",),
 }
 
 BLOCK_SIZE = 96
@@ -39,6 +29,18 @@ BLOCK_SIZE = 96
 
 PERIOD, TEST_PHASE, VALIDATION_PHASE = 7, 0, 4
 """Of every seven blocks, in reading order, the first is for testing and the fifth for validation."""
+
+
+def photograph(name: str) -> NDArray[np.uint8]:
+    """A whole photograph, ``(H, W, 3)``. It comes with libraries that are needed for nothing else."""
+    import skimage.data
+    from sklearn.datasets import load_sample_image
+
+    if name in ("china", "flower"):
+        return load_sample_image(f"{name}.jpg")
+    if name == "motorcycle":
+        return skimage.data.stereo_motorcycle()[0]  # the right eye sees the same
+    return getattr(skimage.data, name)()
 
 
 class Windows(ImageDataset):
@@ -100,7 +102,7 @@ class PhotographCrops(ImageDataModule):
         return self.collection
 
     def load_splits(self) -> tuple[Windows, Windows, Windows]:
-        arrays = [load() for load in PHOTOGRAPHS[self.collection].values()]
+        arrays = [photograph(name) for name in PHOTOGRAPHS[self.collection]]
         photographs = [_as_tensor(array, self.num_channels) for array in arrays]
         phases = [_phases(photograph) for photograph in photographs]
         size = self.image_size

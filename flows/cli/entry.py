@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -22,6 +21,7 @@ from flows.cli.command_line import check_command_line, help_for, register_schema
 from flows.config.overrides import with_whole_values
 from flows.console import say
 from flows.errors import InputError, NonFiniteError, ProcessError, StorageError, SweepError, one_line
+from flows.home import CONFIG_DIR, as_typed
 from flows.runs.resume import replay_when_resuming
 
 EXIT_CODES: dict[type[Exception], int] = {
@@ -33,9 +33,6 @@ EXIT_CODES: dict[type[Exception], int] = {
 }
 """A wrong input; a training that broke; a disk that failed; a sweep with failed jobs; a process that was lost.
 A bug exits with 1 and a traceback, a signal with :data:`flows.processes.signals.EXIT_CODE`."""
-
-
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "conf"
 
 
 def run(task: str, config_name: str) -> None:
@@ -53,7 +50,7 @@ def run(task: str, config_name: str) -> None:
         if "--version" in given:
             return say(f"emerging-flows {version('emerging-flows')}")
         if (text := help_for(CONFIG_DIR, config_name, given)) is not None:
-            return say(text)
+            return say(as_typed(text))
         replayed = replay_when_resuming(given)
         is_replayed = replayed != given
         sys.argv[1:] = check_command_line(CONFIG_DIR, config_name, replayed, given=given if is_replayed else None)

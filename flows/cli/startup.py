@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
+import runpy
 import sys
 
+from flows.home import HOME, PROGRAMS, remedy_without
 from flows.processes import signals, slurm
 
 SPINS = "10000"
@@ -46,16 +47,25 @@ def run(task: str, config_name: str, is_resumable: bool = False) -> None:
 
     try:
         from flows.cli import entry
+
+        entry.run(task, config_name)
     except ModuleNotFoundError as error:
-        if str(error.name).startswith(("flows", "datamodules")):
+        if error.name is None or (remedy := remedy_without(error.name)) is None:
             raise
-        launcher = os.path.join(os.path.relpath(os.path.dirname(os.path.abspath(sys.argv[0]))), "with-env")
-        command = shlex.join([launcher, "python", *sys.argv])
-        print(
-            f"error: this Python has no {error.name}; run it in the project's environment: {command}", file=sys.stderr
-        )
+        print(f"error: this Python has no {error.name}; {remedy}", file=sys.stderr)
         sys.exit(2)
-    entry.run(task, config_name)
+
+
+def main() -> None:
+    """``flows PROGRAM ...`` is ``python PROGRAM.py ...``, also where there is no clone."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in PROGRAMS:
+        is_asked = name in ("-h", "--help")
+        usage = f"usage: flows {{{','.join(PROGRAMS)}}} [key=value ...]; flows train --help says more"
+        print(usage, file=sys.stdout if is_asked else sys.stderr)
+        sys.exit(0 if is_asked else 2)
+    sys.argv[:2] = [str(HOME / f"{name}.py")]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def guard_output() -> None:

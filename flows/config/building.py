@@ -85,6 +85,8 @@ def _check_node(path: str, node: Config) -> None:
         called: Callable[..., Any] = get_object(target)
         parameters = inspect.signature(called).parameters
     except Exception as error:  # Hydra raises plain Exceptions of several kinds here
+        if isinstance(error.__cause__, ModuleNotFoundError) and str(error.__cause__.name) not in target:
+            raise error.__cause__ from error  # a library that is not installed
         raise InputError(f"{path}._target_ names {target}, which cannot be imported: {first_line(error)}") from error
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     hints = type_hints(called) | SPECIAL_KEYS

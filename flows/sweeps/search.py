@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from flows import console
 from flows.config.overrides import SINGLE
 from flows.console import warn
 from flows.errors import InputError, SweepError
+from flows.home import as_typed
 from flows.sweeps.job import RunScore, read_score
 from flows.sweeps.study import Study, dimension_of
 from flows.sweeps.sweeper import JobSweeper, Row
@@ -104,8 +104,8 @@ class Search(JobSweeper):
         console.show_table(f"Study {self.study_name}", [*rows, *counts.items()])
         if best is not None:
             console.show_paths([("best run", Path(self.config.hydra.sweep.dir, str(best.number)))])
-            command = ["python", Path(sys.argv[0]).name, *fixed, *_assignments(best), SINGLE]
-            console.say(f"to train it again: {shlex.join(command)}")
+            words = shlex.join([*fixed, *_assignments(best), SINGLE])
+            console.say(as_typed(f"to train it again: python train.py {words}"))
 
 
 def _assignments(trial: FrozenTrial) -> list[str]:
