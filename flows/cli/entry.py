@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +15,6 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_method
 from omegaconf import DictConfig
 
 from flows.cli.command_line import check_command_line, help_for, register_schemas
@@ -61,7 +61,7 @@ def _job(task: str) -> Callable[[DictConfig], Any]:
     """In a single run a failure ends the program at once; in a sweep the launcher says to which job it belongs."""
 
     def job(cfg: DictConfig) -> Any:
-        function = get_method(task)
+        function = pkgutil.resolve_name(task)
         _quieten_lightning()
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return function(cfg)

@@ -12,6 +12,7 @@ import difflib
 import importlib
 import inspect
 import json
+import pkgutil
 import re
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from types import UnionType
 from typing import Any, Literal
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from flows.errors import InputError, NonFiniteError, StorageError, first_line, one_line
@@ -82,11 +83,13 @@ def is_node(value: Any) -> bool:
 def _check_node(path: str, node: Config) -> None:
     target = node["_target_"]
     try:
-        called: Callable[..., Any] = get_object(target)
+        called: Callable[..., Any] = pkgutil.resolve_name(target)
         parameters = inspect.signature(called).parameters
-    except Exception as error:  # Hydra raises plain Exceptions of several kinds here
-        if isinstance(error.__cause__, ModuleNotFoundError) and str(error.__cause__.name) not in target:
-            raise error.__cause__ from error  # a library that is not installed
+    except ModuleNotFoundError as error:
+        if str(error.name) not in target:
+            raise  # a library that is not installed
+        raise InputError(f"{path}._target_ names {target}, which cannot be imported: {first_line(error)}") from error
+    except Exception as error:  # anything may be named there
         raise InputError(f"{path}._target_ names {target}, which cannot be imported: {first_line(error)}") from error
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     hints = type_hints(called) | SPECIAL_KEYS
