@@ -20,7 +20,7 @@ from flows.measures.bits_per_dim import Score, bits_per_dim
 from flows.measures.codecs import codec_bits_per_dim
 from flows.measures.diagnostics import count_not_finite, count_parameters
 from flows.models.base import DensityModel
-from flows.pictures import grid, save_png, side_by_side
+from flows.pictures import save_png, sheet, side_by_side
 from flows.runs.checkpoint import Weights, find_checkpoint, read_checkpoint
 from flows.runs.layout import FINAL_SAMPLES, METRICS, METRICS_FILE, RESULTS, SAMPLES
 
@@ -128,11 +128,11 @@ def _compress(flow: DensityModel, data: ImageDataModule) -> tuple[dict[str, Any]
     return {"test/png_bits_per_dim": png, "test/webp_bits_per_dim": webp}, rows
 
 
-def _sheets_of_samples(flow: DensityModel) -> dict[str, Tensor]:
-    """A sheet of samples at temperature 1, and one of the same latents at temperature 0.7, by their labels."""
-    sheets = {}
+def _sheets_of_samples(flow: DensityModel) -> list[Tensor]:
+    """A sheet of samples at temperature 1, and one of the same latents at temperature 0.7."""
+    sheets = []
     for temperature in (1.0, 0.7):
         latents = flow.sample_latents(64, temperature, torch.Generator().manual_seed(0))
         images, finite = flow.decode_finite(latents)
-        sheets[f"temperature {temperature:g}"] = grid(images, 8, finite)
+        sheets.append(sheet(images, 8, finite, title=f"temperature {temperature:g}"))
     return sheets
