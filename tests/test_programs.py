@@ -41,7 +41,7 @@ def test_training_leaves_all_that_it_promises(trained):
     left = {path.relative_to(run_dir) for path in run_dir.rglob("*") if path.is_file()}
     samples = {f"{layout.SAMPLES}/{name}" for name in (layout.FINAL_SAMPLES, layout.picture(2), layout.picture(4))}
     shown = {f"{layout.CHECKPOINTS}/{layout.BEST}", layout.RESULTS, f"{layout.METRICS}/version_0/metrics.csv"}
-    hidden = {layout.CONFIG, layout.OVERRIDES, layout.LOCK, f"{layout.CHECKPOINTS}/{layout.LAST}"}
+    hidden = {layout.CONFIG, layout.OVERRIDES, layout.LOCK, layout.TEST_SCORES, f"{layout.CHECKPOINTS}/{layout.LAST}"}
     assert left == {Path(name) for name in shown | hidden | samples}
     for name in (*shown, f"{layout.SAMPLES}/{layout.FINAL_SAMPLES}"):
         assert str(run_dir / name) in done.stdout
