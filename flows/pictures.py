@@ -86,8 +86,8 @@ def sheet(
 
 
 def _drawable(text: str) -> str:
-    """What Pillow's own font has letters for."""
-    return text.encode("latin-1", "replace").decode("latin-1")
+    """One line of what Pillow's own font has letters for: file names are any text."""
+    return " ".join(text.encode("latin-1", "replace").decode("latin-1").split())
 
 
 def side_by_side(sheets: Sequence[Tensor], gap: int = 12) -> Tensor:

@@ -246,7 +246,7 @@ def test_lost_cells_are_hatched_and_sheets_enlarged_under_their_labels():
     assert torch.equal(sheet(images, 2, finite, scale=1), grid(images, 2, finite))
     enlarged = sheet(images, 2, finite)
     assert torch.equal(enlarged, grid(images.repeat_interleave(8, 2).repeat_interleave(8, 3), 2, finite))
-    labelled = sheet(images, 2, finite, title="a title", rows=["first", "\u732b \udcff"])  # no letters of the font
+    labelled = sheet(images, 2, finite, title="a title", rows=["first", "\u732b\n\udcff"])  # no letters of the font
     left = labelled.shape[2] - enlarged.shape[2]
     assert torch.equal(labelled[:, 32:, left:], enlarged)
     for label in (labelled[:, :32], labelled[:, 32:98, :left], labelled[:, 98:, :left]):

@@ -182,7 +182,7 @@ def _difference(block: Block, row: Row, weights: Weights) -> str:
     text = _show_estimate(Estimate.of([ours[seed] - theirs[seed] for seed in seeds]), "+")
     if len(seeds) == 1:
         a, b = (next(run.test_scores for run in each.finished if run.seed in seeds) for each in (row, block.baseline))
-        if weights in a and weights in b and torch.equal(a["group"], b["group"]):
+        if {"group", weights} <= a.keys() & b.keys() and torch.equal(a["group"], b["group"]):
             text += f" (± {Score.of(a[weights] - b[weights], a['group']).standard_error:.{DIGITS}f} over images)"
     return text
 
