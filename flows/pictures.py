@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,9 @@ from flows.files import atomic_write
 
 TEXT_HEIGHT = 16
 """Of the labels in a picture, in pixels."""
+
+ENLARGED_HEIGHT = 64
+"""Up to which images are enlarged where no scale is given, in pixels."""
 
 
 def hatched(shape: tuple[int, ...]) -> Tensor:
@@ -43,23 +48,51 @@ def grid(images: Tensor, num_columns: int, finite: Tensor | None = None, gap: in
     return torch.nn.functional.pad(sheet, [gap, 0, gap, 0], value=255)
 
 
-def side_by_side(sheets: dict[str, Tensor], scale: int = 2, gap: int = 12) -> Tensor:
-    """Sheets ``(C, H, W)`` of one height beside each other, enlarged without smoothing, each below its label.
+def sheet(
+    images: Tensor,
+    num_columns: int,
+    finite: Tensor | None = None,
+    *,
+    title: str = "",
+    rows: Sequence[str] = (),
+    scale: int = 0,
+) -> Tensor:
+    """A :func:`grid` of images enlarged without smoothing, below its title and beside the labels of its rows.
 
     Args:
-        sheets: by label.
-        scale: factor of enlargement.
-        gap: between sheets, in pixels of the result.
+        images: uint8 ``(N, C, H, W)``, the cells.
+        num_columns: cells in a row.
+        finite: which images there are, ``(N,)``; the other cells are hatched.
+        title: above.
+        rows: labels on the left, from the top.
+        scale: factor of enlargement, an integer; 0 enlarges small images up to 64 pixels.
     """
+    scale = scale or max(1, ENLARGED_HEIGHT // images.shape[2])
+    cells = grid(images.repeat_interleave(scale, 2).repeat_interleave(scale, 3), num_columns, finite)
     font = ImageFont.load_default(size=TEXT_HEIGHT)
-    columns = []
-    for label, sheet in sheets.items():
-        large = sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-        head = Image.new("L", (large.shape[2], 2 * TEXT_HEIGHT), 255)
-        ImageDraw.Draw(head).text((2 * scale, TEXT_HEIGHT // 2), label, fill=0, font=font)
-        text = torch.from_numpy(np.array(head)).expand(len(large), -1, -1)
-        columns.append(torch.nn.functional.pad(torch.cat([text, large], dim=1), [0, gap, 0, 0], value=255))
-    return torch.cat(columns, dim=2)[..., :-gap]
+    title, *rows = (_drawable(text) for text in (title, *rows))
+    left = max((math.ceil(font.getlength(row)) + TEXT_HEIGHT for row in rows), default=0)
+    top = 2 * TEXT_HEIGHT if title else 0
+    width = max(left + cells.shape[2], math.ceil(font.getlength(title)) + TEXT_HEIGHT)
+    picture = Image.new("L" if len(cells) == 1 else "RGB", (width, top + cells.shape[1]), "white")
+    picture.paste(Image.fromarray(to_array(cells)), (left, top))
+    draw = ImageDraw.Draw(picture)
+    draw.text((TEXT_HEIGHT // 2, TEXT_HEIGHT), title, fill="black", font=font, anchor="lm")
+    row_height = cells.shape[1] / -(-len(images) // num_columns)
+    for number, row in enumerate(rows):
+        middle = top + (number + 0.5) * row_height
+        draw.text((TEXT_HEIGHT // 2, middle), row, fill="black", font=font, anchor="lm")
+    return torch.from_numpy(np.array(picture)).view(picture.height, width, -1).permute(2, 0, 1)
+
+
+def _drawable(text: str) -> str:
+    """One line of what Pillow's own font has letters for: file names are any text."""
+    return " ".join(text.encode("latin-1", "replace").decode("latin-1").split())
+
+
+def side_by_side(sheets: Sequence[Tensor], gap: int = 12) -> Tensor:
+    """Pictures ``(C, H, W)`` of one height, ``gap`` pixels apart."""
+    return torch.cat([torch.nn.functional.pad(sheet, [0, gap, 0, 0], value=255) for sheet in sheets], 2)[..., :-gap]
 
 
 def save_png(image: Tensor, path: Path) -> None:

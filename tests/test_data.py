@@ -10,6 +10,7 @@ from PIL import Image
 
 from datamodules import ImageBatch, ImageFolder, PhotographCrops
 from datamodules.datasets.photographs import BLOCK_SIZE
+from datamodules.loading.datasets import Subset
 from datamodules.loading.samplers import EpochSampler
 from flows import InputError
 from flows.measures.bits_per_dim import Score
@@ -203,6 +204,21 @@ def test_codecs_are_charged_for_whole_files():
     for codec in ("png", "webp"):
         assert codec_bits_per_dim(flat, codec) < 0.5
         assert codec_bits_per_dim(noise, codec) > 8.0
+
+
+def test_the_error_of_a_score_is_that_of_independent_groups(crops):
+    groups, generator = crops.test.groups, torch.Generator().manual_seed(0)
+    scores = torch.randn(len(groups), generator=generator)
+    for apart in (None, torch.randperm(len(groups))):
+        assert Score.of(scores, apart).standard_error == pytest.approx(float(scores.std()) / len(groups) ** 0.5)
+    # Images that are all alike in a group are no more evidence than one of them.
+    members = groups.unique(return_inverse=True)[1]
+    of_blocks = scores[: members.max() + 1]
+    assert Score.of(of_blocks[members], groups).standard_error == pytest.approx(Score.of(of_blocks).standard_error)
+    order = torch.randperm(len(groups), generator=generator)
+    of_subset = Score.of(of_blocks[members][order], Subset(crops.test, order).groups)
+    assert of_subset.standard_error == pytest.approx(Score.of(of_blocks).standard_error)
+    assert of_subset.what_counts == f"{len(groups)} images in {len(of_blocks)} groups, errors by group"
 
 
 def test_score_has_its_standard_error():

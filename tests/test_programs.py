@@ -41,7 +41,7 @@ def test_training_leaves_all_that_it_promises(trained):
     left = {path.relative_to(run_dir) for path in run_dir.rglob("*") if path.is_file()}
     samples = {f"{layout.SAMPLES}/{name}" for name in (layout.FINAL_SAMPLES, layout.picture(2), layout.picture(4))}
     shown = {f"{layout.CHECKPOINTS}/{layout.BEST}", layout.RESULTS, f"{layout.METRICS}/version_0/metrics.csv"}
-    hidden = {layout.CONFIG, layout.OVERRIDES, layout.LOCK, f"{layout.CHECKPOINTS}/{layout.LAST}"}
+    hidden = {layout.CONFIG, layout.OVERRIDES, layout.LOCK, layout.TEST_SCORES, f"{layout.CHECKPOINTS}/{layout.LAST}"}
     assert left == {Path(name) for name in shown | hidden | samples}
     for name in (*shown, f"{layout.SAMPLES}/{layout.FINAL_SAMPLES}"):
         assert str(run_dir / name) in done.stdout
@@ -87,7 +87,10 @@ def test_same_seed_same_picture_whatever_the_batch_size(trained):
     # Convolutions of five and of nine images round differently in the last bit, and so, rarely, does a pixel.
     assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
     assert np.abs(a.astype(int) - c.astype(int)).max() > 50
-    assert Image.open(folder / "a.png").size == (2 + 3 * 34, 2 + 3 * 34)
+    assert Image.open(folder / "a.png").size == (2 + 3 * 66, 32 + 2 + 3 * 66)
+    run_forked("sample.py", "checkpoint=best", "num_samples=9", "scale=3", "columns=5", "output=large", cwd=folder)
+    assert Image.open(folder / "large.png").size == (2 + 5 * 98, 32 + 2 + 2 * 98)
+    assert np.array_equal(np.load(folder / "large.npz")["images"], b)
 
 
 def test_reconstruction_is_exact_and_interpolation_ends_at_the_images(trained):
@@ -147,7 +150,7 @@ def test_samples_that_overflow_are_hatched_and_named_and_the_others_written(unsa
     assert "factor_outs.0" in line and "temperature" in line and "coupling" in line
     picture = np.asarray(Image.open(unsafe / "some.png"))
     row, column = divmod(int(np.flatnonzero(~finite)[0]), 5)
-    cell = picture[2 + 34 * row :, 2 + 34 * column :][:32, :32]
+    cell = picture[32 + 2 + 66 * row :, 2 + 66 * column :][:64, :64]
     assert set(np.unique(cell)) == {150, 255}
 
 
@@ -325,6 +328,9 @@ def test_wrong_checkpoints_are_named(program, arguments, words, tmp_path):
         (["images=pictures"], "images= belongs to"),
         (["mode=interpolate", "num_samples=1"], "even num_samples"),
         (["num_samples=0"], "num_samples must be at least 1"),
+        (["scale=1000000000"], "scale must be between 1 and 64"),
+        (["mode=interpolate", "columns=1"], "columns must be at least 2"),
+        (["mode=reconstruct", "columns=3"], "columns must be even"),
         (["mode=dream"], "mode must be sample or interpolate or reconstruct"),
         (["weights=best"], "weights must be 'raw' or 'averaged'"),
         (["device=toaster"], "device=toaster"),

@@ -222,6 +222,21 @@ def test_differences_are_taken_seed_by_seed(runs):
     assert [row[3] for row in cells(table)] == ["2", "3"]
 
 
+def test_the_difference_of_single_runs_has_the_error_of_its_groups(tmp_path):
+    groups, hardness = np.repeat([5, 3, 4], 2), np.repeat([1.0, 3.0, 5.0], 2)
+    for mixing, scores in {"1x1": hardness, "emerging": hardness - [0.1, 0.1, 0.2, 0.2, 0.3, 0.3]}.items():
+        grouped = {"num_images": 6, "num_groups": 3}
+        folder = write_run(tmp_path / mixing, mixing, score=float(scores.mean()), results=grouped)
+        lines = [f"{group},{score!r}" for group, score in zip(groups.tolist(), scores.tolist(), strict=True)]
+        (folder / "test_scores.csv").write_text("\n".join(["group,raw", *lines]))
+    report = report_on(tmp_path)
+    shown = f"-0.200 (± {statistics.stdev([0.1, 0.2, 0.3]) / 3**0.5:.3f} over images)"
+    assert [row[6] for row in cells(section(report, "Results on photos").tables[0])] == ["-", shown]
+    assert all("± 0.010 by group" in row[7] for row in cells(section(report, EVERY_RUN).tables[0]))
+    (folder / "test_scores.csv").write_text("group,raw\n1")
+    assert "(± " not in as_markdown(report_on(tmp_path))
+
+
 def test_samples_that_are_not_finite_are_added_up_over_the_seeds(tmp_path):
     for seed, lost in ((1, 3), (2, 40)):
         looked = {"num_samples": 1000, "samples_not_finite": lost, "samples_not_finite_averaged": 0}

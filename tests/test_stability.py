@@ -32,7 +32,7 @@ from flows.measures.diagnostics import (
 )
 from flows.models.priors import ConditionalGaussian, FactorOut, LearnedPrior, StandardPrior
 from flows.numerics import bounded
-from flows.pictures import grid, hatched, side_by_side
+from flows.pictures import grid, hatched, sheet, side_by_side
 from flows.solvers import IllConditionedWarning, checks
 
 BOUND, SHIFT = 0.7, 3.0
@@ -237,15 +237,21 @@ def test_a_sample_lost_in_the_factored_out_gaussian_is_named_so():
 
 
 def test_lost_cells_are_hatched_and_sheets_enlarged_under_their_labels():
-    sheet = grid(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), 2, torch.tensor([True, False, True]), gap=1)
-    assert sheet.shape == (3, 19, 19)
-    assert torch.equal(sheet[:, 1:9, 10:18], hatched((3, 8, 8)))
-    assert not sheet[:, 1:9, 1:9].any()
-    assert (sheet[:, 10:18, 10:18] == 255).all()  # a cell that nothing belongs to
-    picture = side_by_side({"left": sheet, "right": sheet}, scale=2, gap=5)
-    assert picture.shape == (3, 38 + 32, 2 * 38 + 5)
-    assert torch.equal(picture[:, 32:, :38], sheet.repeat_interleave(2, 1).repeat_interleave(2, 2))
-    assert (picture[:, :32, :38] < 128).any()
+    images, finite = torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.tensor([True, False, True])
+    cells = grid(images, 2, finite, gap=1)
+    assert cells.shape == (3, 19, 19)
+    assert torch.equal(cells[:, 1:9, 10:18], hatched((3, 8, 8)))
+    assert not cells[:, 1:9, 1:9].any()
+    assert (cells[:, 10:18, 10:18] == 255).all()  # a cell that nothing belongs to
+    assert torch.equal(sheet(images, 2, finite, scale=1), grid(images, 2, finite))
+    enlarged = sheet(images, 2, finite)
+    assert torch.equal(enlarged, grid(images.repeat_interleave(8, 2).repeat_interleave(8, 3), 2, finite))
+    labelled = sheet(images, 2, finite, title="a title", rows=["first", "\u732b\n\udcff"])  # no letters of the font
+    left = labelled.shape[2] - enlarged.shape[2]
+    assert torch.equal(labelled[:, 32:, left:], enlarged)
+    for label in (labelled[:, :32], labelled[:, 32:98, :left], labelled[:, 98:, :left]):
+        assert (label < 128).any()
+    assert side_by_side([labelled, labelled], gap=5).shape == (3, len(labelled[0]), 2 * labelled.shape[2] + 5)
 
 
 # -- seen by a monitor -------------------------------------------------------------------------------------------------

@@ -17,21 +17,47 @@ from flows.randomness import evaluation_noise
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over images with its standard error, in bits/dim."""
+    """A mean over images with its standard error, in bits/dim.
+
+    Images of one group are alike, so the error is the cluster-robust one. With ``S_g`` the sum of ``x_i - mean`` over
+    the images of group g, of G groups and N images::
+
+        sqrt(G / (G - 1) sum_g S_g^2) / N.
+
+    It is the usual error where each image is a group of its own, and NaN where there is one group.
+
+    Reference: Liang & Zeger, *Longitudinal data analysis using generalized linear models*, 1986.
+    """
 
     mean: float
     standard_error: float
     num_images: int
+    num_groups: int
 
     @classmethod
-    def of(cls, bits_per_dim: Tensor) -> Score:
-        """Summarise the bits/dim of single images, ``(N,)``, N at least 1; the error of a single image is NaN."""
+    def of(cls, bits_per_dim: Tensor, groups: Tensor | None = None) -> Score:
+        """Summarise the bits/dim of single images.
+
+        Args:
+            bits_per_dim: ``(N,)``, N at least 1; also differences between two models.
+            groups: of these images, int64 ``(N,)``; without them each image is a group of its own.
+        """
         values = bits_per_dim.double()
-        error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-        return cls(float(values.mean()), error, len(values))
+        members = torch.arange(len(values)) if groups is None else groups.unique(return_inverse=True)[1]
+        num_groups = int(members.max()) + 1
+        sums = torch.zeros(num_groups, dtype=torch.float64).index_add(0, members, values - values.mean())
+        variance = num_groups / (num_groups - 1) * float(sums.square().sum()) if num_groups > 1 else math.nan
+        return cls(float(values.mean()), math.sqrt(variance) / len(values), len(values), num_groups)
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} +- {self.standard_error:.3f}" if self.num_images > 1 else f"{self.mean:.3f}"
+        return f"{self.mean:.3f} +- {self.standard_error:.3f}" if self.num_groups > 1 else f"{self.mean:.3f}"
+
+    @property
+    def what_counts(self) -> str:
+        """What the error is computed from: ``243 images``, or ``243 images in 27 groups, errors by group``."""
+        images = f"{self.num_images:,} images"
+        grouped = f" in {self.num_groups:,} groups, errors by group"
+        return images if self.num_groups == self.num_images else images + grouped
 
 
 @torch.no_grad()

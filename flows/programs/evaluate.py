@@ -57,16 +57,19 @@ def evaluate(cfg: DictConfig) -> None:
     if cfg.images is None:
         data = _data_to_score(cfg, checkpoint, flow)
         num_images = len(getattr(data, cfg.split))
-        what = f"{data.set_name}, {cfg.split} split, {num_images:,} images"
+        groups = getattr(data, cfg.split).groups
         columns = _scores(measure, _of_split(data, cfg.split), num_images, cfg.output, flow, checkpoint, cfg.packages)
-        _show(cfg, what, checkpoint, columns, cfg.output, _record(cfg, checkpoint, data, Score.of(columns[0])))
+        scores = [Score.of(column, groups) for column in columns]
+        what = f"{data.set_name}, {cfg.split} split, {scores[0].what_counts}"
+        _show(cfg, what, checkpoint, scores, cfg.output, _record(cfg, checkpoint, data, scores[0]))
     else:
         pictures = Pictures(Path(cfg.images), checkpoint, flow, cfg.value_range, cfg.as_is, cfg.packages)
         output = cfg.output or "scores.csv"
         batches = _of_pictures(pictures, cfg.batch_size)
         columns = _scores(measure, batches, len(pictures.paths), output, flow, checkpoint, cfg.packages)
         pictures.tell()
-        _show(cfg, f"{cfg.images}, {columns.shape[1]:,} pictures", checkpoint, columns, output, None)
+        scores = [Score.of(column) for column in columns]
+        _show(cfg, f"{cfg.images}, {columns.shape[1]:,} pictures", checkpoint, scores, output, None)
 
 
 def _data_to_score(cfg: DictConfig, checkpoint: Path, flow: DensityModel) -> ImageDataModule:
@@ -148,11 +151,11 @@ def _validation_scores(checkpoint: Path, packages: Sequence[str], measure: Measu
 
 
 def _show(
-    cfg: DictConfig, what: str, checkpoint: Path, columns: Tensor, output: str | None, record: Path | None
+    cfg: DictConfig, what: str, checkpoint: Path, scores: Sequence[Score], output: str | None, record: Path | None
 ) -> None:
     draws = "" if cfg.num_samples == 1 else f", {cfg.num_samples} noise draws per image"
     names = [f"bits/dim, {cfg.weights} weights{draws}", "PNG bits/dim", "lossless WebP bits/dim"]
-    console.show_table(what, [(name, Score.of(column)) for name, column in zip(names, columns, strict=False)])
+    console.show_table(what, zip(names, scores, strict=False))
     left = [("checkpoint", checkpoint), ("scores", output), ("record", record)]
     console.show_paths((name, Path(path)) for name, path in left if path is not None)
 
@@ -169,6 +172,7 @@ def _record(cfg: DictConfig, checkpoint: Path, data: ImageDataModule, score: Sco
         "selection_note": data.selection_note,
         "split": "test",
         "num_images": score.num_images,
+        "num_groups": score.num_groups,
         "weights": cfg.weights,
         "num_noise_samples": cfg.num_samples,
         "seed": cfg.seed,

@@ -6,7 +6,7 @@ Every mode is a list of latents to decode. What is finite is written; an image t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +20,20 @@ from flows.console import warn
 from flows.files import atomic_write
 from flows.models.base import DensityModel, Latents, describe_lost
 from flows.models.interpolation import spherical
-from flows.pictures import grid, save_png
+from flows.pictures import save_png, sheet
 from flows.programs.inputs import Pictures, data_of_run, pick_device, ready, require_positive, spread
 from flows.randomness import require_seed
 from flows.runs.checkpoint import find_checkpoint
 
+MAX_SCALE, MAX_COLUMNS = 64, 1000
+
 INTERPOLATION_STEPS = 9
 
-COLUMNS = 16
-"""In a picture of reconstructions: eight pairs."""
+RECONSTRUCTION_COLUMNS = 16
+"""Eight pairs."""
+
+MAX_LETTERS = 24
+"""Of a file's name beside a picture."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,24 @@ class Decoded:
         return cls(torch.cat(images) * finite[:, None, None, None], finite, lost)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How images become a picture: what stands above them, how many in a row, and what stands beside each row."""
+
+    title: str
+    num_columns: int
+    rows: Sequence[str] = ()
+
+
 def sample(cfg: DictConfig) -> None:
     """Load, draw, write a PNG grid and an .npz with the images."""
     mode = MODES.get(cfg.mode)
     if mode is None:
         raise InputError(f"mode must be {' or '.join(MODES)}, not '{cfg.mode}'")
     require_positive(cfg, "num_samples", "batch_size")
+    for key, largest in {"scale": MAX_SCALE, "columns": MAX_COLUMNS}.items():
+        if not 0 <= cfg[key] <= largest:
+            raise InputError(f"{key} must be between 1 and {largest}, or 0 for the usual, not {cfg[key]}")
     require_seed(cfg.seed)
     output = Path(cfg.output.removesuffix(".png").removesuffix(".npz"))
     if not output.name:
@@ -67,14 +84,15 @@ def sample(cfg: DictConfig) -> None:
     checkpoint = find_checkpoint(cfg.checkpoint)
     flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device), ("flows", *cfg.packages))
     started = time.perf_counter()
-    decoded, num_columns = mode(flow, checkpoint, cfg)
+    decoded, layout = mode(flow, checkpoint, cfg)
     seconds = time.perf_counter() - started
     images, finite, lost = decoded.images, decoded.finite, decoded.lost
     if not finite.any():
         raise NonFiniteError(describe_lost(lost, len(images)))
 
     png, npz = output.with_name(output.name + ".png"), output.with_name(output.name + ".npz")
-    save_png(grid(images, num_columns, finite), png)
+    num_columns = min(layout.num_columns, len(images))
+    save_png(sheet(images, num_columns, finite, title=layout.title, rows=layout.rows, scale=cfg.scale), png)
     with atomic_write(npz) as file:
         lost_in = np.array([lost.get(index, "") for index in range(len(images))])
         np.savez_compressed(file, images=images.numpy(), finite=finite.numpy(), lost_in=lost_in)
@@ -87,7 +105,7 @@ def sample(cfg: DictConfig) -> None:
     console.show_paths([("checkpoint", checkpoint), ("picture", png), ("images", npz)])
 
 
-def draw_samples(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, int]:
+def draw_samples(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, Layout]:
     """``num_samples`` samples; the pictures depend on the seed, not on the batch size or the device."""
     if cfg.images is not None:
         raise InputError("images= belongs to mode=interpolate and mode=reconstruct")
@@ -100,24 +118,33 @@ def draw_samples(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple
                 yield flow.sample_latents(count, cfg.temperature, generator)
                 advance(count)
 
-    return Decoded.of(flow, batches()), max(1, round(cfg.num_samples**0.5))
+    num_columns = cfg.columns or max(1, round(cfg.num_samples**0.5))
+    return Decoded.of(flow, batches()), Layout(f"temperature {cfg.temperature:g}", num_columns)
 
 
 @torch.no_grad()
-def interpolate(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, int]:
+def interpolate(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, Layout]:
     """Rows of images on the great circle between the latents of two images; the ends are the two images."""
-    images = _given_images(flow, checkpoint, cfg)
+    names, images = _given_images(flow, checkpoint, cfg)
     if len(images) < 2 or len(images) % 2:
         raise InputError(f"mode=interpolate needs pairs of images (or an even num_samples), not {len(images)} of them")
-    steps = torch.linspace(0.0, 1.0, INTERPOLATION_STEPS)
+    num_steps = cfg.columns or INTERPOLATION_STEPS
+    if num_steps < 2:
+        raise InputError("columns must be at least 2 in mode=interpolate: the two images are the ends of a row")
+    steps = torch.linspace(0.0, 1.0, num_steps)
+    rows = [f"{a} to {b}" for a, b in zip(names[::2], names[1::2], strict=True)]
     pairs = ([(level[:1], level[1:]) for level in flow.encode(two)] for two in images.split(2))
-    return Decoded.of(flow, (spherical(pair, steps) for pair in pairs)), INTERPOLATION_STEPS
+    decoded = Decoded.of(flow, (spherical(pair, steps) for pair in pairs))
+    return decoded, Layout("interpolations between images", num_steps, rows)
 
 
 @torch.no_grad()
-def reconstruct(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, int]:
+def reconstruct(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[Decoded, Layout]:
     """Each image beside its ``decode(encode(image))``; says how many values differ."""
-    images = _given_images(flow, checkpoint, cfg)
+    num_columns = cfg.columns or RECONSTRUCTION_COLUMNS
+    if num_columns % 2:
+        raise InputError(f"columns must be even in mode=reconstruct, not {num_columns}: images stand in pairs")
+    names, images = _given_images(flow, checkpoint, cfg)
     images = flow.dequantizer.reduce(images)  # the bits that the flow models
     restored = Decoded.of(flow, (flow.encode(batch) for batch in images.split(cfg.batch_size)))
     compared = images[restored.finite]
@@ -128,21 +155,29 @@ def reconstruct(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[
     # Pairs side by side fill rows of any number of images without gaps.
     pairs = torch.stack([images, restored.images], dim=1).flatten(0, 1)
     finite = torch.stack([torch.ones_like(restored.finite), restored.finite], dim=1).flatten()
-    return Decoded(pairs, finite, {2 * index + 1: layer for index, layer in restored.lost.items()}), COLUMNS
+    decoded = Decoded(pairs, finite, {2 * index + 1: layer for index, layer in restored.lost.items()})
+    in_rows = [names[start : start + num_columns // 2] for start in range(0, len(names), num_columns // 2)]
+    rows = [" - ".join(dict.fromkeys([row[0], row[-1]])) for row in in_rows]
+    return decoded, Layout("each image beside its reconstruction", num_columns, rows)
 
 
-def _given_images(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> Tensor:
-    """The user's images, or as many of the held-out ones as the run's data has, at most ``num_samples``."""
+def _given_images(flow: DensityModel, checkpoint: Path, cfg: DictConfig) -> tuple[list[str], Tensor]:
+    """The user's images, or as many of the held-out ones as the run's data has, at most ``num_samples``; named."""
     if cfg.images is not None:
         pictures = Pictures(Path(cfg.images), checkpoint, flow, cfg.value_range, packages=cfg.packages)
-        images = torch.cat([batch for _, batch in pictures.batches(cfg.batch_size)])
+        paths, images = zip(*pictures.batches(cfg.batch_size), strict=True)
         pictures.tell()
-        return images
+        return [_shorten(path.name) for batch in paths for path in batch], torch.cat(images)
     test = ready(data_of_run(checkpoint, cfg.packages)).test
-    return test.gather(spread(len(test), min(cfg.num_samples, 16)))
+    indices = spread(len(test), min(cfg.num_samples, 16))
+    return [f"test {index}" for index in indices], test.gather(indices)
 
 
-MODES: dict[str, Callable[[DensityModel, Path, DictConfig], tuple[Decoded, int]]] = {
+def _shorten(name: str) -> str:
+    return name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 3]}..."
+
+
+MODES: dict[str, Callable[[DensityModel, Path, DictConfig], tuple[Decoded, Layout]]] = {
     "sample": draw_samples,
     "interpolate": interpolate,
     "reconstruct": reconstruct,

@@ -13,13 +13,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from torch import Tensor
 
 from flows.errors import InputError, first_line
 from flows.runs.checkpoint import Weights
 from flows.runs.claim import is_locked
-from flows.runs.layout import CONFIG, EVALUATIONS, FINAL_SAMPLES, METRICS, METRICS_FILE, RESULTS, SAMPLES
+from flows.runs.layout import CONFIG, EVALUATIONS, FINAL_SAMPLES, METRICS, METRICS_FILE, RESULTS, SAMPLES, TEST_SCORES
 
 SCORES: dict[Weights, str] = {"raw": "test/bits_per_dim", "averaged": "test/bits_per_dim_averaged"}
 """The scores that results hold, by the weights that they are of."""
@@ -78,6 +81,8 @@ class Run:
     status: Status
     picture: Path | None
     evaluations: list[Evaluation]
+    test_scores: dict[str, Tensor]
+    """Of each test image: its ``group``, and its bits/dim by the weights; empty if they are not known."""
 
     @property
     def seed(self) -> int:
@@ -156,6 +161,7 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> Run | None:
         status=unfinished if results is None else Status.FINISHED,
         picture=next((path for path in pictures if path.exists()), None),
         evaluations=_read_evaluations(folder / EVALUATIONS, problems),
+        test_scores=_read_test_scores(folder / TEST_SCORES, problems),
     )
 
 
@@ -188,6 +194,20 @@ def _read_results(path: Path, problems: list[Problem]) -> dict[str, Any] | None:
         problems.append(Problem(str(path), f"has no {SCORES['raw']}; the run counts as unfinished"))
         return None
     return results
+
+
+def _read_test_scores(path: Path, problems: list[Problem]) -> dict[str, Tensor]:
+    """The columns of the table by their heads."""
+    if not path.exists():
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            heads = file.readline().strip().split(",")
+            columns = torch.from_numpy(np.loadtxt(file, delimiter=",", ndmin=2).T)
+        return dict(zip(heads, columns, strict=True))
+    except (OSError, ValueError) as error:
+        problems.append(Problem(str(path), f"cannot be read ({first_line(error)}); differences lack their error"))
+        return {}
 
 
 def _read_evaluations(folder: Path, problems: list[Problem]) -> list[Evaluation]:

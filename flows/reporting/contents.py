@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+import torch
+
 from flows.console import duration
+from flows.measures.bits_per_dim import Score
 from flows.reporting.collect import NOT_FINITE, SCORES, Collection, Run, Status
 from flows.reporting.comparison import BASELINE, Block, Comparison, Row, differing_keys
 from flows.reporting.figures import training_curves
@@ -82,7 +85,8 @@ def _counted(comparisons: Sequence[Comparison]) -> str:
 def _summary(collection: Collection, names: Mapping[Comparison, str], weights: Weights) -> Section:
     paragraphs = [
         "Scores are bits/dim on held-out images, lower is better: an upper bound, from K draws of dequantisation noise "
-        "per image. Each is the mean over seeds ± the sample standard deviation (n - 1); a single run has none. Bold: "
+        "per image. Each is the mean over seeds ± the sample standard deviation (n - 1); a single run has none. The "
+        "difference of single runs has its standard error over the test images, by group where they have groups. Bold: "
         f"the lowest of its block, to {DIGITS} decimals, ties included. Differences are of the {weights} weights. "
         "Samples that are not finite are counted at temperature 1.",
     ]
@@ -129,7 +133,7 @@ def _scores(comparison: Comparison, weights: Weights, times: SamplingTimes | Non
                 _show(row.first_result("num_parameters"), ","),
                 _how_many(row),
                 *scores,
-                _show_estimate(_difference(block, row, weights), "+"),
+                _difference(block, row, weights),
                 *(_not_finite(row, kind) for kind in kinds),
                 _show(times.milliseconds.get(row) if times else None, ".3g"),
                 "; ".join(score.show() for score in scores_beside(row)) or NONE,
@@ -166,12 +170,21 @@ def _not_finite(row: Row, weights: Weights) -> str:
     return f"{sum(lost for lost, _ in known):,} of {sum(drawn for _, drawn in known):,}" if known else NONE
 
 
-def _difference(block: Block, row: Row, weights: Weights) -> Estimate | None:
-    """Over the seeds that a row and its block's baseline share, which see the same images in the same order."""
+def _difference(block: Block, row: Row, weights: Weights) -> str:
+    """Over the seeds that a row and its block's baseline share, which see the same images in the same order.
+
+    A single seed has no spread: it has the standard error of the difference over the test images instead.
+    """
     if block.baseline is None or row is block.baseline:
-        return None
+        return NONE
     ours, theirs = row.scores(weights), block.baseline.scores(weights)
-    return Estimate.of([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+    seeds = sorted(ours.keys() & theirs.keys())
+    text = _show_estimate(Estimate.of([ours[seed] - theirs[seed] for seed in seeds]), "+")
+    if len(seeds) == 1:
+        a, b = (next(run.test_scores for run in each.finished if run.seed in seeds) for each in (row, block.baseline))
+        if {"group", weights} <= a.keys() & b.keys() and torch.equal(a["group"], b["group"]):
+            text += f" (± {Score.of(a[weights] - b[weights], a['group']).standard_error:.{DIGITS}f} over images)"
+    return text
 
 
 def _show(value: Any, style: str = "") -> str:
@@ -316,7 +329,8 @@ def _every_run(collection: Collection, names: Mapping[Comparison, str]) -> Secti
         "time",
     ]
     text = (
-        "Test bits/dim ± standard error over the images of one run, which is not the spread over seeds; K as above, "
+        "Test bits/dim ± standard error over the images of one run, which is not the spread over seeds; by group where "
+        "images of one group are alike, such as the neighbours in a photograph; K as above, "
         f"1 in validation. Folders are below {collection.top}."
     )
     return Section(EVERY_RUN, [text], [Table.of(header, {"": lines}, num_left=5)])
@@ -331,7 +345,8 @@ def _score(run: Run, name: str) -> str:
     value, error = run.result(name), run.result(f"{name}_standard_error")
     if value is None:
         return NONE
-    return f"{value:.{DIGITS}f}" + ("" if error is None else f" ± {error:.{DIGITS}f}")
+    by_group = run.result("num_groups") not in (None, run.result("num_images"))
+    return f"{value:.{DIGITS}f}" + ("" if error is None else f" ± {error:.{DIGITS}f}{' by group' * by_group}")
 
 
 def _plural(count: int, noun: str) -> str:

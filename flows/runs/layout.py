@@ -5,7 +5,8 @@
     config.yaml      the resolved configuration         metrics/      metrics.csv, by Lightning's CSV logger
     overrides.yaml   the command line                   checkpoints/  best.ckpt, last.ckpt, step=0000100.ckpt
     results.json     the scores of a finished run       samples/      step=0000100.png, final.png
-    .lock            held while a run writes            evaluations/  what evaluate.py finds, a JSON file each
+    test_scores.csv  of each test image, and its group  evaluations/  what evaluate.py finds, a JSON file each
+    .lock            held while a run writes
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ RUNS = Path("runs")
 """Where programs keep their runs."""
 
 CONFIG, OVERRIDES, RESULTS, LOCK = "config.yaml", "overrides.yaml", "results.json", ".lock"
+TEST_SCORES = "test_scores.csv"
 METRICS, CHECKPOINTS, SAMPLES, EVALUATIONS = "metrics", "checkpoints", "samples", "evaluations"
 BEST, LAST = "best.ckpt", "last.ckpt"
 METRICS_FILE, FINAL_SAMPLES = "metrics.csv", "final.png"

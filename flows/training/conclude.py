@@ -15,14 +15,14 @@ from torch import Tensor
 
 from datamodules import ImageDataModule
 from flows import console, load_flow
-from flows.files import atomic_write
+from flows.files import atomic_write, write_csv
 from flows.measures.bits_per_dim import Score, bits_per_dim
 from flows.measures.codecs import codec_bits_per_dim
 from flows.measures.diagnostics import count_not_finite, count_parameters
 from flows.models.base import DensityModel
-from flows.pictures import grid, save_png, side_by_side
+from flows.pictures import save_png, sheet, side_by_side
 from flows.runs.checkpoint import Weights, find_checkpoint, read_checkpoint
-from flows.runs.layout import FINAL_SAMPLES, METRICS, METRICS_FILE, RESULTS, SAMPLES
+from flows.runs.layout import FINAL_SAMPLES, METRICS, METRICS_FILE, RESULTS, SAMPLES, TEST_SCORES
 
 MAX_CODEC_IMAGES = 2000
 """The codecs are slow: of a larger test split this number of images, evenly spaced, stands for all."""
@@ -56,20 +56,23 @@ def conclude(
     """
     checkpoint, device = find_checkpoint(run_dir), trainer.strategy.root_device
     load = partial(load_flow, checkpoint, device=device, packages=("flows", *packages))
-    scores, scored = _score(checkpoint, load, data)
+    scores, scored, of_images = _score(checkpoint, load, data)
     flow = load()
     codecs, compared = _compress(flow, data)
     sheets = _sheets_of_samples(flow)
     size, seconds = count_parameters(flow), time.perf_counter() - started
     facts: Rows = [("parameters", f"{size:,}"), ("time", console.duration(seconds))]
     # First of all: the disk may be full.
-    console.show_table("Best checkpoint on held-out images", [*scored[:-1], *compared, scored[-1], *facts])
+    held_out = Score.of(of_images["raw"], data.test.groups)
+    title = f"Best checkpoint, test split: {held_out.what_counts}"
+    console.show_table(title, [*scored[:-1], *compared, scored[-1], *facts])
     results: dict[str, Any] = {
         "checkpoint": str(checkpoint),
         "data": data.set_name,
         "selection_note": data.selection_note,
         "split": "test",
-        "num_images": len(data.test),
+        "num_images": held_out.num_images,
+        "num_groups": held_out.num_groups,
         "num_noise_samples": 1,
         "num_samples": NUM_SAMPLES,
         "val/bits_per_dim": None,
@@ -84,6 +87,9 @@ def conclude(
     for logger in trainer.loggers:
         logger.log_metrics(tested, step=trainer.global_step)
         logger.finalize("finished")
+    groups = range(len(data.test)) if data.test.groups is None else data.test.groups.tolist()
+    columns = [groups, *(column.tolist() for column in of_images.values())]
+    write_csv(run_dir / TEST_SCORES, [["group", *of_images], *zip(*columns, strict=True)])
     with atomic_write(run_dir / RESULTS) as file:
         file.write(json.dumps(results, indent=2).encode())
     save_png(side_by_side(sheets), run_dir / SAMPLES / FINAL_SAMPLES)
@@ -96,25 +102,33 @@ def conclude(
     console.show_paths((name, path) for name, path in paths.items() if path.exists())
 
 
-def _score(checkpoint: Path, load: Callable[..., DensityModel], data: ImageDataModule) -> tuple[dict[str, Any], Rows]:
-    """Bits/dim on the test split, and how many samples are not finite, of all the weights that were kept."""
+def _score(
+    checkpoint: Path, load: Callable[..., DensityModel], data: ImageDataModule
+) -> tuple[dict[str, Any], Rows, dict[Weights, Tensor]]:
+    """Bits/dim on the test split, and how many samples are not finite, of all the weights that were kept.
+
+    Returns:
+        The results, the rows that show them, and the bits/dim of each image, in order.
+    """
     has_average = "current_model_state" in read_checkpoint(checkpoint)
     kept: tuple[Weights, ...] = ("raw", "averaged") if has_average else ("raw",)
     results: dict[str, Any] = {}
     rows: Rows = []
+    of_images: dict[Weights, Tensor] = {}
     unsafe = []
     for weights in kept:
         suffix = "" if weights == "raw" else "_averaged"
         flow = load(weights=weights)
         with console.progress(f"test, {weights} weights", len(data.test)) as advance:
-            score = Score.of(bits_per_dim(flow, data.evaluation_batches(data.test), on_batch=advance))
+            of_images[weights] = bits_per_dim(flow, data.evaluation_batches(data.test), on_batch=advance)
+        score = Score.of(of_images[weights], data.test.groups)
         name = f"test/bits_per_dim{suffix}"
         results[name], results[f"{name}_standard_error"] = score.mean, score.standard_error
         rows.append((f"test bits/dim, {weights} weights", score))
         results[f"samples_not_finite{suffix}"] = lost = count_not_finite(flow, NUM_SAMPLES)
         unsafe.append(f"{lost} {weights}")
     rows.append((f"samples that are not finite, of {NUM_SAMPLES:,} at temperature 1", ", ".join(unsafe)))
-    return results, rows
+    return results, rows, of_images
 
 
 def _compress(flow: DensityModel, data: ImageDataModule) -> tuple[dict[str, Any], Rows]:
@@ -128,11 +142,11 @@ def _compress(flow: DensityModel, data: ImageDataModule) -> tuple[dict[str, Any]
     return {"test/png_bits_per_dim": png, "test/webp_bits_per_dim": webp}, rows
 
 
-def _sheets_of_samples(flow: DensityModel) -> dict[str, Tensor]:
-    """A sheet of samples at temperature 1, and one of the same latents at temperature 0.7, by their labels."""
-    sheets = {}
+def _sheets_of_samples(flow: DensityModel) -> list[Tensor]:
+    """A sheet of samples at temperature 1, and one of the same latents at temperature 0.7."""
+    sheets = []
     for temperature in (1.0, 0.7):
         latents = flow.sample_latents(64, temperature, torch.Generator().manual_seed(0))
         images, finite = flow.decode_finite(latents)
-        sheets[f"temperature {temperature:g}"] = grid(images, 8, finite)
+        sheets.append(sheet(images, 8, finite, title=f"temperature {temperature:g}"))
     return sheets

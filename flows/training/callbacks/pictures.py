@@ -14,7 +14,7 @@ from torch import Tensor
 from flows.console import warn
 from flows.errors import InputError, StorageError
 from flows.models.base import DensityModel
-from flows.pictures import grid, save_png, to_array
+from flows.pictures import grid, save_png, sheet, to_array
 from flows.randomness import Stream, generator_for
 from flows.runs.layout import picture
 from flows.training.loggers import WandbLogger
@@ -63,12 +63,13 @@ class SamplePictures(pl.Callback):
         if not finite.all():
             num_lost = int((~finite).sum())
             warn(f"step {step}: {num_lost} of {len(images)} samples overflow and are hatched in the picture")
+        labels = [f"temperature {temperature:g}" for temperature in self.temperatures]
         try:
-            save_png(grid(images, self.num_columns, finite), self.folder / picture(step))
+            save_png(sheet(images, self.num_columns, finite, rows=labels), self.folder / picture(step))
         except StorageError as error:
             warn(f"step {step}: no picture, the training goes on: {error}")
-        rows = zip(self.temperatures, images.split(self.num_columns), finite.split(self.num_columns), strict=True)
-        captioned = {f"temperature {t:g}": grid(row, self.num_columns, is_finite) for t, row, is_finite in rows}
+        rows = zip(labels, images.split(self.num_columns), finite.split(self.num_columns), strict=True)
+        captioned = {label: grid(row, self.num_columns, is_finite) for label, row, is_finite in rows}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for caption, row in captioned.items():
