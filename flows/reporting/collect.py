@@ -7,6 +7,7 @@ import glob
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -19,7 +20,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from flows.errors import InputError, first_line
 from flows.runs.checkpoint import Weights
 from flows.runs.claim import is_locked
-from flows.runs.layout import CONFIG, EVALUATIONS, FINAL_SAMPLES, METRICS, METRICS_FILE, RESULTS, SAMPLES
+from flows.runs.layout import CONFIG, EVALUATIONS, FINAL_SAMPLES, LOCK, METRICS, METRICS_FILE, RESULTS, SAMPLES
 
 SCORES: dict[Weights, str] = {"raw": "test/bits_per_dim", "averaged": "test/bits_per_dim_averaged"}
 """The scores that results hold, by the weights that they are of."""
@@ -78,6 +79,9 @@ class Run:
     status: Status
     picture: Path | None
     evaluations: list[Evaluation]
+    started: str | None
+    commit: str | None
+    host: str | None
 
     @property
     def seed(self) -> int:
@@ -156,7 +160,16 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> Run | None:
         status=unfinished if results is None else Status.FINISHED,
         picture=next((path for path in pictures if path.exists()), None),
         evaluations=_read_evaluations(folder / EVALUATIONS, problems),
+        **_read_origin(folder / LOCK),
     )
+
+
+def _read_origin(path: Path) -> dict[str, str | None]:
+    """When, from which commit and where a run began, or was resumed last, as far as its lock says."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    wanted = {"started": r" since ([-\d]+ [:\d]+)", "commit": r", commit (\S+)", "host": r" on (\S+)"}
+    found = {name: re.search(pattern, text) for name, pattern in wanted.items()}
+    return {name: match and match[1] for name, match in found.items()}
 
 
 def _read_config(path: Path, problems: list[Problem]) -> dict[str, Any] | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import floor, log10
 from typing import Any, get_args
 
 from flows.console import duration
 from flows.reporting.collect import NOT_FINITE, SCORES, Collection, Run, Status
-from flows.reporting.comparison import BASELINE, Block, Comparison, Row, differing_keys
+from flows.reporting.comparison import BASELINE, Block, Comparison, Row
 from flows.reporting.figures import training_curves
 from flows.reporting.page import NONE, Bold, Figure, Report, Section, Table
 from flows.reporting.paper import scores_beside
-from flows.reporting.statistics import DIGITS, Estimate, best
+from flows.reporting.statistics import DIGITS, Estimate
 from flows.runs.checkpoint import Weights
 from flows.runs.layout import FINAL_SAMPLES
 
@@ -52,10 +54,10 @@ def make_report(
         _summary(collection, names, weights),
         *results,
         _missing(collection, comparisons),
-        _configurations(names),
         _every_run(collection, names),
     ]
-    return Report("Invertible convolutions: report", _counted(comparisons), sections)
+    subtitle = f"{_counted(comparisons)} Written {time.strftime('%Y-%m-%d %H:%M')}."
+    return Report("Invertible convolutions: report", subtitle, sections)
 
 
 def _names(comparisons: Sequence[Comparison]) -> dict[Comparison, str]:
@@ -82,9 +84,10 @@ def _counted(comparisons: Sequence[Comparison]) -> str:
 def _summary(collection: Collection, names: Mapping[Comparison, str], weights: Weights) -> Section:
     paragraphs = [
         "Scores are bits/dim on held-out images, lower is better: an upper bound, from K draws of dequantisation noise "
-        "per image. Each is the mean over seeds ± the sample standard deviation (n - 1); a single run has none. Bold: "
-        f"the lowest of its block, to {DIGITS} decimals, ties included. Differences are of the {weights} weights. "
-        "Samples that are not finite are counted at temperature 1.",
+        "per image. Each is the mean over seeds ± the sample standard deviation (n - 1); a single run has none. "
+        "Better, worse: beyond twice the standard error over the seeds. Bold: the lowest of its block, and what is "
+        "within the error of it; a single run has no error, and no verdict. Differences are of the "
+        f"{weights} weights. Samples that are not finite are counted at temperature 1.",
     ]
     if len(names) > 1:
         paragraphs.append(
@@ -97,7 +100,8 @@ def _summary(collection: Collection, names: Mapping[Comparison, str], weights: W
 
 
 def _results(comparison: Comparison, name: str, weights: Weights, times: SamplingTimes | None, stem: str) -> Section:
-    tables = [_scores(comparison, weights, times), _evaluations(comparison), _codecs(comparison)]
+    key = [_key(comparison)] if any(title != row.mixing for row, title in comparison.titles.items()) else []
+    tables = [_scores(comparison, weights, times), *key, _evaluations(comparison), _codecs(comparison)]
     curves = training_curves(comparison, stem)
     return Section(
         f"Results on {name}",
@@ -111,7 +115,7 @@ def _scores(comparison: Comparison, weights: Weights, times: SamplingTimes | Non
     """The main table."""
     kinds: tuple[Weights, ...] = get_args(Weights)
     header = [
-        "mixing layer",
+        "configuration",
         "width",
         "parameters",
         "runs",
@@ -124,14 +128,14 @@ def _scores(comparison: Comparison, weights: Weights, times: SamplingTimes | Non
     groups = {
         block.title: [
             [
-                row.mixing if len(comparison.blocks) > 1 else comparison.titles[row],
+                comparison.titles[row],
                 _show(row.width),
                 _show(row.first_result("num_parameters"), ","),
                 _how_many(row),
                 *scores,
-                _show_estimate(_difference(block, row, weights), "+"),
+                _show_difference(_difference(block, row, weights)),
                 *(_not_finite(row, kind) for kind in kinds),
-                _show(times.milliseconds.get(row) if times else None, ".3g"),
+                _three_digits(times.milliseconds.get(row) if times else None),
                 "; ".join(score.show() for score in scores_beside(row)) or NONE,
             ]
             for row, *scores in zip(block.rows, *(_best_in_bold(block, kind) for kind in kinds), strict=True)
@@ -150,8 +154,8 @@ def _scores(comparison: Comparison, weights: Weights, times: SamplingTimes | Non
 
 def _best_in_bold(block: Block, weights: Weights) -> list[str]:
     estimates = [row.estimate(weights) for row in block.rows]
-    texts = [_show_estimate(estimate) for estimate in estimates]
-    return [Bold(text) if is_best else text for text, is_best in zip(texts, best(estimates), strict=True)]
+    texts = [NONE if estimate is None else estimate.show() for estimate in estimates]
+    return [Bold(text) if is_best else text for text, is_best in zip(texts, block.best(weights), strict=True)]
 
 
 def _how_many(row: Row) -> str:
@@ -178,8 +182,26 @@ def _show(value: Any, style: str = "") -> str:
     return NONE if value is None else format(value, style)
 
 
-def _show_estimate(estimate: Estimate | None, sign: str = "") -> str:
-    return NONE if estimate is None else estimate.show(sign)
+def _three_digits(value: float | None) -> str:
+    """Three significant digits, never in powers of ten."""
+    return NONE if value is None else f"{float(f'{value:.3g}'):,.{max(0, 2 - floor(log10(value)))}f}"
+
+
+def _show_difference(difference: Estimate | None) -> str:
+    return NONE if difference is None else difference.show("+") + difference.verdict
+
+
+def _key(comparison: Comparison) -> Table:
+    """What the names of the configurations stand for."""
+    header = ["configuration", "mixing layer", "settings", "folder"]
+    lines = [
+        [title, NONE if row.mixing in title else row.mixing, comparison.unusual[row] or "as most", row.folders]
+        for row, title in comparison.titles.items()
+    ]
+    most = f" Most have: {comparison.usual}." if comparison.usual else ""
+    text = "What each configuration is. Settings stand here where they differ from those of most; seeds, paths and "
+    text += f"loggers aside.{most}"
+    return Table.of(header, {"": lines}, text, num_left=len(header))
 
 
 def _evaluations(comparison: Comparison) -> Table:
@@ -252,38 +274,16 @@ def _missing(collection: Collection, comparisons: Sequence[Comparison]) -> Secti
 
 
 def _missing_seeds(comparisons: Sequence[Comparison]) -> list[str]:
-    """Rows that lack finished seeds which other rows of their comparison have."""
-    found = []
+    """Rows that lack finished seeds which other rows of their comparison have, those that lack the same together."""
+    found: dict[str, list[str]] = {}
     for comparison in comparisons:
         seeds = {run.seed for row in comparison.rows for run in row.finished}
         for row in comparison.rows:
-            lacking = sorted(seeds - {run.seed for run in row.finished})
-            if lacking:
+            if lacking := sorted(seeds - {run.seed for run in row.finished}):
                 numbers = f"seed{'' if len(lacking) == 1 else 's'} {', '.join(map(str, lacking))}"
-                title = f"{comparison.setting.data}, {comparison.titles[row]}"
-                found.append(f"{title}: no finished run with {numbers}, which others have.")
-    return found
-
-
-def _configurations(names: Mapping[Comparison, str]) -> Section:
-    title = "Differences between configurations"
-    rows = [(comparison, row) for comparison in names for row in comparison.rows]
-    keys = differing_keys([row for _, row in rows])
-    if not keys:
-        return Section(title, ["There are none: all runs have one configuration."])
-    lines = [
-        [names[comparison], comparison.titles[row], *(_value(row, key) for key in keys)] for comparison, row in rows
-    ]
-    text = "The settings in which the configurations differ, as they were resolved; seeds, paths and loggers aside."
-    header = ["data", "configuration", *keys]
-    return Section(title, [text], [Table.of(header, {"": lines}, num_left=len(header))])
-
-
-def _value(row: Row, key: str) -> str:
-    if key not in row.config:
-        return NONE
-    value = row.config[key]
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+                what = f"{comparison.setting.data}: no finished run with {numbers}, which others have"
+                found.setdefault(what, []).append(comparison.titles[row])
+    return [f"{what}: {'; '.join(titles)}." for what, titles in found.items()]
 
 
 def _every_run(collection: Collection, names: Mapping[Comparison, str]) -> Section:
@@ -298,6 +298,7 @@ def _every_run(collection: Collection, names: Mapping[Comparison, str]) -> Secti
             _show(run.best_validation, f".{DIGITS}f"),
             *(_score(run, score) for score in SCORES.values()),
             NONE if (seconds := run.result("seconds")) is None else duration(seconds),
+            *(entry or NONE for entry in (run.started, run.commit, run.host)),
         ]
         for comparison, name in names.items()
         for row in comparison.rows
@@ -314,6 +315,9 @@ def _every_run(collection: Collection, names: Mapping[Comparison, str]) -> Secti
         "test bits/dim, raw",
         "test bits/dim, averaged",
         "time",
+        "started",
+        "commit",
+        "host",
     ]
     text = (
         "Test bits/dim ± standard error over the images of one run, which is not the spread over seeds; K as above, "

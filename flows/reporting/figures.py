@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import matplotlib
@@ -36,7 +37,12 @@ STYLE: dict[Any, Any] = {
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a", "#7f7f7f")
 """The first six are Okabe and Ito's, which the colour-blind can tell apart."""
 
+GREY = ("#c9ced4", "-")
+
 DASHES = ("-", "--", ":", "-.")
+
+MAX_COLOURED = 12
+"""Configurations whose curves have a colour and a name; those of the others are grey."""
 
 MAX_MARKED = 15
 """Points up to which each of a curve's is marked."""
@@ -54,17 +60,18 @@ def training_curves(comparison: Comparison, name: str) -> Figure | None:
     }
     if not any(known.values()):
         return None
-    styles = line_styles(comparison.rows)
+    coloured = _best_rows(comparison.rows)
+    styles = line_styles(coloured)
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(10, 3.6 + 0.08 * len(comparison.rows)), layout="constrained")
+        canvas = Canvas(figsize=(10, 3.6 + 0.08 * len(coloured)), layout="constrained")
         for number, (metric, title) in enumerate(metrics.items()):
             axes = canvas.add_subplot(1, 2, number + 1)
             labelled: set[Row] = set()
             for row, curve in known[metric]:
-                (color, dashes), (steps, values) = styles[row], thinned(curve)
+                (color, dashes), (steps, values) = styles.get(row, GREY), thinned(curve)
                 (line,) = axes.plot(steps, values, dashes, color=color, linewidth=1.1, alpha=0.85)
-                line.set_marker("." if len(steps) < MAX_MARKED else "")
-                line.set_label("" if row in labelled else comparison.titles[row])
+                line.set(marker="." if len(steps) < MAX_MARKED else "", zorder=2 if row in styles else 1)
+                line.set_label("" if row in labelled or row not in styles else comparison.titles[row])
                 labelled.add(row)
             _show_all_but_the_start(axes, [curve for _, curve in known[metric]])
             axes.set(title=title, xlabel="optimiser steps", ylabel="bits/dim")
@@ -76,8 +83,16 @@ def training_curves(comparison: Comparison, name: str) -> Figure | None:
         file.getvalue(),
         alt=f"Training and validation bits/dim over training, {comparison.setting.data}",
         caption="Bits/dim over training, one line for each seed. Raw weights, one draw of noise per image. The first "
-        "steps may lie above the frame.",
+        "steps may lie above the frame."
+        + (f" Coloured: the {MAX_COLOURED} best on validation images." if len(coloured) < len(comparison.rows) else ""),
     )
+
+
+def _best_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the best validation scores, in the order that they have."""
+    lowest = {row: min((s for run in row.runs if (s := run.best_validation) is not None), default=inf) for row in rows}
+    chosen = sorted(rows, key=lowest.__getitem__)[:MAX_COLOURED]
+    return [row for row in rows if row in chosen]
 
 
 def thinned(curve: Curve) -> tuple[list[float], list[float]]:

@@ -5,7 +5,7 @@
     config.yaml      the resolved configuration         metrics/      metrics.csv, by Lightning's CSV logger
     overrides.yaml   the command line                   checkpoints/  best.ckpt, last.ckpt, step=0000100.ckpt
     results.json     the scores of a finished run       samples/      step=0000100.png, final.png
-    .lock            held while a run writes            evaluations/  what evaluate.py finds, a JSON file each
+    .lock            whose it is; held while it writes  evaluations/  what evaluate.py finds, a JSON file each
 """
 
 from __future__ import annotations
