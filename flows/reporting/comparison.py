@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from flows.reporting.collect import SCORES, Collection, Problem, Run, Status
-from flows.reporting.statistics import Estimate, best
+from flows.reporting.statistics import Estimate
 from flows.runs.checkpoint import Weights
 from flows.runs.resume import LOADING_KEYS
 
@@ -143,10 +143,6 @@ class Block:
         """The row of the plain 1x1 convolution, if there is exactly one."""
         rows = [row for row in self.rows if row.mixing == BASELINE]
         return rows[0] if len(rows) == 1 and len(self.rows) > 1 and self.is_comparable else None
-
-    def best(self, weights: Weights) -> list[bool]:
-        """Which rows have the lowest score, as far as that can be told."""
-        return [is_best and self.is_comparable for is_best in best([row.estimate(weights) for row in self.rows])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,10 +305,13 @@ def _comparison(setting: Setting, rows: list[Row]) -> Comparison:
 
 
 def _usual(rows: Sequence[Row]) -> Flat:
-    """The commonest value of each setting in which rows differ, if most have one."""
-    texts = {key: Counter(_as_text(row.config, key) for row in rows) for key in _telling_keys(rows)}
-    commonest = {key: counts.most_common(1)[0][0] for key, counts in texts.items()}
-    return {key: json.loads(text) for key, text in commonest.items() if text != "absent"}
+    """Of the settings in which rows differ, the values that more than half of them have."""
+    usual = {}
+    for key in _telling_keys(rows):
+        ((text, count),) = Counter(_as_text(row.config, key) for row in rows).most_common(1)
+        if 2 * count > len(rows) and text != "absent":
+            usual[key] = json.loads(text)
+    return usual
 
 
 def _unusual(row: Row, keys: Sequence[str], usual: Flat) -> str:

@@ -15,7 +15,7 @@ from flows.reporting.comparison import BASELINE, Block, Comparison, Row
 from flows.reporting.figures import training_curves
 from flows.reporting.page import NONE, Bold, Figure, Report, Section, Table
 from flows.reporting.paper import scores_beside
-from flows.reporting.statistics import DIGITS, Estimate
+from flows.reporting.statistics import DIGITS, Estimate, best
 from flows.runs.checkpoint import Weights
 from flows.runs.layout import FINAL_SAMPLES
 
@@ -155,7 +155,10 @@ def _scores(comparison: Comparison, weights: Weights, times: SamplingTimes | Non
 def _best_in_bold(block: Block, weights: Weights) -> list[str]:
     estimates = [row.estimate(weights) for row in block.rows]
     texts = [NONE if estimate is None else estimate.show() for estimate in estimates]
-    return [Bold(text) if is_best else text for text, is_best in zip(texts, block.best(weights), strict=True)]
+    return [
+        Bold(text) if is_best and block.is_comparable else text
+        for text, is_best in zip(texts, best(estimates), strict=True)
+    ]
 
 
 def _how_many(row: Row) -> str:
@@ -183,7 +186,11 @@ def _show(value: Any, style: str = "") -> str:
 
 
 def _three_digits(value: float | None) -> str:
-    """Three significant digits, never in powers of ten."""
+    """Three significant digits, never in powers of ten.
+
+    >>> [_three_digits(value) for value in (0.01234, 5.0, 1234.5)]
+    ['0.0123', '5.00', '1,230']
+    """
     return NONE if value is None else f"{float(f'{value:.3g}'):,.{max(0, 2 - floor(log10(value)))}f}"
 
 
@@ -265,25 +272,11 @@ def _missing(collection: Collection, comparisons: Sequence[Comparison]) -> Secti
     rows = [row for comparison in comparisons for row in comparison.rows]
     unfinished = sum(run.status is not Status.FINISHED for row in rows for run in row.runs)
     paragraphs = [f"{_plural(unfinished, 'unfinished run')}: see “{EVERY_RUN}”."] if unfinished else []
-    paragraphs += _missing_seeds(comparisons)
     problems = [[problem.where, problem.what] for problem in collection.problems]
     if not paragraphs and not problems:
-        paragraphs = ["Nothing: every run has finished, and every configuration has the same seeds."]
+        paragraphs = ["Nothing: every run has finished, and all could be read."]
     table = Table.of(["where", "problem"], {"": problems}, num_left=2)
     return Section(MISSING, paragraphs, [table] if problems else [])
-
-
-def _missing_seeds(comparisons: Sequence[Comparison]) -> list[str]:
-    """Rows that lack finished seeds which other rows of their comparison have, those that lack the same together."""
-    found: dict[str, list[str]] = {}
-    for comparison in comparisons:
-        seeds = {run.seed for row in comparison.rows for run in row.finished}
-        for row in comparison.rows:
-            if lacking := sorted(seeds - {run.seed for run in row.finished}):
-                numbers = f"seed{'' if len(lacking) == 1 else 's'} {', '.join(map(str, lacking))}"
-                what = f"{comparison.setting.data}: no finished run with {numbers}, which others have"
-                found.setdefault(what, []).append(comparison.titles[row])
-    return [f"{what}: {'; '.join(titles)}." for what, titles in found.items()]
 
 
 def _every_run(collection: Collection, names: Mapping[Comparison, str]) -> Section:

@@ -34,7 +34,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
 }
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a", "#7f7f7f")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a", "#000000")
 """The first six are Okabe and Ito's, which the colour-blind can tell apart."""
 
 GREY = ("#c9ced4", "-")
@@ -75,7 +75,8 @@ def training_curves(comparison: Comparison, name: str) -> Figure | None:
                 labelled.add(row)
             _show_all_but_the_start(axes, [curve for _, curve in known[metric]])
             axes.set(title=title, xlabel="optimiser steps", ylabel="bits/dim")
-        _legend(canvas, max(canvas.axes, key=lambda axes: len(axes.get_legend_handles_labels()[0])))
+        legends = [axes.get_legend_handles_labels() for axes in canvas.axes]
+        canvas.legend(*max(legends, key=lambda legend: len(legend[0])), loc="outside lower center", ncols=3)
         file = io.BytesIO()
         canvas.savefig(file, format="svg", facecolor="white", metadata={"Date": None})
     return Figure(
@@ -84,7 +85,11 @@ def training_curves(comparison: Comparison, name: str) -> Figure | None:
         alt=f"Training and validation bits/dim over training, {comparison.setting.data}",
         caption="Bits/dim over training, one line for each seed. Raw weights, one draw of noise per image. The first "
         "steps may lie above the frame."
-        + (f" Coloured: the {MAX_COLOURED} best on validation images." if len(coloured) < len(comparison.rows) else ""),
+        + (
+            f" Coloured: the {MAX_COLOURED} configurations that are best on validation images; the others are grey."
+            if len(coloured) < len(comparison.rows)
+            else ""
+        ),
     )
 
 
@@ -103,15 +108,8 @@ def thinned(curve: Curve) -> tuple[list[float], list[float]]:
 
 
 def line_styles(rows: Sequence[Row]) -> dict[Row, tuple[str, str]]:
-    """A colour for each mixing layer, and dashes for what else differs."""
-    layers: dict[str, list[Row]] = {}
-    for row in rows:
-        layers.setdefault(row.mixing, []).append(row)
-    return {
-        row: (COLORS[number % len(COLORS)], DASHES[place % len(DASHES)])
-        for number, same_layer in enumerate(layers.values())
-        for place, row in enumerate(same_layer)
-    }
+    """A colour for each row, with other dashes once all colours have been used."""
+    return dict(zip(rows, ((color, dashes) for dashes in DASHES for color in COLORS), strict=False))
 
 
 def _show_all_but_the_start(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -121,10 +119,3 @@ def _show_all_but_the_start(axes: Axes, curves: Sequence[Curve]) -> None:
     if values and max(values) > min(values):
         margin = 0.05 * (max(values) - min(values))
         axes.set_ylim(min(values) - margin, max(values) + margin)
-
-
-def _legend(canvas: Canvas, axes: Axes) -> None:
-    """Below everything, in as many columns as there is room for."""
-    handles, labels = axes.get_legend_handles_labels()
-    longest = max((len(label) for label in labels), default=0)
-    canvas.legend(handles, labels, loc="outside lower center", ncols=max(1, min(4, 110 // (longest + 8))))

@@ -80,7 +80,9 @@ class Figure:
             file = io.BytesIO()
             picture.save(file, format="WebP", quality=70)
             if len(file.getvalue()) <= limit or min(picture.size) < 64:
-                return replace(self, content=file.getvalue(), caption=f"{self.caption} Reduced: {self.name} is whole.")
+                return replace(
+                    self, content=file.getvalue(), caption=f"{self.caption} Reduced; whole: {FIGURES}/{self.name}."
+                )
             picture = picture.resize((picture.width * 3 // 4, picture.height * 3 // 4), Image.Resampling.LANCZOS)
 
     @property
