@@ -7,6 +7,9 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
+import warnings
+from socket import gethostname
 
 import numpy as np
 import pytest
@@ -145,9 +148,11 @@ def test_a_mean_comes_with_the_sample_deviation_and_a_single_value_with_none():
     assert Estimate.of([]) is None
 
 
-def test_ties_in_the_digits_shown_are_all_best():
-    estimates = [Estimate.of([value]) if value else None for value in (3.4301, 3.4299, 3.4311, None)]
-    assert best(estimates) == [True, True, False, False]
+def test_a_verdict_needs_a_difference_beyond_its_error():
+    differences = ([-0.10, -0.11], [0.10, 0.11], [-0.10, 0.06], [-0.10])
+    assert [Estimate.of(d).verdict for d in differences] == [", better", ", worse", ", within the error", ""]
+    estimates = [Estimate.of(values) for values in ([3.40, 3.44], [3.43, 3.45], [3.60, 3.61], [3.30], [])]
+    assert best(estimates) == [True, True, False, False, False]  # of a single seed nobody knows
     assert best(estimates[:1]) == [False]  # best of nothing
 
 
@@ -157,6 +162,7 @@ def test_ties_in_the_digits_shown_are_all_best():
 def test_runs_that_differ_in_seed_and_place_alone_are_one_row(runs):
     _, (comparison,) = read(runs)
     (block,) = comparison.blocks
+    assert section(report_on(runs), MISSING).paragraphs[0].startswith("Nothing")
     assert [row.mixing for row in block.rows] == ["1x1", "emerging 3x3"]
     assert all(len(row.runs) == 3 for row in block.rows)
     estimate = the_row([comparison], "emerging").estimate("raw")
@@ -207,9 +213,8 @@ def test_rows_that_differ_in_more_than_the_layer_stand_in_blocks_of_their_own(ru
     assert [*table.groups] == ["D 4", "D 2"]
     for rows in table.groups.values():
         assert [isinstance(row[4], Bold) for row in rows] == [False, True]
-    (differences,) = section(report, "Differences between configurations").tables
-    assert {"model.num_steps", "trainer.log_every_n_steps"} <= {*differences.header}
-    assert not any("seed" in key or "run_dir" in key or "folder" in key for key in differences.header)
+    key = section(report, "Results on photos").tables[1]
+    assert {row[1] for row in cells(key)} == {"D 4", "D 2, trainer.log_every_n_steps 3"}
 
 
 def test_differences_are_taken_seed_by_seed(runs):
@@ -217,7 +222,7 @@ def test_differences_are_taken_seed_by_seed(runs):
     table = section(report_on(runs), "Results on photos").tables[0]
     assert table.header[6].startswith("difference to 1x1, same seeds")
     differences = [3.42 - 3.51, 3.46 - 3.53]
-    expected = f"{statistics.fmean(differences):+.3f} ± {statistics.stdev(differences):.3f}"
+    expected = f"{statistics.fmean(differences):+.3f} ± {statistics.stdev(differences):.3f}, better"
     assert [row[6] for row in cells(table)] == ["-", expected]
     assert [row[3] for row in cells(table)] == ["2", "3"]
 
@@ -247,28 +252,18 @@ def test_samples_that_are_not_finite_are_added_up_over_the_seeds(tmp_path):
     assert [row[-2:] for row in cells(table)] == [["43 of 2,000", "0 of 2,000"], ["-", "-"]]
 
 
-def test_of_two_runs_of_one_seed_the_finished_one_counts_once(runs):
+def test_repeated_seeds_and_other_images_by_the_same_name_are_noticed(runs):
     write_run(runs / "b/again", "emerging", 1, finished=False, hidden_channels=57)
+    write_run(runs / "c", "1x1", 9, results={"test/png_bits_per_dim": 5.1})
     collection, comparisons = read(runs)
     assert len(the_row(comparisons, "emerging").runs) == 3
     assert "b/again: repeats seed 1 of the configuration in b/seed=1" in told(collection)
-
-
-def test_other_images_by_the_same_name_are_noticed(runs):
-    write_run(runs / "c", "1x1", 9, results={"test/png_bits_per_dim": 5.1})
-    collection, _ = read(runs)
     assert "png needs from 5.0000 to 5.1000 bits/dim: these are not the same images" in told(collection)
 
 
 def test_evaluations_stand_in_columns_of_their_own(runs):
-    record = {
-        "data": "photos",
-        "split": "test",
-        "num_images": 243,
-        "weights": "raw",
-        "num_noise_samples": 16,
-        "seed": 0,
-    }
+    images = {"data": "photos", "split": "test", "num_images": 243}
+    record = images | {"weights": "raw", "num_noise_samples": 16, "seed": 0}
     for seed, score in ((1, 3.30), (2, 3.34)):
         (runs / f"b/seed={seed}/evaluations").mkdir()
         place = runs / f"b/seed={seed}/evaluations"
@@ -308,12 +303,9 @@ def test_runs_of_the_shipped_configurations_that_differ_in_their_seed_are_repeti
     assert comparable(first) == comparable(second)
 
 
-def test_a_shipped_layer_has_a_short_name():
+def test_shipped_layers_have_short_names_and_the_papers_tables_are_whole():
     assert mixing_name(compose("mixing=maf")["model"]["mixing"]) == "MAF"
     assert mixing_name(compose("mixing=maf", "mixing.max_input=1.0")["model"]["mixing"]) == "MAF, max_input 1.0"
-
-
-def test_the_papers_tables_are_whole():
     assert len(paper_scores()) == 21
 
 
@@ -323,7 +315,8 @@ def test_the_papers_tables_are_whole():
 def test_running_and_dead_runs_are_told_apart_and_named_with_their_progress(runs):
     running = write_run(runs / "b/seed=4", "emerging", 4, finished=False, hidden_channels=57)
     write_run(runs / "b/seed=5", "emerging", 5, finished=False, hidden_channels=57)
-    script = f"from filelock import FileLock\nwith FileLock({str(running / '.lock')!r}): print(flush=True); input()"
+    script = "from pathlib import Path; from flows.runs.claim import run_folder_lock as lock\n"
+    script += f"with lock(Path({str(running)!r})): print(flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, **pipes) as process:
         process.stdout.readline()
@@ -334,18 +327,12 @@ def test_running_and_dead_runs_are_told_apart_and_named_with_their_progress(runs
     assert row.estimate("raw").num == 3
     report = make_report(collection, comparisons, "raw", {})
     assert cells(section(report, "Results on photos").tables[0])[1][3] == "3 + 1 running + 1 stopped"
-    unfinished = [row[3:7] for row in cells(section(report, EVERY_RUN).tables[0]) if row[4] != "finished"]
-    assert unfinished == [["b/seed=4", "running", "4 of 4", "5.000"], ["b/seed=5", "stopped", "4 of 4", "5.000"]]
+    unfinished = [row[3:7] + row[10:] for row in cells(section(report, EVERY_RUN).tables[0]) if row[4] != "finished"]
+    begun = [re.search(r"since (.{16})", (running / ".lock").read_text())[1], row.runs[3].commit or "-", gethostname()]
+    assert unfinished[0] == ["b/seed=4", "running", "4 of 4", "5.000", *begun]
+    assert unfinished[1] == ["b/seed=5", "stopped", "4 of 4", "5.000", "-", "-", "-"]
+    assert time.strftime("Written %Y-%m-%d") in report.subtitle
     assert section(report, MISSING).paragraphs[0].startswith("2 unfinished runs")
-
-
-def test_a_row_with_fewer_seeds_is_named_and_otherwise_that_nothing_is_missing(runs):
-    part = section(report_on(runs), MISSING)
-    assert part.paragraphs[0].startswith("Nothing") and not part.tables
-    shutil.rmtree(runs / "b/seed=2")
-    assert section(report_on(runs), MISSING).paragraphs == [
-        "photos, emerging 3x3: no finished run with seed 2, which others have."
-    ]
 
 
 CSV = "metrics/version_0/metrics.csv"
@@ -359,8 +346,6 @@ DAMAGES = {
         lambda old: re.sub(b'(?<="test/bits_per_dim": )[0-9.]+', b"NaN", old),
         "test/bits_per_dim is nan, not a finite number",
     ),
-    "results as list": ("results.json", lambda old: b"[1]", "cannot be read"),
-    "empty config": ("config.yaml", lambda old: b"", "is not a configuration of train.py"),
     "broken config": ("config.yaml", lambda old: b"a: [1", UNREADABLE),
     "circular config": ("config.yaml", lambda old: b"&a [*a]", UNREADABLE),
     "code in config": ("config.yaml", lambda old: b"!!python/object/apply:os.system ['touch PWNED']", UNREADABLE),
@@ -386,27 +371,17 @@ def test_what_a_cut_line_of_a_csv_says_is_not_believed(runs):
     assert run.curves["val/bits_per_dim"].steps[-1] == 30
 
 
-def test_folders_without_runs_are_named_unless_there_is_nothing_else(runs, tmp_path):
+def test_every_run_is_found_once_and_places_without_any_are_named(runs, tmp_path):
     (tmp_path / "empty").mkdir()
-    collection, comparisons = read(tmp_path / "empty", tmp_path / "nowhere", runs)
-    assert f"{tmp_path}/empty: holds no run" in told(collection)
-    assert f"{tmp_path}/nowhere: holds no run" in told(collection)
-    assert len(comparisons[0].rows) == 2
-    with pytest.raises(InputError, match="no run to report on"):
-        collect([str(tmp_path / "empty")])
-
-
-def test_patterns_and_overlapping_folders_find_every_run_once(runs):
-    collection, _ = read(f"{runs}/*/seed=1", runs / "a", runs)
-    assert len(collection.runs) == 6
-
-
-def test_a_configuration_inside_of_a_run_is_no_other_run(runs):
-    inner = runs / "a/seed=1/wandb/offline-run-1/files"
+    inner = runs / "a/seed=1/wandb/offline-run-1/files"  # W&B's own, no other run's
     inner.mkdir(parents=True)
     (inner / "config.yaml").write_text("wandb_version: 1")
-    collection, _ = read(runs)
-    assert (len(collection.runs), collection.problems) == (6, [])
+    collection, _ = read(tmp_path / "empty", tmp_path / "nowhere", f"{runs}/*/seed=1", runs / "a", runs)
+    assert len(collection.runs) == 6
+    named = [problem.where for problem in collection.problems if problem.what.startswith("holds no run")]
+    assert named == [f"{tmp_path}/empty", f"{tmp_path}/nowhere"] and len(collection.problems) == 2
+    with pytest.raises(InputError, match="no run to report on"):
+        collect([str(tmp_path / "empty")])
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -434,17 +409,22 @@ def page(tmp_path_factory):
 
 
 def test_the_page_has_everything_inside_and_refers_to_nothing(page):
-    report, html, _ = page
+    report, html, markdown = page
     text = html.read_text()
     assert re.search(r"""default-src 'none'; img-src data:; style-src 'unsafe-inline'""", text)
     assert "<script" not in text
     assert set(re.findall(r'(?:src|href)="([^"#:]*[:#])', text)) == {"data:", "#"}
     figures = [figure for part in report.sections for figure in part.figures]
     assert all(figure.data_uri in text for figure in figures)
-    assert {"1-curves.svg", "1-samples-1.png"} <= {figure.name for figure in figures}
+    drawn = {figure.name: figure.content for figure in figures}
+    assert {"1-curves.svg", "1-samples-1.png"} <= drawn.keys()
+    assert drawn["1-curves.svg"] == training_curves(read(html.parent.parent / "runs")[1][0], "1").content
 
     for part in report.sections:
         assert text.count(f'href="#{part.anchor}"') == text.count(f'id="{part.anchor}"') == 1
+    pictures = re.findall(r"^!\[.*\]\((.*)\)$", markdown.read_text(), flags=re.MULTILINE)
+    assert len(pictures) == 6
+    assert all((markdown.parent / picture).is_file() for picture in pictures)
 
 
 def test_text_from_run_folders_is_shown_as_text(page):
@@ -460,20 +440,27 @@ def test_text_from_run_folders_is_shown_as_text(page):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
 
 
-def test_the_markdown_s_pictures_are_there(page):
-    _, _, markdown = page
-    pictures = re.findall(r"^!\[.*\]\((.*)\)$", markdown.read_text(), flags=re.MULTILINE)
-    assert len(pictures) == 6
-    for picture in pictures:
-        assert (markdown.parent / picture).is_file()
-
-
-def test_the_same_runs_give_the_same_figures(page):
-    report, html, _ = page
-    _, comparisons = read(html.parent.parent / "runs")
-    drawn = {figure.name: figure.content for part in report.sections for figure in part.figures}
-    again = training_curves(comparisons[0], "1")
-    assert drawn[again.name] == again.content
+def test_sixty_runs_that_differ_in_anything_make_a_small_page_of_short_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.reporting.contents.training_curves", training_curves)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8))
+    for n in range(60):
+        odd = {"optimizer.lr": 3e-5 * (n // 2), f"trainer.{n:040}": n, f"callbacks.{n % 7}": None if n % 2 else "on"}
+        noise.save(write_run(tmp_path / f"runs/{n}", config=odd) / "samples/final.png")
+        if n < 5:  # steps
+            shutil.rmtree(tmp_path / f"runs/{n}/metrics")
+            write_metrics(tmp_path / f"runs/{n}", [(step, 9.0, 8.0) for step in range(n)])
+    with warnings.catch_warnings(action="error"):
+        report = report_on(tmp_path / "runs")
+        html, _ = write_report(report, tmp_path / "report")
+    assert html.stat().st_size < 3e6
+    assert html.read_text().count("-samples-") == html.read_text().count("Reduced; ") == 60
+    part = section(report, "Results on photos")
+    assert "the 12 configurations that are best" in part.figures[0].caption
+    scores, key = part.tables[:2]
+    assert [row[0] for row in cells(scores)] == [row[0] for row in cells(key)]
+    assert len({row[0] for row in cells(key)}) == 60 and max(len(row[0]) for row in cells(key)) <= 40
+    settings = {row[2]: row[1] for row in cells(key)}
+    assert settings["11"] == f"learning rate 0.00015, callbacks.4 null, trainer.{11:040} 11"
 
 
 def browse(path, scratch):
@@ -492,9 +479,10 @@ def test_a_browser_shows_the_page(page, tmp_path):
     # The page's policy forbids scripts; for the probe, and only there, one takes its place.
     script = """<script>addEventListener("load", () => {
       const pictures = [...document.images];
+      document.body.style.width = "400px";
       document.documentElement.innerHTML = "<body>RESULT " + JSON.stringify({
         pictures: pictures.length, broken: pictures.filter(p => !p.naturalWidth).length, title: document.title,
-        overflow: document.documentElement.scrollWidth - innerWidth,
+        overflow: document.body.scrollWidth - document.body.clientWidth, width: document.body.clientWidth,
         requests: performance.getEntriesByType("resource").filter(e => !e.name.startsWith("data:")).length,
       }) + " END</body>"; });</script>"""
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', script, html.read_text(), count=1)
@@ -506,7 +494,7 @@ def test_a_browser_shows_the_page(page, tmp_path):
     assert result["pictures"] == text.count("<img ")
     assert (result["broken"], result["requests"]) == (0, 0)
     assert result["title"] == "Invertible convolutions: report"
-    assert result["overflow"] <= 0
+    assert (result["overflow"], result["width"]) == (0, 400)
     untouched = browse(html, tmp_path)
     assert "Invertible convolutions: report" in untouched.stdout
     assert "CONSOLE" not in untouched.stderr  # where Chromium names whatever the policy had it refuse

@@ -7,6 +7,7 @@ import glob
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -22,7 +23,17 @@ from torch import Tensor
 from flows.errors import InputError, first_line
 from flows.runs.checkpoint import Weights
 from flows.runs.claim import is_locked
-from flows.runs.layout import CONFIG, EVALUATIONS, FINAL_SAMPLES, METRICS, METRICS_FILE, RESULTS, SAMPLES, TEST_SCORES
+from flows.runs.layout import (
+    CONFIG,
+    EVALUATIONS,
+    FINAL_SAMPLES,
+    LOCK,
+    METRICS,
+    METRICS_FILE,
+    RESULTS,
+    SAMPLES,
+    TEST_SCORES,
+)
 
 SCORES: dict[Weights, str] = {"raw": "test/bits_per_dim", "averaged": "test/bits_per_dim_averaged"}
 """The scores that results hold, by the weights that they are of."""
@@ -81,6 +92,9 @@ class Run:
     status: Status
     picture: Path | None
     evaluations: list[Evaluation]
+    started: str | None
+    commit: str | None
+    host: str | None
     test_scores: dict[str, Tensor]
     """Of each test image: its ``group``, and its bits/dim by the weights; empty if they are not known."""
 
@@ -162,7 +176,16 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> Run | None:
         picture=next((path for path in pictures if path.exists()), None),
         evaluations=_read_evaluations(folder / EVALUATIONS, problems),
         test_scores=_read_test_scores(folder / TEST_SCORES, problems),
+        **_read_origin(folder / LOCK),
     )
+
+
+def _read_origin(path: Path) -> dict[str, str | None]:
+    """When, from which commit and where a run began, or was resumed last, as far as its lock says."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    wanted = {"started": r" since ([-\d]+ [:\d]+)", "commit": r", commit (\S+)", "host": r" on (\S+)"}
+    found = {name: re.search(pattern, text) for name, pattern in wanted.items()}
+    return {name: match and match[1] for name, match in found.items()}
 
 
 def _read_config(path: Path, problems: list[Problem]) -> dict[str, Any] | None:

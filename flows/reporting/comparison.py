@@ -8,6 +8,8 @@ column. Inside it, rows that differ in nothing but mixing layer and width are a 
 from __future__ import annotations
 
 import json
+import string
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,6 +59,9 @@ USUAL = {
     "max_input": 2.0,
 }
 """Settings of mixing layers that go without saying."""
+
+MAX_NAME = 40
+"""Letters of a row's name; where one needs more, a letter of the alphabet stands for each row."""
 
 BASELINE = "1x1"
 """The mixing layer that the others are compared with, seed by seed."""
@@ -115,6 +120,11 @@ class Row:
         """Test bits/dim over the seeds."""
         return Estimate.of([*self.scores(weights).values()])
 
+    @property
+    def folders(self) -> str:
+        """Where its runs are: ``grid/seed=1 and 2 more``."""
+        return self.runs[0].name + (f" and {len(self.runs) - 1} more" if len(self.runs) > 1 else "")
+
     def first_result(self, name: str) -> float | None:
         """A result that does not depend on the seed."""
         return next((value for run in self.finished if (value := run.result(name)) is not None), None)
@@ -126,21 +136,29 @@ class Block:
 
     title: str
     rows: list[Row]
+    is_comparable: bool = True
 
     @property
     def baseline(self) -> Row | None:
         """The row of the plain 1x1 convolution, if there is exactly one."""
         rows = [row for row in self.rows if row.mixing == BASELINE]
-        return rows[0] if len(rows) == 1 and len(self.rows) > 1 else None
+        return rows[0] if len(rows) == 1 and len(self.rows) > 1 and self.is_comparable else None
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """All rows of one setting."""
+    """All rows of one setting.
+
+    Args:
+        usual: the settings of most rows, where rows differ.
+        unusual: of each row, the settings that are others.
+    """
 
     setting: Setting
     blocks: list[Block]
     titles: dict[Row, str] = field(repr=False)
+    usual: str
+    unusual: dict[Row, str] = field(repr=False)
 
     @property
     def rows(self) -> list[Row]:
@@ -204,6 +222,11 @@ def differing_keys(rows: Sequence[Row]) -> list[str]:
     return [key for key in keys if len({_as_text(row.config, key) for row in rows}) > 1]
 
 
+def _telling_keys(rows: Sequence[Row]) -> list[str]:
+    """Those of them that belong neither to the layer nor to the width."""
+    return [key for key in differing_keys(rows) if not key.startswith(MIXING) and key != WIDTH]
+
+
 def _as_text(config: Flat, key: str) -> str:
     return json.dumps(config[key]) if key in config else "absent"
 
@@ -265,21 +288,51 @@ def _check_codecs(setting: Setting, rows: Sequence[Row], problems: list[Problem]
 
 def _comparison(setting: Setting, rows: list[Row]) -> Comparison:
     keys = _distinguishing_keys(rows)
+    rows = sorted(rows, key=lambda row: _sort_key(row, keys))
     groups: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: _sort_key(row, keys)):
-        groups.setdefault(_title(row, keys), []).append(row)
-    if all(len(group) == 1 for group in groups.values()):  # a sweep over something else: one list
-        groups = {"": [row for group in groups.values() for row in group]}
-    return Comparison(setting, [Block(title, group) for title, group in groups.items()], _titles(rows, keys))
+    for row in rows:
+        groups.setdefault(_title(row.config, keys), []).append(row)
+    shared = [group for group in groups.values() if len(group) > 1]
+    alone = [row for group in groups.values() if len(group) == 1 for row in group]
+    usual = _usual(rows)
+    blocks = [Block(_block_title(group[0], keys, usual), group) for group in shared]
+    if alone:  # where nothing else is there, a sweep over something else: one list
+        blocks.append(Block("each with settings of its own" if shared else "", alone, is_comparable=not shared))
+    ordered = [row for block in blocks for row in block.rows]
+    most = _title(usual, [key for key, value in usual.items() if value is not None])
+    unusual = {row: _unusual(row, _telling_keys(rows), usual) for row in rows}
+    return Comparison(setting, blocks, _titles(ordered, keys), most, unusual)
+
+
+def _usual(rows: Sequence[Row]) -> Flat:
+    """Of the settings in which rows differ, the values that more than half of them have."""
+    usual = {}
+    for key in _telling_keys(rows):
+        ((text, count),) = Counter(_as_text(row.config, key) for row in rows).most_common(1)
+        if 2 * count > len(rows) and text != "absent":
+            usual[key] = json.loads(text)
+    return usual
+
+
+def _unusual(row: Row, keys: Sequence[str], usual: Flat) -> str:
+    """What a row has that is not usual; what it lacks goes without saying, since something else stands in its place."""
+    return _title(row.config, [key for key in keys if _as_text(row.config, key) != _as_text(usual, key)])
+
+
+def _block_title(row: Row, keys: Sequence[str], usual: Flat) -> str:
+    title = _title(row.config, keys)
+    return title if len(title) <= MAX_NAME else _unusual(row, keys, usual) or "the usual settings"
 
 
 def _distinguishing_keys(rows: Sequence[Row]) -> list[str]:
     """As few keys besides layer and width, the most telling first, as tell the rows apart as well as all of them do."""
     known = [*SHORT_NAMES]
-    keys = [key for key in differing_keys(rows) if not key.startswith(MIXING) and key != WIDTH]
+    keys = _telling_keys(rows)
     chosen: list[str] = []
     for key in sorted(keys, key=lambda key: known.index(key) if key in known else len(known)):
-        if len({_title(row, [*chosen, key]) for row in rows}) > len({_title(row, chosen) for row in rows}):
+        if len({_title(row.config, [*chosen, key]) for row in rows}) > len(
+            {_title(row.config, chosen) for row in rows}
+        ):
             chosen.append(key)
     return chosen
 
@@ -294,16 +347,25 @@ def _sort_key(row: Row, keys: Sequence[str]) -> tuple:
     return (numbers, [str(value) for value in values], place, row.mixing, str(row.width))
 
 
-def _title(row: Row, keys: Sequence[str]) -> str:
-    values = {key: row.config.get(key, "absent") for key in keys}
-    return ", ".join(
-        f"{SHORT_NAMES.get(key, key)} {value if isinstance(value, str) else json.dumps(value)}"
-        for key, value in values.items()
-    )
+def _title(config: Flat, keys: Sequence[str]) -> str:
+    return ", ".join(f"{SHORT_NAMES.get(key, key)} {_show(config[key])}" for key in keys if key in config)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.10g}"  # 0.0003, not 0.00030000000000000003
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _titles(rows: Sequence[Row], keys: Sequence[str]) -> dict[Row, str]:
-    """A name for each row that no other row of its comparison has."""
-    names = {row: ", ".join(filter(None, [row.mixing, _title(row, keys)])) for row in rows}
+    """A short name for each row that no other row of its comparison has."""
+    names = {row: ", ".join(filter(None, [row.mixing, _title(row.config, keys)])) for row in rows}
     taken = [*names.values()]
-    return {row: name if taken.count(name) == 1 else f"{name}, width {row.width}" for row, name in names.items()}
+    names = {row: name if taken.count(name) == 1 else f"{name}, width {row.width}" for row, name in names.items()}
+    if len({*names.values()}) == len(rows) and max(map(len, names.values())) <= MAX_NAME:
+        return names
+    alphabet = string.ascii_uppercase
+    return {
+        row: f"{alphabet[number % 26] * (number // 26 + 1)} {row.mixing.partition(',')[0]}"[:MAX_NAME]
+        for number, row in enumerate(rows)
+    }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import floor, log10
 from typing import Any, get_args
 
 import torch
@@ -12,7 +14,7 @@ import torch
 from flows.console import duration
 from flows.measures.bits_per_dim import Score
 from flows.reporting.collect import NOT_FINITE, SCORES, Collection, Run, Status
-from flows.reporting.comparison import BASELINE, Block, Comparison, Row, differing_keys
+from flows.reporting.comparison import BASELINE, Block, Comparison, Row
 from flows.reporting.figures import training_curves
 from flows.reporting.page import NONE, Bold, Figure, Report, Section, Table
 from flows.reporting.paper import scores_beside
@@ -55,10 +57,10 @@ def make_report(
         _summary(collection, names, weights),
         *results,
         _missing(collection, comparisons),
-        _configurations(names),
         _every_run(collection, names),
     ]
-    return Report("Invertible convolutions: report", _counted(comparisons), sections)
+    subtitle = f"{_counted(comparisons)} Written {time.strftime('%Y-%m-%d %H:%M')}."
+    return Report("Invertible convolutions: report", subtitle, sections)
 
 
 def _names(comparisons: Sequence[Comparison]) -> dict[Comparison, str]:
@@ -85,10 +87,11 @@ def _counted(comparisons: Sequence[Comparison]) -> str:
 def _summary(collection: Collection, names: Mapping[Comparison, str], weights: Weights) -> Section:
     paragraphs = [
         "Scores are bits/dim on held-out images, lower is better: an upper bound, from K draws of dequantisation noise "
-        "per image. Each is the mean over seeds ± the sample standard deviation (n - 1); a single run has none. The "
-        "difference of single runs has its standard error over the test images, by group where they have groups. Bold: "
-        f"the lowest of its block, to {DIGITS} decimals, ties included. Differences are of the {weights} weights. "
-        "Samples that are not finite are counted at temperature 1.",
+        "per image. Each is the mean over seeds ± the sample standard deviation (n - 1); a single run has none. "
+        "Better, worse: beyond twice the standard error over the seeds. The difference of single runs has its standard "
+        "error over the test images, by group where they have groups, and no verdict. Bold: the lowest of its block, "
+        "and what is within the error of it. "
+        f"Differences are of the {weights} weights. Samples that are not finite are counted at temperature 1.",
     ]
     if len(names) > 1:
         paragraphs.append(
@@ -101,7 +104,8 @@ def _summary(collection: Collection, names: Mapping[Comparison, str], weights: W
 
 
 def _results(comparison: Comparison, name: str, weights: Weights, times: SamplingTimes | None, stem: str) -> Section:
-    tables = [_scores(comparison, weights, times), _evaluations(comparison), _codecs(comparison)]
+    key = [_key(comparison)] if any(title != row.mixing for row, title in comparison.titles.items()) else []
+    tables = [_scores(comparison, weights, times), *key, _evaluations(comparison), _codecs(comparison)]
     curves = training_curves(comparison, stem)
     return Section(
         f"Results on {name}",
@@ -115,7 +119,7 @@ def _scores(comparison: Comparison, weights: Weights, times: SamplingTimes | Non
     """The main table."""
     kinds: tuple[Weights, ...] = get_args(Weights)
     header = [
-        "mixing layer",
+        "configuration",
         "width",
         "parameters",
         "runs",
@@ -128,14 +132,14 @@ def _scores(comparison: Comparison, weights: Weights, times: SamplingTimes | Non
     groups = {
         block.title: [
             [
-                row.mixing if len(comparison.blocks) > 1 else comparison.titles[row],
+                comparison.titles[row],
                 _show(row.width),
                 _show(row.first_result("num_parameters"), ","),
                 _how_many(row),
                 *scores,
                 _difference(block, row, weights),
                 *(_not_finite(row, kind) for kind in kinds),
-                _show(times.milliseconds.get(row) if times else None, ".3g"),
+                _three_digits(times.milliseconds.get(row) if times else None),
                 "; ".join(score.show() for score in scores_beside(row)) or NONE,
             ]
             for row, *scores in zip(block.rows, *(_best_in_bold(block, kind) for kind in kinds), strict=True)
@@ -154,8 +158,11 @@ def _scores(comparison: Comparison, weights: Weights, times: SamplingTimes | Non
 
 def _best_in_bold(block: Block, weights: Weights) -> list[str]:
     estimates = [row.estimate(weights) for row in block.rows]
-    texts = [_show_estimate(estimate) for estimate in estimates]
-    return [Bold(text) if is_best else text for text, is_best in zip(texts, best(estimates), strict=True)]
+    texts = [NONE if estimate is None else estimate.show() for estimate in estimates]
+    return [
+        Bold(text) if is_best and block.is_comparable else text
+        for text, is_best in zip(texts, best(estimates), strict=True)
+    ]
 
 
 def _how_many(row: Row) -> str:
@@ -179,7 +186,8 @@ def _difference(block: Block, row: Row, weights: Weights) -> str:
         return NONE
     ours, theirs = row.scores(weights), block.baseline.scores(weights)
     seeds = sorted(ours.keys() & theirs.keys())
-    text = _show_estimate(Estimate.of([ours[seed] - theirs[seed] for seed in seeds]), "+")
+    difference = Estimate.of([ours[seed] - theirs[seed] for seed in seeds])
+    text = NONE if difference is None else difference.show("+") + difference.verdict
     if len(seeds) == 1:
         a, b = (next(run.test_scores for run in each.finished if run.seed in seeds) for each in (row, block.baseline))
         if {"group", weights} <= a.keys() & b.keys() and torch.equal(a["group"], b["group"]):
@@ -191,8 +199,26 @@ def _show(value: Any, style: str = "") -> str:
     return NONE if value is None else format(value, style)
 
 
-def _show_estimate(estimate: Estimate | None, sign: str = "") -> str:
-    return NONE if estimate is None else estimate.show(sign)
+def _three_digits(value: float | None) -> str:
+    """Three significant digits, never in powers of ten.
+
+    >>> [_three_digits(value) for value in (0.01234, 5.0, 1234.5)]
+    ['0.0123', '5.00', '1,230']
+    """
+    return NONE if value is None else f"{float(f'{value:.3g}'):,.{max(0, 2 - floor(log10(value)))}f}"
+
+
+def _key(comparison: Comparison) -> Table:
+    """What the names of the configurations stand for."""
+    header = ["configuration", "mixing layer", "settings", "folder"]
+    lines = [
+        [title, NONE if row.mixing in title else row.mixing, comparison.unusual[row] or "as most", row.folders]
+        for row, title in comparison.titles.items()
+    ]
+    most = f" Most have: {comparison.usual}." if comparison.usual else ""
+    text = "What each configuration is. Settings stand here where they differ from those of most; seeds, paths and "
+    text += f"loggers aside.{most}"
+    return Table.of(header, {"": lines}, text, num_left=len(header))
 
 
 def _evaluations(comparison: Comparison) -> Table:
@@ -256,47 +282,11 @@ def _missing(collection: Collection, comparisons: Sequence[Comparison]) -> Secti
     rows = [row for comparison in comparisons for row in comparison.rows]
     unfinished = sum(run.status is not Status.FINISHED for row in rows for run in row.runs)
     paragraphs = [f"{_plural(unfinished, 'unfinished run')}: see “{EVERY_RUN}”."] if unfinished else []
-    paragraphs += _missing_seeds(comparisons)
     problems = [[problem.where, problem.what] for problem in collection.problems]
     if not paragraphs and not problems:
-        paragraphs = ["Nothing: every run has finished, and every configuration has the same seeds."]
+        paragraphs = ["Nothing: every run has finished, and all could be read."]
     table = Table.of(["where", "problem"], {"": problems}, num_left=2)
     return Section(MISSING, paragraphs, [table] if problems else [])
-
-
-def _missing_seeds(comparisons: Sequence[Comparison]) -> list[str]:
-    """Rows that lack finished seeds which other rows of their comparison have."""
-    found = []
-    for comparison in comparisons:
-        seeds = {run.seed for row in comparison.rows for run in row.finished}
-        for row in comparison.rows:
-            lacking = sorted(seeds - {run.seed for run in row.finished})
-            if lacking:
-                numbers = f"seed{'' if len(lacking) == 1 else 's'} {', '.join(map(str, lacking))}"
-                title = f"{comparison.setting.data}, {comparison.titles[row]}"
-                found.append(f"{title}: no finished run with {numbers}, which others have.")
-    return found
-
-
-def _configurations(names: Mapping[Comparison, str]) -> Section:
-    title = "Differences between configurations"
-    rows = [(comparison, row) for comparison in names for row in comparison.rows]
-    keys = differing_keys([row for _, row in rows])
-    if not keys:
-        return Section(title, ["There are none: all runs have one configuration."])
-    lines = [
-        [names[comparison], comparison.titles[row], *(_value(row, key) for key in keys)] for comparison, row in rows
-    ]
-    text = "The settings in which the configurations differ, as they were resolved; seeds, paths and loggers aside."
-    header = ["data", "configuration", *keys]
-    return Section(title, [text], [Table.of(header, {"": lines}, num_left=len(header))])
-
-
-def _value(row: Row, key: str) -> str:
-    if key not in row.config:
-        return NONE
-    value = row.config[key]
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _every_run(collection: Collection, names: Mapping[Comparison, str]) -> Section:
@@ -311,6 +301,7 @@ def _every_run(collection: Collection, names: Mapping[Comparison, str]) -> Secti
             _show(run.best_validation, f".{DIGITS}f"),
             *(_score(run, score) for score in SCORES.values()),
             NONE if (seconds := run.result("seconds")) is None else duration(seconds),
+            *(entry or NONE for entry in (run.started, run.commit, run.host)),
         ]
         for comparison, name in names.items()
         for row in comparison.rows
@@ -327,6 +318,9 @@ def _every_run(collection: Collection, names: Mapping[Comparison, str]) -> Secti
         "test bits/dim, raw",
         "test bits/dim, averaged",
         "time",
+        "started",
+        "commit",
+        "host",
     ]
     text = (
         "Test bits/dim ± standard error over the images of one run, which is not the spread over seeds; by group where "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import matplotlib
@@ -33,10 +34,15 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
 }
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a", "#7f7f7f")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a", "#000000")
 """The first six are Okabe and Ito's, which the colour-blind can tell apart."""
 
+GREY = ("#c9ced4", "-")
+
 DASHES = ("-", "--", ":", "-.")
+
+MAX_COLOURED = 12
+"""Configurations whose curves have a colour and a name; those of the others are grey."""
 
 MAX_MARKED = 15
 """Points up to which each of a curve's is marked."""
@@ -54,21 +60,23 @@ def training_curves(comparison: Comparison, name: str) -> Figure | None:
     }
     if not any(known.values()):
         return None
-    styles = line_styles(comparison.rows)
+    coloured = _best_rows(comparison.rows)
+    styles = line_styles(coloured)
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(10, 3.6 + 0.08 * len(comparison.rows)), layout="constrained")
+        canvas = Canvas(figsize=(10, 3.6 + 0.08 * len(coloured)), layout="constrained")
         for number, (metric, title) in enumerate(metrics.items()):
             axes = canvas.add_subplot(1, 2, number + 1)
             labelled: set[Row] = set()
             for row, curve in known[metric]:
-                (color, dashes), (steps, values) = styles[row], thinned(curve)
+                (color, dashes), (steps, values) = styles.get(row, GREY), thinned(curve)
                 (line,) = axes.plot(steps, values, dashes, color=color, linewidth=1.1, alpha=0.85)
-                line.set_marker("." if len(steps) < MAX_MARKED else "")
-                line.set_label("" if row in labelled else comparison.titles[row])
+                line.set(marker="." if len(steps) < MAX_MARKED else "", zorder=2 if row in styles else 1)
+                line.set_label("" if row in labelled or row not in styles else comparison.titles[row])
                 labelled.add(row)
             _show_all_but_the_start(axes, [curve for _, curve in known[metric]])
             axes.set(title=title, xlabel="optimiser steps", ylabel="bits/dim")
-        _legend(canvas, max(canvas.axes, key=lambda axes: len(axes.get_legend_handles_labels()[0])))
+        legends = [axes.get_legend_handles_labels() for axes in canvas.axes]
+        canvas.legend(*max(legends, key=lambda legend: len(legend[0])), loc="outside lower center", ncols=3)
         file = io.BytesIO()
         canvas.savefig(file, format="svg", facecolor="white", metadata={"Date": None})
     return Figure(
@@ -76,8 +84,20 @@ def training_curves(comparison: Comparison, name: str) -> Figure | None:
         file.getvalue(),
         alt=f"Training and validation bits/dim over training, {comparison.setting.data}",
         caption="Bits/dim over training, one line for each seed. Raw weights, one draw of noise per image. The first "
-        "steps may lie above the frame.",
+        "steps may lie above the frame."
+        + (
+            f" Coloured: the {MAX_COLOURED} configurations that are best on validation images; the others are grey."
+            if len(coloured) < len(comparison.rows)
+            else ""
+        ),
     )
+
+
+def _best_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the best validation scores, in the order that they have."""
+    lowest = {row: min((s for run in row.runs if (s := run.best_validation) is not None), default=inf) for row in rows}
+    chosen = sorted(rows, key=lowest.__getitem__)[:MAX_COLOURED]
+    return [row for row in rows if row in chosen]
 
 
 def thinned(curve: Curve) -> tuple[list[float], list[float]]:
@@ -88,15 +108,8 @@ def thinned(curve: Curve) -> tuple[list[float], list[float]]:
 
 
 def line_styles(rows: Sequence[Row]) -> dict[Row, tuple[str, str]]:
-    """A colour for each mixing layer, and dashes for what else differs."""
-    layers: dict[str, list[Row]] = {}
-    for row in rows:
-        layers.setdefault(row.mixing, []).append(row)
-    return {
-        row: (COLORS[number % len(COLORS)], DASHES[place % len(DASHES)])
-        for number, same_layer in enumerate(layers.values())
-        for place, row in enumerate(same_layer)
-    }
+    """A colour for each row, with other dashes once all colours have been used."""
+    return dict(zip(rows, ((color, dashes) for dashes in DASHES for color in COLORS), strict=False))
 
 
 def _show_all_but_the_start(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -106,10 +119,3 @@ def _show_all_but_the_start(axes: Axes, curves: Sequence[Curve]) -> None:
     if values and max(values) > min(values):
         margin = 0.05 * (max(values) - min(values))
         axes.set_ylim(min(values) - margin, max(values) + margin)
-
-
-def _legend(canvas: Canvas, axes: Axes) -> None:
-    """Below everything, in as many columns as there is room for."""
-    handles, labels = axes.get_legend_handles_labels()
-    longest = max((len(label) for label in labels), default=0)
-    canvas.legend(handles, labels, loc="outside lower center", ncols=max(1, min(4, 110 // (longest + 8))))

@@ -7,18 +7,23 @@ here, and is escaped on the way out.
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
 from flows.files import atomic_write
 
 HTML, MARKDOWN, FIGURES = "report.html", "report.md", "figures"
 """What a report's folder holds; the HTML file has its figures inside, the Markdown beside it."""
+
+PICTURE_BYTES = 1_500_000
+"""Of all sheets of samples in the HTML file together; larger ones are shown reduced."""
 
 NONE = "-"
 """In a table: there is no such figure."""
@@ -66,10 +71,24 @@ class Figure:
         """Whether it is drawn, and not a sheet of samples."""
         return self.name.endswith(".svg")
 
+    def reduced(self, limit: float) -> Figure:
+        """The same picture of less than some bytes, and with a caption that says so, if it has more."""
+        if self.is_chart or len(self.content) <= limit:
+            return self
+        picture = Image.open(io.BytesIO(self.content)).convert("RGB")
+        while True:
+            file = io.BytesIO()
+            picture.save(file, format="WebP", quality=70)
+            if len(file.getvalue()) <= limit or min(picture.size) < 64:
+                return replace(
+                    self, content=file.getvalue(), caption=f"{self.caption} Reduced; whole: {FIGURES}/{self.name}."
+                )
+            picture = picture.resize((picture.width * 3 // 4, picture.height * 3 // 4), Image.Resampling.LANCZOS)
+
     @property
     def data_uri(self) -> str:
-        kind = "image/svg+xml" if self.is_chart else "image/png"
-        return f"data:{kind};base64,{base64.b64encode(self.content).decode()}"
+        kind = "svg+xml" if self.is_chart else "png" if self.content.startswith(b"\x89PNG") else "webp"
+        return f"data:image/{kind};base64,{base64.b64encode(self.content).decode()}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +133,9 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
 
 def as_html(report: Report) -> str:
     """One HTML page with everything inside: no script, no reference to anything else."""
-    return _render("report.html", report, autoescape=True)
+    limit = PICTURE_BYTES / max(1, sum(not figure.is_chart for part in report.sections for figure in part.figures))
+    sections = [replace(part, figures=[f.reduced(limit) for f in part.figures]) for part in report.sections]
+    return _render("report.html", replace(report, sections=sections), autoescape=True)
 
 
 def as_markdown(report: Report) -> str:

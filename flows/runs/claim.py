@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +74,7 @@ def run_folder_lock(run_dir: Path) -> Iterator[None]:
         except Timeout:
             say(f"{run_dir} belongs to a run that is still going ({path.read_text()}): waiting for its end")
             held = lock.acquire(timeout=PATIENCE_S)
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        path.write_text(_signature())
     except Timeout as error:
         raise InputError(
             f"{run_dir} belongs to a run that is still going ({path.read_text()}): wait for its end, or choose another "
@@ -83,6 +84,17 @@ def run_folder_lock(run_dir: Path) -> Iterator[None]:
         raise StorageError(f"cannot write to {run_dir}: {error.strerror or error}") from error
     with held:
         yield
+
+
+def _signature() -> str:
+    """Whose a run folder is: the process, its machine, since when, and the commit of the code, if git knows."""
+    held = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M')}"
+    root = Path(__file__).parents[2]  # installed by pip it has no .git, and that of a folder above is not ours
+    git = ["git", f"--git-dir={root}/.git", f"--work-tree={root}", "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError):  # there is no git
+        done = subprocess.run(git, capture_output=True, text=True)
+        held += f", commit {done.stdout.strip()}" if done.returncode == 0 else ""
+    return held
 
 
 def is_locked(run_dir: Path) -> bool:

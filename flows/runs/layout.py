@@ -6,7 +6,7 @@
     overrides.yaml   the command line                   checkpoints/  best.ckpt, last.ckpt, step=0000100.ckpt
     results.json     the scores of a finished run       samples/      step=0000100.png, final.png
     test_scores.csv  of each test image, and its group  evaluations/  what evaluate.py finds, a JSON file each
-    .lock            held while a run writes
+    .lock            whose it is; held while it writes
 """
 
 from __future__ import annotations
