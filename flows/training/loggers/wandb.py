@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from flows.console import say, warn
 from flows.errors import InputError, first_line
+from flows.home import remedy_without
 from flows.processes import signals
 from flows.runs.layout import BEST, CHECKPOINTS
 
@@ -71,6 +73,8 @@ class WandbLogger(Logger):
     ) -> None:
         if init_timeout <= 0 or finish_timeout <= 0:  # to the client, 0 is for ever
             raise InputError("logger.init_timeout and logger.finish_timeout must be positive")
+        if find_spec("wandb") is None:  # said before the run has left anything behind
+            raise InputError(f"this Python has no wandb; {remedy_without('wandb')}")
         super().__init__()
         self._folder = Path(save_dir).resolve()
         is_job = (self._folder.parent / "multirun.yaml").is_file()  # Hydra writes it before a sweep's first job
