@@ -27,7 +27,6 @@ from flows.models.priors import LearnedPrior, StandardPrior
 from flows.randomness import Stream, evaluation_noise, generator_for
 from flows.solvers import IllConditionedWarning
 
-
 SMALL = {"num_levels": 2, "num_steps": 2, "hidden_channels": 4}
 
 

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from support import weights
+from support.filters import NEEDS_CUDA
 
 from flows import Flow
 from flows.layers import (
@@ -32,7 +33,14 @@ def maf(num_channels, **options):
 
 
 def mixed(num_channels):
-    return Sequential(Shuffle(num_channels), Sequential(), PeriodicConv2d(num_channels), Reverse(num_channels))
+    parts = (
+        Shuffle(num_channels),
+        ActNorm(num_channels),
+        Sequential(),
+        PeriodicConv2d(num_channels),
+        Reverse(num_channels),
+    )
+    return Sequential(*parts)
 
 
 KINDS = {
@@ -108,12 +116,6 @@ def test_neighbours_that_are_affine_in_each_pixel_are_merged():
     assert sorted(len(found) for found in steps.values()) == [1, 5]
     maps = [step.args[0] for found in steps.values() for _, step in found if isinstance(step, partial)]
     assert [type(step) for step in maps] == [PixelMap, PixelMap]
-
-
-def test_a_pixel_map_then_another_is_their_composition():
-    first, second = (PixelMap(torch.randn(4, 4).double(), torch.randn(4).double()) for _ in range(2))
-    h = torch.randn(2, 4, 3, 5).double()
-    torch.testing.assert_close(first.then(second)(h), second(first(h)))
 
 
 # -- never stale -------------------------------------------------------------------------------------------------------
@@ -194,8 +196,8 @@ def test_the_network_in_place_gives_the_very_same_numbers(options):
 # -- layers of other people --------------------------------------------------------------------------------------------
 
 
-class Doubling(Conv1x1):
-    """Replaces the inverse, and inherits what its parent says of the parent's."""
+class Doubling(EmergingConv2d):
+    """Replaces the inverse of a composite layer."""
 
     def forward(self, x):
         z, log_det = super().forward(x)
@@ -205,21 +207,15 @@ class Doubling(Conv1x1):
         return super().inverse(z / 2)
 
 
-class DoublingEmerging(EmergingConv2d):
-    def inverse(self, z):
-        return super().inverse(z / 2)
-
-
-@pytest.mark.parametrize("mixing", [Doubling, DoublingEmerging])
-def test_a_replaced_inverse_is_not_bypassed(mixing):
-    assert_current(make_flow(mixing))
+def test_a_replaced_inverse_is_not_bypassed():
+    assert_current(make_flow(Doubling))
 
 
 # -- sampling and exact pixels -----------------------------------------------------------------------------------------
 
 
 def test_samples_are_ordinary_tensors_and_leave_nothing_behind_that_autograd_cannot_use():
-    flow = make_flow().requires_grad_(False)
+    flow = make_flow(PeriodicConv2d).requires_grad_(False)
     images = flow.sample(2)
     images[0] = 0  # an inference tensor would refuse
     latents = [z.requires_grad_() for z in flow.sample_latents(2)]
@@ -257,9 +253,9 @@ def test_a_trained_flow_decodes_what_it_encodes_to_the_very_pixels(mixing):
 
 def test_the_second_batch_of_a_size_is_captured_and_few_sizes_are_kept(graphs_on_cpu):
     flow = make_flow(Conv1x1)
-    for batch in (1, 2, 1, 2, 1, 2):
+    for number, batch in enumerate((1, 2, 1, 2, 1, 2)):
         assert_current(flow, batch)
-    assert graphs_on_cpu.captured == 2
+        assert graphs_on_cpu.captured == min(max(number - 1, 0), 2)
     for batch in range(3, 8):
         assert_current(flow, batch)
     assert len(state_of(flow).graphs) <= prepared_inverse.MAX_GRAPHS
@@ -285,7 +281,7 @@ def test_a_graph_survives_what_it_sees_and_nothing_else(graphs_on_cpu):
     assert graphs_on_cpu.captured == captured + 2
 
 
-@pytest.mark.parametrize("mixing", [maf, EmergingConv2d, Doubling], ids=["maf", "emerging on a CPU", "unknown"])
+@pytest.mark.parametrize("mixing", [maf, EmergingConv2d], ids=["maf", "emerging on a CPU"])
 def test_a_model_is_captured_only_if_all_of_its_layers_agree(graphs_on_cpu, mixing):
     flow = make_flow(mixing)
     for _ in range(3):
@@ -293,7 +289,7 @@ def test_a_model_is_captured_only_if_all_of_its_layers_agree(graphs_on_cpu, mixi
     assert graphs_on_cpu.captured == 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@NEEDS_CUDA
 @pytest.mark.parametrize("mixing", [Conv1x1, EmergingConv2d, PeriodicConv2d, maf])
 def test_on_a_gpu_the_captured_inverse_is_the_inverse(mixing):
     flow = make_flow(mixing).cuda()
