@@ -25,10 +25,6 @@ def optimizer_step(module):
         torch.optim.Adamax([parameter], lr=0.01).step()
 
 
-def load(module):
-    module.load_state_dict(moved_copy(module).state_dict())
-
-
 def load_by_assignment(module):
     module.load_state_dict(moved_copy(module).state_dict(), assign=True)
 
@@ -45,11 +41,6 @@ def new_storage(module):
         parameter.data = parameter.data * 1.05
 
 
-def through_data(module):
-    for parameter in module.parameters():
-        parameter.data.mul_(1.05)
-
-
 def one_entry_or_two(module):
     """The first and the last of each parameter, in place."""
     with torch.no_grad():
@@ -63,11 +54,9 @@ def to_another_type_and_back(module):
 
 CHANGES = [
     optimizer_step,
-    load,
     load_by_assignment,
     swap_with_an_average,
     new_storage,
-    through_data,
     one_entry_or_two,
     to_another_type_and_back,
 ]
