@@ -129,17 +129,8 @@ def test_torchrun_trains_in_one_folder_where_processes_started_plainly_go_on(alo
     run_dir = only_run(tmp_path, done, steps=5)
     done = run("train.py", f"resume='{run_dir}'", "trainer.max_epochs=2", cwd=tmp_path)
     only_run(tmp_path, done, steps=10)
-    rows = list(csv.DictReader((run_dir / "metrics/version_0/metrics.csv").open()))
-    losses = [float(row["train/bits_per_dim"]) for row in rows if row.get("train/bits_per_dim")]
+    losses = logged(run_dir, "train/bits_per_dim")
     assert losses == pytest.approx(logged(alone / "run", "train/bits_per_dim"), abs=2e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("slurm")
-def test_srun_trains_in_one_folder(tmp_path):
-    srun = ["srun", "--job-name=g-test", "--ntasks=2", "--ntasks-per-node=2", "--kill-on-bad-exit=1", sys.executable]
-    done = execute(*srun, ROOT / "train.py", *PLAIN, "trainer=ddp_cpu", "trainer.max_epochs=1", cwd=tmp_path)
-    only_run(tmp_path, done, steps=5)
 
 
 # -- one that is lost -------------------------------------------------------------------------------------------------
@@ -195,7 +186,6 @@ def test_all_processes_get_the_arguments_as_they_are(program, tmp_path):
         ("time.sleep(0 if rank == 2 else 600)\nsys.exit(2)", InputError, "process 2 of the 3 .* failed"),
         ("time.sleep(0 if rank == 1 else 600)\nsys.exit(3)", NonFiniteError, "process 1 of the 3 .* failed"),
         ("time.sleep(0 if rank == 0 else 600)\nsys.exit(4)", StorageError, "process 0 of the 3 .* failed"),
-        ("time.sleep(0 if rank == 1 else 600)\nsys.exit(1)", ProcessError, "process 1 of the 3 .* failed"),
         ("time.sleep(0 if rank == 1 else 600)\nos.kill(os.getpid(), 9)", ProcessError, "process 1 .* by SIGKILL"),
     ],
 )

@@ -16,7 +16,6 @@ from flows.layers import (
     Conv1x1,
     EmergingConv2d,
     MaskedAutoregressiveFlow,
-    PeriodicConv2d,
     Reverse,
 )
 from flows.measures.bits_per_dim import bits_per_dim
@@ -64,12 +63,6 @@ def test_latents_have_as_many_dimensions_as_the_image_and_steps_know_their_shape
     assert [shape for _, _, shape in flow.steps()] == [(12, 16, 8), (24, 8, 4), (48, 4, 2)]
 
 
-def test_mixing_layers_are_not_shared_between_steps():
-    flow = tiny()
-    layers = [step.mixing for _, step, _ in flow.steps()]
-    assert len({id(layer) for layer in layers}) == len(layers) == 4
-
-
 # -- pixels, reals, bits -----------------------------------------------------------------------------------------------
 
 
@@ -111,21 +104,6 @@ def test_bits_per_dim_is_the_change_of_variables_by_hand():
     torch.testing.assert_close(flow.bits_per_dim(images, noise), expected)
 
 
-@pytest.mark.parametrize("mixing", [Conv1x1, EmergingConv2d, PeriodicConv2d])
-def test_uniform_noise_costs_at_least_eight_bits_however_long_a_flow_trains_on_it(mixing):
-    shape = (1, 8, 8)
-    flow = tiny(shape, mixing=mixing, std=0.02)
-    flow.initialize(random_pixels(64, shape))
-    optimizer = torch.optim.Adamax(flow.parameters(), lr=2e-3)
-    for step in range(60):
-        optimizer.zero_grad()
-        flow.bits_per_dim(random_pixels(64, shape, seed=step)).mean().backward()
-        optimizer.step()
-    with torch.no_grad():
-        scores = flow.bits_per_dim(random_pixels(512, shape, seed=1000)).double()
-    assert scores.mean() > 8.0 - 3 * scores.std() / math.sqrt(512)
-
-
 # -- images in and out -------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +116,8 @@ def test_decoding_the_encoding_gives_the_image_back(mixing, num_bits):
     with torch.no_grad():
         assert torch.equal(flow.decode(flow.encode(images)), flow.dequantizer.reduce(images))
         assert round_trip_error(flow, images) < 0.1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(flow.decode(flow.encode(images)), flow.dequantizer.reduce(images))
 
 
 def test_latents_follow_the_seed_and_temperature_scales_them():

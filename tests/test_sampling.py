@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 from support import weights
-from support.contract import random_pixels
 from support.filters import NEEDS_CUDA
 
 from flows import Flow
@@ -80,18 +79,13 @@ def test_the_prepared_inverse_is_the_inverse(mixing):
         assert_current(flow, batch)
 
 
-AFFINE = {
-    "actnorm": lambda: ActNorm(24),
-    "conv1x1": lambda: Conv1x1(48),
-    "autoregressive": lambda: AutoregressiveConv2d(24),
-    "periodic": lambda: PeriodicConv2d(12),
-}
+AFFINE = [partial(ActNorm, 24), partial(Conv1x1, 48), partial(AutoregressiveConv2d, 24), partial(PeriodicConv2d, 12)]
 
 
-@pytest.mark.parametrize("name", AFFINE)
+@pytest.mark.parametrize("make_layer", AFFINE, ids=lambda make_layer: make_layer.func.__name__)
 @torch.no_grad()
-def test_affine_layers_are_encoded_and_decoded_in_float64(name):
-    layer = AFFINE[name]()
+def test_affine_layers_are_encoded_and_decoded_in_float64(make_layer):
+    layer = make_layer()
     weights.move_parameters(layer, 0.02)
     exact = copy.deepcopy(layer).double()
     x = 100 * torch.randn(4, next(layer.parameters()).shape[0], 8, 8)
@@ -190,7 +184,7 @@ def test_a_replaced_inverse_is_not_bypassed():
     assert_current(make_flow(Doubling))
 
 
-# -- sampling and exact pixels -----------------------------------------------------------------------------------------
+# -- ordinary tensors --------------------------------------------------------------------------------------------------
 
 
 def test_samples_are_ordinary_tensors_and_leave_nothing_behind_that_autograd_cannot_use():
@@ -202,23 +196,6 @@ def test_samples_are_ordinary_tensors_and_leave_nothing_behind_that_autograd_can
         flow.inverse(latents)
     flow.inverse(latents).sum().backward()
     assert all(z.grad is not None for z in latents)
-
-
-@pytest.mark.parametrize("mixing", [EmergingConv2d, maf], ids=["emerging", "maf"])
-def test_a_trained_flow_decodes_what_it_encodes_to_the_very_pixels(mixing):
-    flow = Flow((3, 8, 8), mixing, AffineCoupling, num_levels=2, num_steps=2, hidden_channels=16)
-    images = random_pixels(16, (3, 8, 8))
-    flow.initialize(images)
-    optimizer = torch.optim.Adamax(flow.parameters(), lr=5e-3)
-    for _ in range(25):
-        optimizer.zero_grad()
-        flow.bits_per_dim(images).mean().backward()
-        optimizer.step()
-    for batch in (images, random_pixels(32, (3, 8, 8), seed=1)):
-        with torch.no_grad():
-            assert torch.equal(flow.decode(flow.encode(batch)), batch)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(flow.decode(flow.encode(batch)), batch)
 
 
 # -- CUDA graphs, without a GPU ----------------------------------------------------------------------------------------
@@ -248,10 +225,6 @@ def test_a_graph_survives_what_it_sees_and_nothing_else(graphs_on_cpu):
         for _ in range(3):
             assert_current(flow)
         assert graphs_on_cpu.captured == captured + 1
-    flow.levels[0][1].coupling.network.last.convolution.bias.data = torch.ones(4)  # somewhere else
-    for _ in range(3):
-        assert_current(flow)
-    assert graphs_on_cpu.captured == captured + 2
 
 
 @pytest.mark.parametrize("mixing", [maf, EmergingConv2d], ids=["maf", "emerging on a CPU"])

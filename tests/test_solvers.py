@@ -69,7 +69,7 @@ def test_reference_is_the_dense_solve(direction, mask, dilation):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("kernel_size", (1, 3, 5))
-@pytest.mark.parametrize("dilation", (1, 2, 3))
+@pytest.mark.parametrize("dilation", (1, 2, 3, 2**40))
 def test_backend_agrees_with_the_reference(backend, dtype, direction, mask, kernel_size, dilation):
     shapes = [(3, 1, 5, 4), (1, 3, 4, 6), (2, 5, 1, 7), (9, 4, 6, 1), (17, 13, 2, 3), (1, 2, 1, 1), (5, 100, 2, 3)]
     for seed, (batch, num_channels, height, width) in enumerate(shapes):
@@ -97,17 +97,6 @@ def test_backend_agrees_with_the_reference_at_every_batch_size_and_thread_count(
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
-def test_image_i_of_the_answer_depends_on_image_i_alone(backend):
-    weight = random_filter(4, 3, "lower", dtype=torch.float32)
-    solver = prepare_autoregressive_conv(weight, direction="lower", image_size=(5, 6), backend=backend)
-    z = random_latents(11, 4, 5, 6, dtype=torch.float32)
-    changed = z.clone()
-    changed[4] += 1
-    same = (solver(z) == solver(changed)).flatten(1).all(dim=1)
-    assert same.tolist() == [i != 4 for i in range(11)]
-
-
-@pytest.mark.parametrize("backend", EVERY_BACKEND)
 def test_any_memory_layout_of_the_input_is_accepted(backend):
     weight = random_filter(6, 3, "upper")
     solver = prepare_autoregressive_conv(weight, direction="upper", image_size=(4, 5), backend=backend)
@@ -124,19 +113,6 @@ def test_any_memory_layout_of_the_input_is_accepted(backend):
     filters_last = weight.to(memory_format=torch.channels_last)
     again = solve_autoregressive_conv(z, filters_last, direction="upper", backend=backend)
     assert torch.allclose(again, solver(z), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("backend", EVERY_BACKEND)
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_taps_dilated_beyond_the_image_do_nothing(backend, direction):
-    weight = random_filter(4, 5, direction, "raster")
-    centre_only = torch.zeros_like(weight)
-    centre_only[:, :, 2, 2] = weight[:, :, 2, 2]
-    z = random_latents(2, 4, 3, 5)
-    expected = solve_autoregressive_conv(z, centre_only, direction=direction, backend=backend)
-    for dilation in (5, 2**40):
-        x = solve_autoregressive_conv(z, weight, direction=direction, dilation=dilation, backend=backend)
-        assert torch.allclose(x, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from support.contract import images, make
+from support.contract import images
 from support.weights import move_parameters
 
 from flows import Flow, NonFiniteError
@@ -34,7 +34,7 @@ from flows.numerics import bounded
 from flows.pictures import grid, hatched, sheet, side_by_side
 from flows.solvers import IllConditionedWarning, checks
 
-BOUND, SHIFT = 0.7, 3.0
+BOUND = 0.7
 
 
 def small_flow(coupling=AffineCoupling, mixing=EmergingConv2d, std=0.05, **options):
@@ -67,18 +67,6 @@ def test_bounded_is_smooth_odd_of_slope_one_and_bounded():
     assert slope[500] == 1.0
     assert ((slope >= 0) & (slope <= 1)).all()
     assert bounded(h, None) is h
-
-
-def test_map_and_inverse_of_a_coupling_are_lipschitz_in_the_second_half_whatever_the_network_says():
-    layer = make(lambda: AffineCoupling(4, 6, max_log_scale=BOUND, max_shift=SHIFT), std=5.0)
-    x, other = images((4, 3, 3), 64), 3 * images((4, 3, 3), 64)
-    other[:, :2] = x[:, :2]
-    with torch.no_grad():
-        for map_ in (lambda v: layer(v)[0], layer.inverse):
-            ratio = (map_(x) - map_(other))[:, 2:].abs() / (x - other)[:, 2:].abs()
-            assert ratio.max() <= math.exp(BOUND) * (1 + 1e-9)
-            assert ratio.max() > 0.9 * math.exp(BOUND)  # the bound is reached
-            assert ratio.min() >= math.exp(-BOUND) * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("num_steps, bound", [(4, 1.0), (8, 1.0), (32, 0.25)])
