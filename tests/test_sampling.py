@@ -121,11 +121,7 @@ def _replace_by_a_layer_of_another_kind(flow):
     flow.levels[0][2].mixing = Conv1x1(4).to(flow.dtype)
 
 
-OWN_CHANGES = [
-    _one_entry_through_data,
-    _coupling_through_data,
-    _replace_by_a_layer_of_another_kind,
-]
+OWN_CHANGES = [_one_entry_through_data, _coupling_through_data, _replace_by_a_layer_of_another_kind]
 
 
 @pytest.mark.parametrize("change", [*weights.CHANGES, *OWN_CHANGES], ids=lambda change: change.__name__.strip("_"))
