@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import configs
 from support.contract import check_log_det_against_autodiff, random_pixels
-from support.weights import move_parameters
+from support.weights import moved_flow
 
 from flows import Flow, InputError, NonFiniteError
 from flows.layers import (
@@ -26,15 +26,6 @@ from flows.models.priors import LearnedPrior, StandardPrior
 from flows.randomness import Stream, evaluation_noise, generator_for
 from flows.solvers import IllConditionedWarning
 
-SMALL = {"num_levels": 2, "num_steps": 2, "hidden_channels": 4}
-
-
-def tiny(shape=(1, 4, 8), mixing=EmergingConv2d, coupling=AffineCoupling, std=0.05, **options):
-    flow = Flow(shape, mixing, coupling, **SMALL | options)
-    move_parameters(flow, std)
-    return flow
-
-
 # -- the bijection -----------------------------------------------------------------------------------------------------
 
 
@@ -42,7 +33,7 @@ def tiny(shape=(1, 4, 8), mixing=EmergingConv2d, coupling=AffineCoupling, std=0.
 @pytest.mark.parametrize("coupling", [AffineCoupling, AdditiveCoupling])
 @pytest.mark.parametrize("mixing", configs.MIXINGS)
 def test_whole_flow_against_autodiff(mixing, coupling, prior):
-    flow = tiny(mixing=configs.mixing(mixing), coupling=coupling, prior=prior).double()
+    flow = moved_flow(mixing=configs.mixing(mixing), coupling=coupling, prior=prior).double()
     v = torch.rand(2, 1, 4, 8, dtype=torch.float64) - 0.5
 
     def as_layer(v):
@@ -68,7 +59,7 @@ def test_latents_have_as_many_dimensions_as_the_image_and_steps_know_their_shape
 
 @pytest.mark.parametrize("num_bits", range(1, 9))
 def test_uniform_density_costs_exactly_num_bits(num_bits):
-    flow = tiny(dequantizer=partial(UniformDequantizer, num_bits=num_bits))
+    flow = moved_flow(dequantizer=partial(UniformDequantizer, num_bits=num_bits))
     flow.log_prob = lambda v: torch.zeros(len(v))
     assert flow.bits_per_dim(random_pixels(3, (1, 4, 8))).tolist() == [num_bits] * 3
 
@@ -97,7 +88,7 @@ def test_nan_never_becomes_a_pixel(bad):
 
 
 def test_bits_per_dim_is_the_change_of_variables_by_hand():
-    flow = tiny(dequantizer=partial(UniformDequantizer, num_bits=5))
+    flow = moved_flow(dequantizer=partial(UniformDequantizer, num_bits=5))
     images, noise = random_pixels(3, (1, 4, 8)), torch.rand(3, 1, 4, 8)
     v = (images // 8 + noise) / 32 - 0.5
     expected = -(flow.log_prob(v) - 32 * math.log(32)) / (32 * math.log(2))
@@ -110,7 +101,9 @@ def test_bits_per_dim_is_the_change_of_variables_by_hand():
 @pytest.mark.parametrize("num_bits", [8, 3])
 @pytest.mark.parametrize("mixing", configs.MIXINGS)
 def test_decoding_the_encoding_gives_the_image_back(mixing, num_bits):
-    flow = tiny((3, 8, 16), mixing=configs.mixing(mixing), dequantizer=partial(UniformDequantizer, num_bits=num_bits))
+    flow = moved_flow(
+        (3, 8, 16), mixing=configs.mixing(mixing), dequantizer=partial(UniformDequantizer, num_bits=num_bits)
+    )
     images = random_pixels(4, (3, 8, 16))
     flow.initialize(images)
     with torch.no_grad():
@@ -121,7 +114,7 @@ def test_decoding_the_encoding_gives_the_image_back(mixing, num_bits):
 
 
 def test_latents_follow_the_seed_and_temperature_scales_them():
-    flow = tiny()
+    flow = moved_flow()
     warm, again, cold = (flow.sample_latents(2, t, torch.Generator().manual_seed(1)) for t in (1.0, 1.0, 0.5))
     for first, second, scaled in zip(warm, again, cold, strict=True):
         assert torch.equal(first, second)
@@ -129,7 +122,7 @@ def test_latents_follow_the_seed_and_temperature_scales_them():
 
 
 def test_samples_do_not_depend_on_how_they_are_batched():
-    flow, generator = tiny((1, 6, 6), num_levels=1), torch.Generator().manual_seed(0)
+    flow, generator = moved_flow((1, 6, 6), num_levels=1), torch.Generator().manual_seed(0)
     whole = flow.sample_latents(5, 0.7, torch.Generator().manual_seed(0))
     parts = [flow.sample_latents(count, 0.7, generator) for count in (2, 3)]
     for level, *halves in zip(whole, *parts, strict=True):
@@ -138,7 +131,7 @@ def test_samples_do_not_depend_on_how_they_are_batched():
 
 def test_latents_that_overflow_have_an_infinite_error_and_gain():
     mixing = partial(MaskedAutoregressiveFlow, max_log_scale=None)
-    flow = tiny((1, 4, 4), mixing, num_levels=1, std=0.0)
+    flow = moved_flow((1, 4, 4), mixing, num_levels=1, std=0.0)
     with torch.no_grad():
         # A scale of nearly 0, which the inverse divides by.
         flow.levels[0][1].mixing.reverse_order.last.bias.fill_(-1e30)
@@ -161,7 +154,7 @@ def test_latents_that_overflow_have_an_infinite_error_and_gain():
 )
 def test_flow_refuses_wrong_arguments(options, message):
     with pytest.raises(InputError, match=message):
-        tiny(**options)
+        moved_flow(**options)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +170,7 @@ def test_flow_refuses_wrong_arguments(options, message):
 )
 def test_a_flow_refuses_what_it_cannot_compute_with(method, arguments, message):
     with pytest.raises(InputError, match=message):
-        getattr(tiny(), method)(*arguments)
+        getattr(moved_flow(), method)(*arguments)
 
 
 # -- interpolation, noise, diagnostics ---------------------------------------------------------------------------------
@@ -246,7 +239,7 @@ def test_streams_never_share_random_numbers():
 
 
 def test_first_non_finite_names_the_parameter_or_the_layer():
-    flow = tiny()
+    flow = moved_flow()
     v = torch.rand(2, 1, 4, 8) - 0.5
     with torch.no_grad():
         flow.levels[1][2].actnorm.log_scale[0] = 100.0  # overflows, though it is finite itself
@@ -266,4 +259,4 @@ def test_layer_gain_is_one_for_orthogonal_layers_and_shows_a_dangerous_one():
     assert layer_gain(safe, (3, 8, 8)) < 3
     with pytest.warns(IllConditionedWarning):
         assert layer_gain(dangerous, (3, 8, 8)) > 100
-    assert set(mixing_gains(tiny())) == {name for name, _, _ in tiny().steps()}
+    assert set(mixing_gains(moved_flow())) == {name for name, _, _ in moved_flow().steps()}

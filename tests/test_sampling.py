@@ -9,10 +9,8 @@ import torch
 from support import weights
 from support.filters import NEEDS_CUDA
 
-from flows import Flow
 from flows.layers import (
     ActNorm,
-    AffineCoupling,
     AutoregressiveConv2d,
     Conv1x1,
     EmergingConv2d,
@@ -46,10 +44,7 @@ KINDS = {
 }
 
 
-def make_flow(mixing=EmergingConv2d, image_shape=(1, 4, 8), num_levels=2, std=0.05):
-    flow = Flow(image_shape, mixing, AffineCoupling, num_levels, num_steps=2, hidden_channels=6, margin=None)
-    weights.move_parameters(flow, std)
-    return flow
+make_flow = partial(weights.moved_flow, margin=None)
 
 
 def prepared(flow, latents, inverse=None):
@@ -74,7 +69,7 @@ def assert_current(flow, batch=2):
 
 @pytest.mark.parametrize("mixing", KINDS.values(), ids=KINDS)
 def test_the_prepared_inverse_is_the_inverse(mixing):
-    flow = make_flow(mixing).double()
+    flow = make_flow(mixing=mixing).double()
     for batch in (3, 1, 3):
         assert_current(flow, batch)
 
@@ -97,7 +92,7 @@ def test_affine_layers_are_encoded_and_decoded_in_float64(make_layer):
 
 
 def test_neighbours_that_are_affine_in_each_pixel_are_merged():
-    flow = make_flow(lambda c: Sequential(Conv1x1(c), Shuffle(c), ActNorm(c), Reverse(c)), num_levels=1)
+    flow = make_flow(mixing=lambda c: Sequential(Conv1x1(c), Shuffle(c), ActNorm(c), Reverse(c)), num_levels=1)
     prepared(flow, flow.sample_latents(1))
     steps = state_of(flow)._steps
     # Two steps of flow, a coupling and one map each, and the squeeze; then the top.
@@ -177,14 +172,14 @@ class Doubling(EmergingConv2d):
 
 
 def test_a_replaced_inverse_is_not_bypassed():
-    assert_current(make_flow(Doubling))
+    assert_current(make_flow(mixing=Doubling))
 
 
 # -- ordinary tensors --------------------------------------------------------------------------------------------------
 
 
 def test_samples_are_ordinary_tensors_and_leave_nothing_behind_that_autograd_cannot_use():
-    flow = make_flow(PeriodicConv2d).requires_grad_(False)
+    flow = make_flow(mixing=PeriodicConv2d).requires_grad_(False)
     images = flow.sample(2)
     images[0] = 0  # an inference tensor would refuse
     latents = [z.requires_grad_() for z in flow.sample_latents(2)]
@@ -198,7 +193,7 @@ def test_samples_are_ordinary_tensors_and_leave_nothing_behind_that_autograd_can
 
 
 def test_the_second_batch_of_a_size_is_captured_and_few_sizes_are_kept(graphs_on_cpu):
-    flow = make_flow(Conv1x1)
+    flow = make_flow(mixing=Conv1x1)
     for number, batch in enumerate((1, 2, 1, 2, 1, 2)):
         assert_current(flow, batch)
         assert graphs_on_cpu.captured == min(max(number - 1, 0), 2)
@@ -208,7 +203,7 @@ def test_the_second_batch_of_a_size_is_captured_and_few_sizes_are_kept(graphs_on
 
 
 def test_a_graph_survives_what_it_sees_and_nothing_else(graphs_on_cpu):
-    flow = make_flow(PeriodicConv2d)
+    flow = make_flow(mixing=PeriodicConv2d)
     for _ in range(3):
         assert_current(flow)
     assert graphs_on_cpu.captured == 1
@@ -225,7 +220,7 @@ def test_a_graph_survives_what_it_sees_and_nothing_else(graphs_on_cpu):
 
 @pytest.mark.parametrize("mixing", [maf, EmergingConv2d], ids=["maf", "emerging on a CPU"])
 def test_a_model_is_captured_only_if_all_of_its_layers_agree(graphs_on_cpu, mixing):
-    flow = make_flow(mixing)
+    flow = make_flow(mixing=mixing)
     for _ in range(3):
         assert_current(flow)
     assert graphs_on_cpu.captured == 0
@@ -234,7 +229,7 @@ def test_a_model_is_captured_only_if_all_of_its_layers_agree(graphs_on_cpu, mixi
 @NEEDS_CUDA
 @pytest.mark.parametrize("mixing", [Conv1x1, EmergingConv2d, PeriodicConv2d, maf])
 def test_on_a_gpu_the_captured_inverse_is_the_inverse(mixing):
-    flow = make_flow(mixing).cuda()
+    flow = make_flow(mixing=mixing).cuda()
     for change in (None, _one_entry_through_data, _coupling_through_data, weights.new_storage):
         if change is not None:
             change(flow)

@@ -4,12 +4,22 @@ import copy
 
 import torch
 
+from flows import Flow
+from flows.layers import AffineCoupling, EmergingConv2d
+
 
 def move_parameters(module, std=0.1):
     """Away from the initial values, where too much is zero or one for a test to see anything."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += std * torch.randn_like(parameter)
+
+
+def moved_flow(shape=(1, 4, 8), mixing=EmergingConv2d, coupling=AffineCoupling, std=0.05, **options):
+    """A small one, away from its initial values."""
+    flow = Flow(shape, mixing, coupling, **{"num_levels": 2, "num_steps": 2, "hidden_channels": 6} | options)
+    move_parameters(flow, std)
+    return flow
 
 
 def moved_copy(module):
