@@ -101,9 +101,8 @@ def test_bits_per_dim_is_the_change_of_variables_by_hand():
 @pytest.mark.parametrize("num_bits", [8, 3])
 @pytest.mark.parametrize("mixing", configs.MIXINGS)
 def test_decoding_the_encoding_gives_the_image_back(mixing, num_bits):
-    flow = moved_flow(
-        (3, 8, 16), mixing=configs.mixing(mixing), dequantizer=partial(UniformDequantizer, num_bits=num_bits)
-    )
+    dequantizer = partial(UniformDequantizer, num_bits=num_bits)
+    flow = moved_flow((3, 8, 16), configs.mixing(mixing), dequantizer=dequantizer)
     images = random_pixels(4, (3, 8, 16))
     flow.initialize(images)
     with torch.no_grad():
