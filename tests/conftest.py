@@ -10,8 +10,6 @@ import torch
 pytest.register_assert_rewrite("support")
 pytest_plugins = ["support.fake_graphs", "support.short_runs", "support.slurm"]  # fixtures
 
-torch.set_num_threads(1)
-
 # By these variables a program takes itself for a part of a job, a training or a sweep, says things in another way, or
 # asks somebody else than a test's own server. Where SLURM is stays known.
 FAMILIES = ("SLURM", "SBATCH", "SRUN", "SUBMITIT", "WANDB", "HYDRA", "MASTER", "TORCHELASTIC", "PL")
@@ -25,5 +23,6 @@ os.environ["WANDB_X_SERVICE_WAIT"] = "600"  # seconds that its client's process 
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _seeded_with_one_thread():
+    torch.set_num_threads(1)
     torch.manual_seed(0)

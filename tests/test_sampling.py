@@ -7,11 +7,10 @@ from functools import partial
 import pytest
 import torch
 from support import weights
+from support.filters import NEEDS_CUDA
 
-from flows import Flow
 from flows.layers import (
     ActNorm,
-    AffineCoupling,
     AutoregressiveConv2d,
     Conv1x1,
     EmergingConv2d,
@@ -21,7 +20,6 @@ from flows.layers import (
     Sequential,
     Shuffle,
 )
-from flows.layers.networks import GlowNetwork
 from flows.layers.weight_cache import _same_on_device, same_contents
 from flows.models import prepared_inverse
 from flows.models.prepared_inverse import PixelMap, PreparedInverse
@@ -32,7 +30,8 @@ def maf(num_channels, **options):
 
 
 def mixed(num_channels):
-    return Sequential(Shuffle(num_channels), Sequential(), PeriodicConv2d(num_channels), Reverse(num_channels))
+    affine = PeriodicConv2d(num_channels), Reverse(num_channels), ActNorm(num_channels)
+    return Sequential(Shuffle(num_channels), Sequential(), *affine)
 
 
 KINDS = {
@@ -45,10 +44,7 @@ KINDS = {
 }
 
 
-def make_flow(mixing=EmergingConv2d, image_shape=(1, 4, 8), num_levels=2, std=0.05):
-    flow = Flow(image_shape, mixing, AffineCoupling, num_levels, num_steps=2, hidden_channels=6, margin=None)
-    weights.move_parameters(flow, std)
-    return flow
+make_flow = partial(weights.moved_flow, margin=None)
 
 
 def prepared(flow, latents, inverse=None):
@@ -73,23 +69,18 @@ def assert_current(flow, batch=2):
 
 @pytest.mark.parametrize("mixing", KINDS.values(), ids=KINDS)
 def test_the_prepared_inverse_is_the_inverse(mixing):
-    flow = make_flow(mixing).double()
+    flow = make_flow(mixing=mixing).double()
     for batch in (3, 1, 3):
         assert_current(flow, batch)
 
 
-AFFINE = {
-    "actnorm": lambda: ActNorm(24),
-    "conv1x1": lambda: Conv1x1(48),
-    "autoregressive": lambda: AutoregressiveConv2d(24),
-    "periodic": lambda: PeriodicConv2d(12),
-}
+AFFINE = [partial(ActNorm, 24), partial(Conv1x1, 48), partial(AutoregressiveConv2d, 24), partial(PeriodicConv2d, 12)]
 
 
-@pytest.mark.parametrize("name", AFFINE)
+@pytest.mark.parametrize("make_layer", AFFINE, ids=lambda make_layer: make_layer.func.__name__)
 @torch.no_grad()
-def test_affine_layers_are_encoded_and_decoded_in_float64(name):
-    layer = AFFINE[name]()
+def test_affine_layers_are_encoded_and_decoded_in_float64(make_layer):
+    layer = make_layer()
     weights.move_parameters(layer, 0.02)
     exact = copy.deepcopy(layer).double()
     x = 100 * torch.randn(4, next(layer.parameters()).shape[0], 8, 8)
@@ -101,19 +92,13 @@ def test_affine_layers_are_encoded_and_decoded_in_float64(name):
 
 
 def test_neighbours_that_are_affine_in_each_pixel_are_merged():
-    flow = make_flow(lambda c: Sequential(Conv1x1(c), Shuffle(c), ActNorm(c), Reverse(c)), num_levels=1)
+    flow = make_flow(mixing=lambda c: Sequential(Conv1x1(c), Shuffle(c), ActNorm(c), Reverse(c)), num_levels=1)
     prepared(flow, flow.sample_latents(1))
     steps = state_of(flow)._steps
     # Two steps of flow, a coupling and one map each, and the squeeze; then the top.
     assert sorted(len(found) for found in steps.values()) == [1, 5]
     maps = [step.args[0] for found in steps.values() for _, step in found if isinstance(step, partial)]
     assert [type(step) for step in maps] == [PixelMap, PixelMap]
-
-
-def test_a_pixel_map_then_another_is_their_composition():
-    first, second = (PixelMap(torch.randn(4, 4).double(), torch.randn(4).double()) for _ in range(2))
-    h = torch.randn(2, 4, 3, 5).double()
-    torch.testing.assert_close(first.then(second)(h), second(first(h)))
 
 
 # -- never stale -------------------------------------------------------------------------------------------------------
@@ -127,20 +112,15 @@ def _coupling_through_data(flow):
     flow.levels[0][1].coupling.network.last.convolution.bias.data += 0.5
 
 
-def _replace_a_layer(flow):
-    flow.levels[0][1].mixing = make_flow(std=0.1).to(flow.dtype).levels[0][1].mixing
+def _coupling_in_new_storage(flow):
+    flow.levels[0][1].coupling.network.last.convolution.bias.data = torch.ones(4)
 
 
 def _replace_by_a_layer_of_another_kind(flow):
     flow.levels[0][2].mixing = Conv1x1(4).to(flow.dtype)
 
 
-OWN_CHANGES = [
-    _one_entry_through_data,
-    _coupling_through_data,
-    _replace_a_layer,
-    _replace_by_a_layer_of_another_kind,
-]
+OWN_CHANGES = [_one_entry_through_data, _coupling_through_data, _replace_by_a_layer_of_another_kind]
 
 
 @pytest.mark.parametrize("change", [*weights.CHANGES, *OWN_CHANGES], ids=lambda change: change.__name__.strip("_"))
@@ -181,21 +161,11 @@ def test_contents_are_compared_number_by_number_on_every_kind_of_device():
     assert not same_contents([torch.zeros(2)], [torch.zeros(2).double()])
 
 
-@pytest.mark.parametrize("options", [{}, {"edge_bias": False}, {"actnorm": False}], ids=str)
-def test_the_network_in_place_gives_the_very_same_numbers(options):
-    network = GlowNetwork(3, 8, 6, **options)
-    weights.move_parameters(network, 0.3)
-    x = torch.randn(2, 3, 4, 5)
-    before = x.clone()
-    assert torch.equal(network.infer(x), network(x))
-    assert torch.equal(x, before)
-
-
 # -- layers of other people --------------------------------------------------------------------------------------------
 
 
-class Doubling(Conv1x1):
-    """Replaces the inverse, and inherits what its parent says of the parent's."""
+class Doubling(EmergingConv2d):
+    """Replaces the inverse of a composite layer."""
 
     def forward(self, x):
         z, log_det = super().forward(x)
@@ -205,21 +175,15 @@ class Doubling(Conv1x1):
         return super().inverse(z / 2)
 
 
-class DoublingEmerging(EmergingConv2d):
-    def inverse(self, z):
-        return super().inverse(z / 2)
+def test_a_replaced_inverse_is_not_bypassed():
+    assert_current(make_flow(mixing=Doubling))
 
 
-@pytest.mark.parametrize("mixing", [Doubling, DoublingEmerging])
-def test_a_replaced_inverse_is_not_bypassed(mixing):
-    assert_current(make_flow(mixing))
-
-
-# -- sampling and exact pixels -----------------------------------------------------------------------------------------
+# -- ordinary tensors --------------------------------------------------------------------------------------------------
 
 
 def test_samples_are_ordinary_tensors_and_leave_nothing_behind_that_autograd_cannot_use():
-    flow = make_flow().requires_grad_(False)
+    flow = make_flow(mixing=PeriodicConv2d).requires_grad_(False)
     images = flow.sample(2)
     images[0] = 0  # an inference tensor would refuse
     latents = [z.requires_grad_() for z in flow.sample_latents(2)]
@@ -229,74 +193,47 @@ def test_samples_are_ordinary_tensors_and_leave_nothing_behind_that_autograd_can
     assert all(z.grad is not None for z in latents)
 
 
-@pytest.mark.parametrize("mixing", [EmergingConv2d, maf], ids=["emerging", "maf"])
-def test_a_trained_flow_decodes_what_it_encodes_to_the_very_pixels(mixing):
-    flow = Flow((3, 8, 8), mixing, AffineCoupling, num_levels=2, num_steps=2, hidden_channels=16)
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(num_images):
-        slopes = torch.linspace(0, 200, 8) * torch.rand(num_images, 3, 8, 1, generator=generator)
-        return (slopes + 30 * torch.rand(num_images, 3, 8, 8, generator=generator)).to(torch.uint8)
-
-    images = draw(16)
-    flow.initialize(images)
-    optimizer = torch.optim.Adamax(flow.parameters(), lr=5e-3)
-    for _ in range(25):
-        optimizer.zero_grad()
-        flow.bits_per_dim(images, generator=generator).mean().backward()
-        optimizer.step()
-    for batch in (images, draw(32)):
-        with torch.no_grad():
-            assert torch.equal(flow.decode(flow.encode(batch)), batch)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(flow.decode(flow.encode(batch)), batch)
-
-
 # -- CUDA graphs, without a GPU ----------------------------------------------------------------------------------------
 
 
 def test_the_second_batch_of_a_size_is_captured_and_few_sizes_are_kept(graphs_on_cpu):
-    flow = make_flow(Conv1x1)
-    for batch in (1, 2, 1, 2, 1, 2):
+    flow = make_flow(mixing=Conv1x1)
+    for number, batch in enumerate((1, 2, 1, 2, 1, 2)):
         assert_current(flow, batch)
-    assert graphs_on_cpu.captured == 2
+        assert graphs_on_cpu.captured == min(max(number - 1, 0), 2)
     for batch in range(3, 8):
         assert_current(flow, batch)
     assert len(state_of(flow).graphs) <= prepared_inverse.MAX_GRAPHS
 
 
 def test_a_graph_survives_what_it_sees_and_nothing_else(graphs_on_cpu):
-    flow = make_flow(PeriodicConv2d)
+    flow = make_flow(mixing=PeriodicConv2d)
     for _ in range(3):
         assert_current(flow)
     assert graphs_on_cpu.captured == 1
     _coupling_through_data(flow)  # where the graph reads
     assert_current(flow)
     assert graphs_on_cpu.captured == 1
-    for change in (_one_entry_through_data, weights.new_storage, weights.optimizer_step):
+    for change in (_one_entry_through_data, _coupling_in_new_storage, weights.optimizer_step):
         captured = graphs_on_cpu.captured
         change(flow)
         for _ in range(3):
             assert_current(flow)
         assert graphs_on_cpu.captured == captured + 1
-    flow.levels[0][1].coupling.network.last.convolution.bias.data = torch.ones(4)  # somewhere else
-    for _ in range(3):
-        assert_current(flow)
-    assert graphs_on_cpu.captured == captured + 2
 
 
-@pytest.mark.parametrize("mixing", [maf, EmergingConv2d, Doubling], ids=["maf", "emerging on a CPU", "unknown"])
+@pytest.mark.parametrize("mixing", [maf, EmergingConv2d], ids=["maf", "emerging on a CPU"])
 def test_a_model_is_captured_only_if_all_of_its_layers_agree(graphs_on_cpu, mixing):
-    flow = make_flow(mixing)
+    flow = make_flow(mixing=mixing)
     for _ in range(3):
         assert_current(flow)
     assert graphs_on_cpu.captured == 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@NEEDS_CUDA
 @pytest.mark.parametrize("mixing", [Conv1x1, EmergingConv2d, PeriodicConv2d, maf])
 def test_on_a_gpu_the_captured_inverse_is_the_inverse(mixing):
-    flow = make_flow(mixing).cuda()
+    flow = make_flow(mixing=mixing).cuda()
     for change in (None, _one_entry_through_data, _coupling_through_data, weights.new_storage):
         if change is not None:
             change(flow)

@@ -12,6 +12,7 @@ from support.filters import (
     FAST_BACKENDS,
     MASKS,
     NEEDS_COMPILED,
+    NEEDS_CUDA,
     random_filter,
     random_latents,
 )
@@ -53,23 +54,11 @@ def assert_inverts(solver: AutoregressiveConvSolver, weight: Tensor, z: Tensor) 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dilation", (1, 2))
-def test_reference_is_triangular_substitution_on_the_matrix_written_out_entry_by_entry(direction, mask, dilation):
-    num_channels, height, width, kernel_size = 2, 3, 4, 5
-    weight = random_filter(num_channels, kernel_size, direction, mask, scale=0.3)
-    size = num_channels * height * width
-    matrix = torch.zeros(height, width, num_channels, height, width, num_channels, dtype=torch.float64)
-    taps = range(-(kernel_size // 2), kernel_size // 2 + 1)
-    for i, j, di, dj in itertools.product(range(height), range(width), taps, taps):
-        row, column = i + dilation * di, j + dilation * dj
-        if 0 <= row < height and 0 <= column < width:
-            matrix[i, j, :, row, column, :] = weight[:, :, di + kernel_size // 2, dj + kernel_size // 2]
-    matrix = matrix.flip(2, 5).reshape(size, size)
-    z = random_latents(5, num_channels, height, width)
-    rhs = z.flip(1).permute(2, 3, 1, 0).reshape(size, 5)
-    upper = direction == "lower"
-    assert torch.equal(matrix, matrix.triu() if upper else matrix.tril())
-    solution = torch.linalg.solve_triangular(matrix, rhs, upper=upper)
-    expected = solution.view(height, width, num_channels, 5).flip(2).permute(3, 2, 0, 1)
+def test_reference_is_the_dense_solve(direction, mask, dilation):
+    weight = random_filter(2, 5, direction, mask, scale=0.3)
+    z = random_latents(5, 2, 3, 4)
+    matrix = torch.autograd.functional.jacobian(lambda x: convolve(x, weight, dilation), z[:1]).view(24, 24)
+    expected = torch.linalg.solve(matrix, z.view(5, 24).T).T.view_as(z)
     x = solve_autoregressive_conv(z, weight, direction=direction, dilation=dilation, backend="reference")
     assert torch.allclose(x, expected, rtol=1e-12, atol=1e-12)
     assert torch.allclose(convolve(x, weight, dilation), z, rtol=1e-12, atol=1e-12)
@@ -80,9 +69,9 @@ def test_reference_is_triangular_substitution_on_the_matrix_written_out_entry_by
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("kernel_size", (1, 3, 5))
-@pytest.mark.parametrize("dilation", (1, 2, 3))
+@pytest.mark.parametrize("dilation", (1, 2, 3, 2**40))
 def test_backend_agrees_with_the_reference(backend, dtype, direction, mask, kernel_size, dilation):
-    shapes = [(3, 1, 5, 4), (1, 3, 4, 6), (2, 5, 1, 7), (9, 4, 6, 1), (17, 13, 2, 3), (1, 2, 1, 1)]
+    shapes = [(3, 1, 5, 4), (1, 3, 4, 6), (2, 5, 1, 7), (9, 4, 6, 1), (17, 13, 2, 3), (1, 2, 1, 1), (5, 100, 2, 3)]
     for seed, (batch, num_channels, height, width) in enumerate(shapes):
         scale = (0.02, 0.1, 0.2)[seed % 3]
         weight = random_filter(num_channels, kernel_size, direction, mask, scale, dtype, seed)
@@ -96,26 +85,11 @@ def test_backend_agrees_with_the_reference(backend, dtype, direction, mask, kern
 @pytest.mark.parametrize("threads", (1, 3))
 @pytest.mark.parametrize("batch", (1, 7, 8, 9, 33))
 def test_backend_agrees_with_the_reference_at_every_batch_size_and_thread_count(backend, threads, batch):
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        for dtype, direction in itertools.product((torch.float32, torch.float64), DIRECTIONS):
-            weight = random_filter(12, 3, direction, dtype=dtype, scale=0.05)
-            solver = prepare_autoregressive_conv(weight, direction=direction, image_size=(5, 6), backend=backend)
-            assert_inverts(solver, weight, random_latents(batch, 12, 5, 6, dtype=dtype))
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("backend", EVERY_BACKEND)
-def test_image_i_of_the_answer_depends_on_image_i_alone(backend):
-    weight = random_filter(4, 3, "lower", dtype=torch.float32)
-    solver = prepare_autoregressive_conv(weight, direction="lower", image_size=(5, 6), backend=backend)
-    z = random_latents(11, 4, 5, 6, dtype=torch.float32)
-    changed = z.clone()
-    changed[4] += 1
-    same = (solver(z) == solver(changed)).flatten(1).all(dim=1)
-    assert same.tolist() == [i != 4 for i in range(11)]
+    for dtype, direction in itertools.product((torch.float32, torch.float64), DIRECTIONS):
+        weight = random_filter(12, 3, direction, dtype=dtype, scale=0.05)
+        solver = prepare_autoregressive_conv(weight, direction=direction, image_size=(5, 6), backend=backend)
+        assert_inverts(solver, weight, random_latents(batch, 12, 5, 6, dtype=dtype))
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
@@ -123,7 +97,6 @@ def test_any_memory_layout_of_the_input_is_accepted(backend):
     weight = random_filter(6, 3, "upper")
     solver = prepare_autoregressive_conv(weight, direction="upper", image_size=(4, 5), backend=backend)
     z = random_latents(9, 6, 4, 5)
-    expected = solver(z)
     layouts = {
         "channels last": z.to(memory_format=torch.channels_last),
         "every second": z.repeat_interleave(2, dim=0)[::2],
@@ -132,24 +105,10 @@ def test_any_memory_layout_of_the_input_is_accepted(backend):
         "broadcast": z[:1].expand(9, -1, -1, -1),
     }
     for name, view in layouts.items():
-        want = expected[:1].expand(9, -1, -1, -1) if name == "broadcast" else expected
-        assert torch.allclose(solver(view), want, rtol=1e-12, atol=1e-12), name
+        assert torch.allclose(solver(view), solver(view.contiguous()), rtol=1e-12, atol=1e-12), name
     filters_last = weight.to(memory_format=torch.channels_last)
     again = solve_autoregressive_conv(z, filters_last, direction="upper", backend=backend)
-    assert torch.allclose(again, expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("backend", EVERY_BACKEND)
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_taps_dilated_beyond_the_image_do_nothing(backend, direction):
-    weight = random_filter(4, 5, direction, "raster")
-    centre_only = torch.zeros_like(weight)
-    centre_only[:, :, 2, 2] = weight[:, :, 2, 2]
-    z = random_latents(2, 4, 3, 5)
-    expected = solve_autoregressive_conv(z, centre_only, direction=direction, backend=backend)
-    for dilation in (5, 2**40):
-        x = solve_autoregressive_conv(z, weight, direction=direction, dilation=dilation, backend=backend)
-        assert torch.allclose(x, expected, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(again, solver(z), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend", EVERY_BACKEND)
@@ -157,13 +116,6 @@ def test_an_empty_batch_is_empty(backend):
     weight = random_filter(3, 3, "lower")
     x = solve_autoregressive_conv(torch.empty(0, 3, 4, 5).double(), weight, direction="lower", backend=backend)
     assert x.shape == (0, 3, 4, 5)
-
-
-@pytest.mark.parametrize("backend", EVERY_BACKEND)
-def test_the_deepest_levels_of_large_models(backend):
-    weight = random_filter(192, 3, "lower", scale=0.005, dtype=torch.float32)
-    solver = prepare_autoregressive_conv(weight, direction="lower", image_size=(2, 3), backend=backend)
-    assert_inverts(solver, weight, random_latents(5, 192, 2, 3, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
@@ -179,52 +131,42 @@ def test_autocast_does_not_make_the_inverse_coarser(backend):
 # ------------------------------------------------------------------------------------------------------------- cuda
 
 
-@pytest.fixture
-def cuda_on_cpu(graphs_on_cpu, monkeypatch):
+@pytest.fixture(params=["this CPU", pytest.param("cuda", marks=NEEDS_CUDA)])
+def device(request, monkeypatch):
+    """A GPU with TF32 turned on, or this CPU in its place."""
+    if request.param == "cuda":
+        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+        return "cuda"
+    request.getfixturevalue("graphs_on_cpu")
     monkeypatch.setattr(cuda_backend.CudaSolver, "unavailable", classmethod(lambda cls, device: None))
-    return graphs_on_cpu
+    return "cpu"
 
 
-@pytest.mark.parametrize("image_size", ((4, 5), (12, 8)), ids=("dense", "rows"))
-def test_cuda_backend_captures_one_graph_a_batch_size_and_keeps_few(cuda_on_cpu, image_size):
-    weight = random_filter(12, 3, "upper", scale=0.05, dtype=torch.float32)
-    solver = prepare_autoregressive_conv(weight, direction="upper", image_size=image_size, backend="cuda")
-    for batch in (1, 2, 3, 1, 2, 3, 1, 2, 3):
-        assert_inverts(solver, weight, random_latents(batch, 12, *image_size, dtype=torch.float32, seed=batch))
-    assert cuda_on_cpu.captured == (0 if image_size == (4, 5) else 3)
-    for batch in range(4, 12):
-        solver(random_latents(batch, 12, *image_size, dtype=torch.float32))
-    assert len(solver._graphs) <= cuda_backend.MAX_GRAPHS
-    with torch.inference_mode():
-        for _ in range(2):
-            solver(random_latents(5, 12, *image_size, dtype=torch.float32))
-    assert_inverts(solver, weight, random_latents(5, 12, *image_size, dtype=torch.float32))
-
-
-@pytest.mark.parametrize("image_size", ((4, 5), (12, 8)), ids=("dense", "rows"))
-def test_cuda_backend_returns_nan_for_the_image_that_holds_nan_or_infinity(cuda_on_cpu, image_size):
-    weight = random_filter(12, 3, "lower", scale=0.05, dtype=torch.float32)
-    solver = prepare_autoregressive_conv(weight, direction="lower", image_size=image_size, backend="cuda")
-    z = random_latents(3, 12, *image_size, dtype=torch.float32)
-    expected = solver(z)
-    for value in (float("nan"), float("inf")):
-        spoilt = z.clone()
-        spoilt[1, 0, 0, 0] = value
-        for _ in range(3):
-            x = solver(spoilt)
-            assert x[1].isnan().all() and torch.equal(x[[0, 2]], expected[[0, 2]])
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("image_size", ((4, 5), (12, 8)), ids=("dense", "rows"))
-def test_cuda_backend_agrees_with_the_reference_on_a_gpu(direction, image_size, monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
-    weight = random_filter(12, 3, direction, scale=0.05, dtype=torch.float32).cuda()
-    solver = prepare_autoregressive_conv(weight, direction=direction, image_size=image_size)
-    assert solver.name == "cuda"
-    for batch in (1, 2, 1, 2, 1):
-        assert_inverts(solver, weight, random_latents(batch, 12, *image_size, dtype=torch.float32).cuda())
+def test_cuda_backend_agrees_with_the_reference_and_keeps_few_graphs(device, direction, image_size):
+    weight = random_filter(12, 3, direction, scale=0.05, dtype=torch.float32).to(device)
+    solver = prepare_autoregressive_conv(weight, direction=direction, image_size=image_size, backend="cuda")
+    with torch.inference_mode():
+        for batch in (*range(4, 12), 3, 3):
+            solver(random_latents(batch, 12, *image_size, dtype=torch.float32).to(device))
+    for batch in (1, 2, 3, 1, 2, 3, 1, 2, 3):
+        assert_inverts(solver, weight, random_latents(batch, 12, *image_size, dtype=torch.float32).to(device))
+    assert len(solver._graphs) == (0 if image_size == (4, 5) else cuda_backend.MAX_GRAPHS)
+
+
+@pytest.mark.parametrize("image_size", ((4, 5), (12, 8)), ids=("dense", "rows"))
+def test_cuda_backend_returns_nan_for_the_image_that_holds_nan_or_infinity(device, image_size):
+    weight = random_filter(12, 3, "lower", scale=0.05, dtype=torch.float32).to(device)
+    solver = prepare_autoregressive_conv(weight, direction="lower", image_size=image_size, backend="cuda")
+    z = random_latents(3, 12, *image_size, dtype=torch.float32).to(device)
+    expected = solver(z)
+    for value in (float("nan"), float("inf")):
+        z[1, 0, 0, 0] = value
+        for _ in range(3):
+            x = solver(z)
+            assert x[1].isnan().all()
+            assert torch.allclose(x[[0, 2]], expected[[0, 2]], rtol=1e-5, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------- gradients

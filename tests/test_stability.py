@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from support.contract import images, make
-from support.weights import move_parameters
+from support.contract import images
+from support.weights import move_parameters, moved_flow
 
-from flows import Flow, InputError, NonFiniteError
+from flows import Flow, NonFiniteError
 from flows.layers import (
     AffineCoupling,
     Conv1x1,
@@ -23,26 +23,21 @@ from flows.layers import (
 from flows.measures.diagnostics import (
     count_not_finite,
     gradient_norm,
-    inverse_gain,
     layer_gain,
     mixing_gains,
     round_trip_error,
     sample_health,
     unusual_images,
 )
-from flows.models.priors import ConditionalGaussian, FactorOut, LearnedPrior, StandardPrior
+from flows.models.priors import ConditionalGaussian, LearnedPrior
 from flows.numerics import bounded
 from flows.pictures import grid, hatched, sheet, side_by_side
 from flows.solvers import IllConditionedWarning, checks
 
-BOUND, SHIFT = 0.7, 3.0
+BOUND = 0.7
 
 
-def small_flow(coupling=AffineCoupling, mixing=EmergingConv2d, std=0.05, **options):
-    torch.manual_seed(0)
-    flow = Flow((3, 8, 8), mixing, coupling, num_levels=2, num_steps=2, hidden_channels=8, **options)
-    move_parameters(flow, std)
-    return flow
+small_flow = partial(moved_flow, (3, 8, 8), hidden_channels=8)
 
 
 def wild(flow):
@@ -70,57 +65,32 @@ def test_bounded_is_smooth_odd_of_slope_one_and_bounded():
     assert bounded(h, None) is h
 
 
-def test_map_and_inverse_of_a_coupling_are_lipschitz_in_the_second_half_whatever_the_network_says():
-    layer = make(lambda: AffineCoupling(4, 6, max_log_scale=BOUND, max_shift=SHIFT), std=5.0)
-    x, other = images((4, 3, 3), 64), 3 * images((4, 3, 3), 64)
-    other[:, :2] = x[:, :2]
-    with torch.no_grad():
-        for map_ in (lambda v: layer(v)[0], layer.inverse):
-            ratio = (map_(x) - map_(other))[:, 2:].abs() / (x - other)[:, 2:].abs()
-            assert ratio.max() <= math.exp(BOUND) * (1 + 1e-9)
-            assert ratio.max() > 0.9 * math.exp(BOUND)  # the bound is reached
-            assert ratio.min() >= math.exp(-BOUND) * (1 - 1e-9)
-
-
 @pytest.mark.parametrize("num_steps, bound", [(4, 1.0), (8, 1.0), (32, 0.25)])
 def test_a_deep_level_shares_the_log_scales_of_eight_steps(num_steps, bound):
-    for mixing in (EmergingConv2d, partial(MaskedAutoregressiveFlow, hidden_channels=6)):
-        flow = Flow((1, 4, 4), mixing, AffineCoupling, num_levels=1, num_steps=num_steps, hidden_channels=4)
-        for step in list(flow.levels[0])[1:]:
-            assert step.coupling.max_log_scale == bound
-            if isinstance(step.mixing, MaskedAutoregressiveFlow):
-                assert step.mixing.forward_order.max_log_scale == step.mixing.reverse_order.max_log_scale == bound / 4
+    mixing = partial(MaskedAutoregressiveFlow, hidden_channels=6)
+    flow = Flow((1, 4, 4), mixing, AffineCoupling, num_levels=1, num_steps=num_steps, hidden_channels=4)
+    for _, step, _ in flow.steps():
+        assert step.coupling.max_log_scale == bound
+        assert step.mixing.forward_order.max_log_scale == step.mixing.reverse_order.max_log_scale == bound / 4
     chosen = Flow((1, 4, 4), Conv1x1, partial(AffineCoupling, num_steps=1), num_levels=1, num_steps=32)
     assert chosen.levels[0][1].coupling.max_log_scale == 1.0
 
 
-def test_the_inverse_of_a_coupling_and_of_a_prior_is_bounded_for_every_latent():
-    coupling = make(lambda: AffineCoupling(4, 6, max_log_scale=BOUND, max_shift=SHIFT), std=5.0)
-    prior = FactorOut(4, LearnedPrior(max_log_scale=BOUND, max_shift=SHIFT)).double()
-    move_parameters(prior, 5.0)
-    z = 1e6 * images((4, 3, 3), 16)
-    with torch.no_grad():
-        moved = coupling.inverse(z)[:, 2:]
-        unstandardized = prior.inverse(z[:, :2], z[:, 2:])[:, 2:]
-    limit = (z[:, 2:].abs() + SHIFT) * math.exp(BOUND)
-    assert (moved.abs() <= limit).all()
-    assert (unstandardized.abs() <= z[:, 2:].abs() * math.exp(BOUND) + SHIFT).all()
-
-
-def test_without_a_bound_the_prior_is_the_papers():
-    prior = ConditionalGaussian(2, 2, max_log_scale=None, max_shift=None).double()
+@pytest.mark.parametrize("bound", [BOUND, None])
+def test_the_bounded_mean_and_log_std_of_a_prior_come_from_even_and_odd_channels(bound):
+    prior = ConditionalGaussian(2, 2, max_log_scale=bound, max_shift=bound).double()
     move_parameters(prior, 1.0)
     h = 10 * images((2, 3, 3))
     mean, log_std = prior.mean_and_log_std(h)
-    outputs = prior.convolution(h)
-    assert torch.equal(mean, outputs[:, 0::2])
-    assert torch.equal(log_std, outputs[:, 1::2])
+    outputs = bounded(prior.convolution(h), bound)
+    torch.testing.assert_close(mean, outputs[:, 0::2])
+    torch.testing.assert_close(log_std, outputs[:, 1::2])
 
 
 def test_the_same_wild_networks_overflow_with_the_papers_scales_and_not_with_bounded_ones():
     assert count_not_finite(wild(small_flow()), 64) == 0
     unbounded = {"prior": LearnedPrior(None, None)}
-    assert count_not_finite(wild(small_flow(SigmoidCoupling, **unbounded)), 64) > 0
+    assert count_not_finite(wild(small_flow(coupling=SigmoidCoupling, **unbounded)), 64) > 0
 
 
 def test_samples_of_a_flow_with_a_margin_stay_within_it():
@@ -135,24 +105,6 @@ def test_the_logit_has_slope_one_in_the_middle_and_is_steepest_at_the_ends():
     (slope,) = torch.autograd.grad(layer(x)[0].sum(), x)
     assert slope.min() == slope[0, 0, 0, 5] == pytest.approx(1.0)
     assert slope.max() == pytest.approx(1.2**2 / (4 * 0.1 * 1.1))
-    with pytest.raises(InputError, match="margin"):
-        Logit(0.0)
-
-
-def test_a_number_that_overflows_is_lost_though_the_logit_would_bound_it():
-    flow = small_flow(margin=0.1)
-    with torch.no_grad():
-        flow.levels[0][1].actnorm.log_scale.fill_(-40.0)
-    _, lost = flow.decode_values(flow.sample_latents(2))
-    assert set(lost) == {0, 1}
-    assert lost[0].startswith("levels.0.layers.1")
-
-
-@pytest.mark.parametrize("make_layer", [AffineCoupling, ConditionalGaussian])
-@pytest.mark.parametrize("bounds", [{"max_log_scale": 0.0}, {"max_log_scale": math.inf}, {"max_shift": -1.0}])
-def test_a_bound_that_is_none_is_refused(make_layer, bounds):
-    with pytest.raises(InputError, match="must be positive and finite"):
-        make_layer(4, 4, **bounds)
 
 
 # -- matrices without an inverse ---------------------------------------------------------------------------------------
@@ -173,28 +125,24 @@ def weaken(layer, value):
     return layer
 
 
-LINEAR = {
-    "plain": lambda: Conv1x1(5),
-    "plu": lambda: Conv1x1(5, "plu"),
-    "qr": lambda: Conv1x1(5, "qr"),
-    "periodic": lambda: PeriodicConv2d(5),
-}
-
-
-@pytest.mark.parametrize("name", LINEAR)
-def test_a_singular_matrix_raises_and_a_badly_conditioned_one_warns(name, monkeypatch):
+@pytest.mark.parametrize(
+    "make_layer",
+    [partial(Conv1x1, 5), partial(Conv1x1, 5, "plu"), partial(Conv1x1, 5, "qr"), partial(PeriodicConv2d, 5)],
+    ids=["plain", "plu", "qr", "periodic"],
+)
+def test_a_singular_matrix_raises_and_a_badly_conditioned_one_warns(make_layer, monkeypatch):
     monkeypatch.setattr(checks, "_already_said", set())
     z = torch.randn(2, 5, 4, 4)
     with torch.no_grad(), pytest.raises(NonFiniteError, match="singular"):
-        weaken(LINEAR[name](), 0.0).inverse(z)
-    assert layer_gain(weaken(LINEAR[name](), 0.0), (5, 4, 4)) == math.inf
+        weaken(make_layer(), 0.0).inverse(z)
+    assert layer_gain(weaken(make_layer(), 0.0), (5, 4, 4)) == math.inf
     with torch.no_grad(), pytest.warns(IllConditionedWarning, match="badly conditioned"):
-        layer = weaken(LINEAR[name](), 1e-6)
+        layer = weaken(make_layer(), 1e-6)
         layer.double().inverse(z.double())  # has digits enough
         layer.float().inverse(z)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
-        weaken(LINEAR[name](), 0.1).inverse(z)
+        weaken(make_layer(), 0.1).inverse(z)
 
 
 def test_decoding_with_a_singular_matrix_names_the_layer():
@@ -228,14 +176,6 @@ def test_the_images_that_are_finite_are_what_they_are_alone_and_the_others_are_n
         flow.decode(latents)
 
 
-def test_a_sample_lost_in_the_factored_out_gaussian_is_named_so():
-    flow = small_flow(prior=LearnedPrior(max_log_scale=None))
-    with torch.no_grad():
-        flow.factor_outs[0].gaussian.convolution.convolution.bias.fill_(1000.0)
-    _, lost = flow.decode_values(flow.sample_latents(3))
-    assert lost == dict.fromkeys(range(3), "factor_outs.0")
-
-
 def test_lost_cells_are_hatched_and_sheets_enlarged_under_their_labels():
     images, finite = torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.tensor([True, False, True])
     cells = grid(images, 2, finite, gap=1)
@@ -258,7 +198,7 @@ def test_lost_cells_are_hatched_and_sheets_enlarged_under_their_labels():
 
 
 def test_gain_of_the_whole_inverse_sees_what_single_layers_do_not():
-    flow = small_flow(SigmoidCoupling, std=0.0)
+    flow = small_flow(coupling=SigmoidCoupling, std=0.0)
     before = sample_health(flow, 32)
     with torch.no_grad():
         for _, step, _ in flow.steps():
@@ -270,21 +210,14 @@ def test_gain_of_the_whole_inverse_sees_what_single_layers_do_not():
     assert after.outside > before.outside
 
 
-def test_gain_is_the_norm_of_a_linear_inverse_along_a_direction():
-    flow = small_flow(std=0.0, prior=StandardPrior(), mixing=Conv1x1)  # orthogonal, and no coupling yet
-    assert inverse_gain(flow, flow.sample_latents(4)) == pytest.approx(1.0, rel=1e-2)
-    with torch.no_grad():
-        for level in flow.levels:
-            level[1].actnorm.log_scale.fill_(-math.log(10.0) / 3)
-    assert inverse_gain(flow, flow.sample_latents(4)) > 9
-
-
-def test_health_counts_what_overflows():
+def test_what_overflows_in_a_factored_out_gaussian_is_named_and_counted():
     flow = small_flow(prior=LearnedPrior(max_log_scale=None))
     with torch.no_grad():
         convolution = flow.factor_outs[0].gaussian.convolution.convolution
         convolution.bias[0] = 0.0
         convolution.weight[1, 0, 1, 1] = 35.0  # overflows where the first channel is above 2.5
+    _, lost = flow.decode_values(flow.sample_latents(64))
+    assert set(lost.values()) == {"factor_outs.0"}
     health = sample_health(flow, 64)
     assert health.not_finite == count_not_finite(flow, 64) / 64
     assert 0 < health.not_finite < 1
@@ -293,7 +226,6 @@ def test_health_counts_what_overflows():
 
 def test_unusual_images_come_back_and_the_error_sees_when_they_do_not():
     odd = unusual_images((3, 8, 8))
-    assert odd.shape == (8, 3, 8, 8)
     assert torch.equal(odd, unusual_images((3, 8, 8)))
     flow = small_flow()
     flow.initialize(odd)
