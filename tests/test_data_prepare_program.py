@@ -29,21 +29,6 @@ def test_every_data_set_is_built_with_its_own_augmentation_and_with_none(root, n
     assert data.augmentation.is_identity == (other == "none")
 
 
-@pytest.mark.parametrize("name", DATA_SETS)
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("data.batch_size=many", "data.batch_size must be a valid integer, not 'many'"),
-        ("data.seed=x", "data.seed must be a valid integer"),
-        ("+data.bath_size=3", r"data.bath_size: datamodules\.\w+ takes no 'bath_size'; did you mean 'batch_size'"),
-    ],
-)
-def test_every_data_set_refuses_a_wrong_loader_setting_in_one_line(name, override, message):
-    with pytest.raises(InputError, match=message) as caught:
-        check(compose(f"data={name}", override))
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("name", "key"),
     [
@@ -72,6 +57,7 @@ def test_a_stored_data_set_is_rebuilt_with_its_augmentation():
     assert data.augmentation.horizontal_flip
 
 
+@pytest.mark.slow
 def test_preparing_verifying_and_looking_at_a_folder(tmp_path):
     images = random_images(40, 16)
     write_files(tmp_path / "mine", {f"{number}.png": picture(image) for number, image in enumerate(images)})
