@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from support.configs import compose
 from support.forks import fork, output, wait
 
 from flows import InputError, load_flow
@@ -66,7 +67,6 @@ def test_a_finished_run_keeps_its_settings_and_its_results(folder):
 
 def test_a_run_goes_on_from_its_raw_weights_where_the_average_is_left_out(folder):
     last = torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)
-    held = {}
 
     def look():
         from flows.training.module import FlowModule
@@ -140,12 +140,11 @@ def test_a_layer_from_a_module_of_one_s_own(own, tmp_path):
     train(tmp_path, *again, remedy)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed"])
-def test_scores_are_exact_in_every_precision(tmp_path, precision):
+def test_scores_are_exact_in_every_precision(tmp_path):
     """At a learning rate of zero the weights are the same, and so is the score."""
     still = ["optimizer.lr=0.0", "trainer.max_epochs=1", "callbacks.averaging=null"]
     scores = []
-    for name, options in (("exact", []), ("half", [f"+trainer.precision={precision}"])):
+    for name, options in (("exact", []), ("half", ["+trainer.precision=bf16-mixed"])):
         train(tmp_path, *still, *options, f"run_dir={name}")
         results = json.loads((tmp_path / name / "results.json").read_text())
         scores.append((results["val/bits_per_dim"], results["test/bits_per_dim"]))
@@ -159,14 +158,7 @@ def test_apple_s_gpus_are_never_chosen(monkeypatch, capsys):
 
     monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
     monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: False))
-    last = {"_target_": "flows.training.callbacks.LastCheckpoint", "dirpath": "x"}
-    config = {
-        "run_dir": "x",
-        "trainer": {"_target_": "pytorch_lightning.Trainer", "accelerator": "auto", "max_epochs": 1},
-        "callbacks": {"last": last},
-        "logger": {"csv": {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "x"}},
-    }
-    trainer = build_trainer(config, [])
+    trainer = build_trainer(compose("experiment=smoke", "run_dir=x", "trainer.accelerator=auto"), [])
     assert isinstance(trainer.accelerator, CPUAccelerator)
     assert "no float64" in capsys.readouterr().out
 
