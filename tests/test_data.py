@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules import CIFAR10, Digits, DownsampledImageNet, Galaxies, ImageFolder, PhotographCrops
+from datamodules import CIFAR10, Augmentation, Digits, DownsampledImageNet, Galaxies, ImageFolder, PhotographCrops
 from datamodules.datasets.photographs import BLOCK_SIZE
 from datamodules.loading.datasets import Subset
 from datamodules.loading.samplers import EpochSampler
@@ -73,7 +73,7 @@ def test_one_channel_is_the_luminance():
 
 
 @pytest.mark.parametrize(
-    ("data_set", "options"),
+    ("make", "options"),
     [
         (PhotographCrops, {"collection": "photos", "image_size": 97}),
         (Digits, {"image_size": 12}),
@@ -87,11 +87,13 @@ def test_one_channel_is_the_luminance():
         (Digits, {"num_channels": 2}),
         (Digits, {"batch_size": 0}),
         (CIFAR10, {"num_converters": 0}),
+        (Augmentation, {"shift": -0.1}),
+        (Augmentation, {"shift": 0.6}),
     ],
 )
-def test_wrong_arguments_are_one_line(data_set, options):
-    with pytest.raises(InputError, match=r"data\."):
-        data_set(**options)
+def test_wrong_arguments_are_one_line(make, options):
+    with pytest.raises(InputError, match=r"(data|augment)\."):
+        make(**options)
 
 
 def test_epochs_differ_and_repeat_by_seed():
@@ -155,15 +157,6 @@ def test_as_it_is_refuses_what_would_be_changed(tmp_path):
     ]
 
 
-def test_a_range_of_values_reaches_pictures_of_16_bits(tmp_path):
-    Image.fromarray(np.full((8, 8), 2048, np.uint16)).save(tmp_path / "deep.png")
-    assert (read(pictures(tmp_path, [0, 4095], channels=1))["deep.png"] == 128).all()
-    with pytest.raises(InputError, match="nearly black"):
-        read(pictures(tmp_path, channels=1))
-    with pytest.raises(InputError, match="two numbers"):
-        pictures(tmp_path, [3])
-
-
 def test_pictures_are_converted_as_the_runs_data_set_does(tmp_path, monkeypatch):
     Image.fromarray(np.full((20, 20), 2048, np.uint16)).save(tmp_path / "deep.png")
     data = ImageFolder(root="not needed", num_channels=1, image_size=8, value_range=(0, 4095))
@@ -179,6 +172,9 @@ def test_empty_and_missing_folders_are_named(tmp_path, capsys):
     assert "notes.txt (not PNG" in capsys.readouterr().out
     with pytest.raises(InputError, match="not a folder"):
         pictures(tmp_path / "none")
+    (tmp_path / "a.png").touch()
+    with pytest.raises(InputError, match="two numbers"):
+        pictures(tmp_path, [3])
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -46,12 +46,6 @@ def oord_folders(folder):
     (folder / "train_32x32" / "._0000001.png").write_bytes(b"a Mac was here")
 
 
-def oord_both_ways(folder):
-    oord_archives(folder, TRAIN, VALID)
-    (folder / "valid_32x32.tar").unlink()
-    write_files(folder, oord_files(TRAIN[:0], VALID))
-
-
 def npz(folder):
     npz_files(folder, TRAIN, VALID)
 
@@ -62,7 +56,7 @@ def npz_compressed_in_folders(folder):
     (folder / "train" / "val_data.npz").rename(folder / "val" / "val_data.npz")
 
 
-SOURCES = {"oord": [oord_tars, oord_folders, oord_both_ways], "npz": [npz, npz_compressed_in_folders]}
+SOURCES = {"oord": [oord_tars, oord_folders], "npz": [npz, npz_compressed_in_folders]}
 
 
 @pytest.mark.parametrize(("release", "make"), [(name, make) for name, makes in SOURCES.items() for make in makes])
