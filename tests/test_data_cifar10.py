@@ -1,7 +1,6 @@
 """CIFAR10 in both of its releases, whole, broken, downloaded and not."""
 
 import hashlib
-import json
 import threading
 from contextlib import contextmanager
 from functools import partial
@@ -54,6 +53,7 @@ def test_every_form_gives_the_same_images(tmp_path, release, kind):
     assert np.array_equal(data.test.gather(range(4)).numpy(), test)
     assert data.train.labels.tolist() == [number % 10 for number in range(20)]
     assert data.test.labels.tolist() == [0, 1, 2, 3]
+    assert data.manifest["source"] == {"name": "cifar10", "source": str(given.resolve())}
 
 
 def test_holdout_splits_hold_out_every_tenth_image(tmp_path, source):
@@ -145,10 +145,3 @@ def test_no_network_and_a_proxys_page_are_told_with_the_remedy(tmp_path, publish
 def test_a_download_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
     (tmp_path / "downloads").write_text("a file")
     refused(cifar(tmp_path, source=None), "downloads", StorageError)
-
-
-def test_the_manifest_tells_where_the_images_come_from(tmp_path):
-    archive, _, _ = cifar_archive(tmp_path, "binary")
-    data = ready(cifar(tmp_path, source=str(archive)))
-    source = json.loads((data.folder / "manifest.json").read_text())["source"]
-    assert source == {"name": "cifar10", "source": str(archive.resolve())}

@@ -3,7 +3,6 @@
 import errno
 import multiprocessing
 import os
-import pickle
 import re
 import signal
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch.utils.data._utils import signal_handling
 
 from datamodules import Augmentation, Digits
 from datamodules.base import ImageDataModule
-from datamodules.loading.datasets import ImageBatch, Subset, Tensors, held_out
+from datamodules.loading.datasets import ImageBatch, Tensors, held_out
 from flows.errors import InputError, StorageError
 
 AUGMENTATION = Augmentation(horizontal_flip=True, shift=0.2)
@@ -142,15 +141,6 @@ def test_held_out_images_are_disjoint_from_the_rest_and_spread(total, number):
     assert len(chosen) == number and sorted([*rest.tolist(), *chosen.tolist()]) == list(range(total))
     if 1 < number < total:
         assert chosen.diff().max() - chosen.diff().min() <= 1
-
-
-def test_a_subset_gathers_what_it_promises():
-    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
-    subset = Subset(Tensors(images, labels=10 * torch.arange(10)), torch.tensor([7, 3, 5]))
-    assert subset.labels.tolist() == [70, 30, 50] and subset.groups is None
-    assert subset.gather([2, 0, 2]).flatten().tolist() == [5, 7, 5]
-    assert subset.gather([]).shape == (0, 1, 1, 1)
-    assert pickle.loads(pickle.dumps(subset)).gather([1]).item() == 3
 
 
 @pytest.mark.parametrize(("options", "shape"), [({}, (1, 8, 8)), ({"num_channels": 3, "image_size": 24}, (3, 24, 24))])

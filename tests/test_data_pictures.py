@@ -110,16 +110,7 @@ def test_an_animation_is_not_taken_for_its_first_frame(file_format):
         PictureReader((3, 16, 16))(encoded(COLOUR, file_format, save_all=True, append_images=[COLOUR.rotate(90)]))
 
 
-BROKEN = {
-    "empty": (b"", "not a PNG, JPEG, WebP, GIF, BMP or AVIF"),
-    "html": (b"<html>", "not a PNG, JPEG, WebP, GIF, BMP or AVIF"),
-    "truncated png": (encoded(COLOUR)[:-30], ""),
-    "truncated jpeg": (encoded(COLOUR.resize((200, 200)), "jpeg")[:2000], ""),
-    "truncated webp": (encoded(COLOUR, "webp")[:60], ""),
-    "flipped pixel": (flipped(encoded(COLOUR), 100), "checksum"),
-    "flipped header": (flipped(encoded(COLOUR), 20), ""),
-    "huge": (png(30_000, 8), "bomb"),
-}
+NOT_A_PICTURE = "not a PNG, JPEG, WebP, GIF, BMP or AVIF"
 
 
 def test_fitting_takes_the_central_square():
@@ -210,15 +201,27 @@ def test_unusable_folders_are_named(tmp_path):
     refused(folder(tmp_path), r"000\.png lies outside the split folders")
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_costs_itself_and_is_named(tmp_path, name, capsys):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", NOT_A_PICTURE),
+        (b"<html>", NOT_A_PICTURE),
+        (encoded(COLOUR)[:-30], ""),
+        (encoded(COLOUR.resize((200, 200)), "jpeg")[:2000], ""),
+        (encoded(COLOUR, "webp")[:60], ""),
+        (flipped(encoded(COLOUR), 100), "checksum"),
+        (flipped(encoded(COLOUR), 20), ""),
+        (png(30_000, 8), "bomb"),
+    ],
+)
+def test_a_broken_file_costs_itself_and_is_named(tmp_path, content, reason, capsys):
     files = {**pictures("train/a/", 3), **pictures("val/a/", 2), **pictures("test/b/", 2)}
-    write_files(tmp_path / "root", {**files, "train/b/1.png": BROKEN[name][0]})
+    write_files(tmp_path / "root", {**files, "train/b/1.png": content})
     data = ready(folder(tmp_path))
     assert [len(split) for split in (data.train, data.val, data.test)] == [3, 2, 2] and verify(data.folder)
     assert data.train.labels.tolist() == [0, 0, 0]
     said = capsys.readouterr().out
-    assert re.fullmatch(rf"left out: .*train/b/1\.png \(.*{BROKEN[name][1]}.*\)\n", said)
+    assert re.fullmatch(rf"left out: .*train/b/1\.png \(.*{reason}.*\)\n", said)
     ready(folder(tmp_path))  # is prepared, and not compared with what is broken
 
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from support.small_training import fit, parameters
 
@@ -47,10 +47,6 @@ def test_update_train_step_metrics_logs_a_row_once(tmp_path):
 
 
 def test_restarting_loops_leave_an_epoch_that_had_ended(tmp_path):
-    class Save(pl.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            trainer.save_checkpoint(tmp_path / "ended.ckpt")
-
     class Resume(pl.Callback):
         events = ()
 
@@ -63,7 +59,7 @@ def test_restarting_loops_leave_an_epoch_that_had_ended(tmp_path):
         def on_train_epoch_end(self, trainer, pl_module):
             self.events += ("end", trainer.global_step)
 
-    fit(tmp_path, [Save()], max_steps=4)
+    fit(tmp_path, [ModelCheckpoint(tmp_path, "ended", save_on_train_epoch_end=True)], max_steps=4)
     resumed = Resume()
     fit(tmp_path, [resumed], ckpt_path=tmp_path / "ended.ckpt", max_epochs=-1, max_steps=6)
     assert resumed.events == ("start", 4, "end", 6)

@@ -1,5 +1,6 @@
 """Runs that go on with other settings or start from others' weights, and what is refused before the first step."""
 
+import csv
 import json
 import shutil
 
@@ -47,9 +48,10 @@ def contents(folder):
 def test_scores_have_their_own_names_whatever_selects(ended):
     """The run has one validation, whose scores stand in its metrics."""
     results = json.loads((ended / "run/results.json").read_text())
-    heads, *rows = [line.split(",") for line in (ended / "run/metrics/version_0/metrics.csv").read_text().splitlines()]
+    with (ended / "run/metrics/version_0/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
     for name in ("val/bits_per_dim", "val/bits_per_dim_averaged"):
-        (logged,) = [row[heads.index(name)] for row in rows if row[heads.index(name)]]
+        (logged,) = [row[name] for row in rows if row[name]]
         assert results[name] == pytest.approx(float(logged))
     assert results["val/bits_per_dim"] != results["val/bits_per_dim_averaged"]
 
@@ -117,17 +119,12 @@ def test_an_average_that_is_not_kept_selects_nothing(tmp_path):
     assert json.loads((tmp_path / "run/results.json").read_text())["val/bits_per_dim"] is None
 
 
-@pytest.fixture
-def own(tmp_path, monkeypatch):
-    """A mixing layer of a user's own module, and the option that chooses it."""
+def test_a_layer_from_a_module_of_one_s_own(tmp_path, monkeypatch):
     (tmp_path / "mixing").mkdir()
     (tmp_path / "mixing" / "mine.yaml").write_text("_target_: my_module_of_layers.Mine\n_partial_: true\n")
     (tmp_path / "my_module_of_layers.py").write_text("from flows.layers import Shuffle\nclass Mine(Shuffle): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    return ["mixing=mine", f"hydra.searchpath=[{tmp_path}]", "trainer.max_epochs=1", "run_dir=run"]
-
-
-def test_a_layer_from_a_module_of_one_s_own(own, tmp_path):
+    own = ["mixing=mine", f"hydra.searchpath=[{tmp_path}]", "trainer.max_epochs=1", "run_dir=run"]
     remedy = "packages=[my_module_of_layers]"
     refusal = train(tmp_path, *own, code=2)
     assert remedy in refusal and not (tmp_path / "run").exists()

@@ -11,7 +11,6 @@ from support.small_training import QUIET, StripesModule, flow
 from torch.optim import Adamax
 
 from flows import InputError
-from flows.training.callbacks import Rollback
 from flows.training.module import FlowModule
 from flows.training.run import planned_steps
 from flows.training.schedules import CosineDecay, WarmUp
@@ -72,18 +71,6 @@ def test_a_training_that_goes_on_keeps_the_horizon_it_began_with():
 def test_a_training_shorter_than_its_warm_up_only_warms_up():
     found = rates(*make(CosineDecay, total_steps=3, warmup_steps=4), 3)
     assert found == pytest.approx([0.4, 0.8, 1.2])
-
-
-def test_a_training_that_went_back_follows_the_cosine_at_its_lower_rate():
-    optimizer, schedule = make(CosineDecay, total_steps=10)
-    rates(optimizer, schedule, 4)
-    trainer = pl.Trainer(**QUIET)
-    trainer.strategy.optimizers = [optimizer]
-    trainer.strategy.lr_scheduler_configs = [pl.utilities.types.LRSchedulerConfig(schedule)]
-    rollback = Rollback(on_nan="rollback", lr_factor=0.5)
-    rollback.times = 1
-    rollback.on_train_start(trainer, pl.LightningModule())
-    assert rates(optimizer, schedule, 3) == pytest.approx([0.5 * (1 + math.cos(math.pi * t / 10)) for t in (4, 5, 6)])
 
 
 @pytest.mark.slow
