@@ -1,6 +1,5 @@
 """Checkpoints: read without running anything, written whole or not at all."""
 
-import errno
 import json
 import os
 import re
@@ -10,6 +9,7 @@ import sys
 import pytest
 import torch
 from support.configs import CONF
+from support.sources import flipped
 
 import flows
 import flows.layers
@@ -22,10 +22,11 @@ from flows.runs.claim import require_unclaimed, require_writable, run_name, writ
 from flows.runs.resume import changed_settings, checkpoint_to_resume, replay_when_resuming, require_same_settings
 from flows.training.checkpoint_io import AtomicCheckpointIO
 
+SHUFFLE = {"_target_": "flows.layers.Shuffle", "_partial_": True}
 MODEL = {
     "_target_": "flows.Flow",
     "image_shape": [1, 4, 4],
-    "mixing": {"_target_": "flows.layers.Shuffle", "_partial_": True},
+    "mixing": SHUFFLE,
     "coupling": {"_target_": "flows.layers.AffineCoupling", "_partial_": True},
     "num_levels": 1,
     "num_steps": 2,
@@ -50,9 +51,7 @@ def test_a_flipped_bit_is_found_or_without_effect(saved, tmp_path):
     whole, before = saved.read_bytes(), read_checkpoint(saved)
     num_found = 0
     for position in range(0, len(whole), len(whole) // 150):
-        damaged = bytearray(whole)
-        damaged[position] ^= 1 << position % 8
-        (tmp_path / "damaged.ckpt").write_bytes(damaged)
+        (tmp_path / "damaged.ckpt").write_bytes(flipped(whole, position))
         try:
             after = read_checkpoint(tmp_path / "damaged.ckpt")
         except InputError as error:
@@ -65,13 +64,12 @@ def test_a_flipped_bit_is_found_or_without_effect(saved, tmp_path):
 
 
 def test_a_flipped_weight_is_not_resumed_from(tmp_path):
-    io = AtomicCheckpointIO()
-    io.save_checkpoint({"weight": torch.zeros(100)}, tmp_path / "some.ckpt")
-    content = bytearray((tmp_path / "some.ckpt").read_bytes())
-    content[content.index(bytes(400)) + 200] ^= 1
-    (tmp_path / "some.ckpt").write_bytes(content)
+    path = tmp_path / "some.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(100)}, path)
+    whole = path.read_bytes()
+    path.write_bytes(flipped(whole, whole.index(bytes(400)) + 200))
     with pytest.raises(InputError, match="checksum of"):
-        io.load_checkpoint(tmp_path / "some.ckpt", weights_only=True)
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
 
 
 def test_a_good_checkpoint_has_finite_weights_from_before_the_step_that_failed(tmp_path):
@@ -87,20 +85,16 @@ def test_a_good_checkpoint_has_finite_weights_from_before_the_step_that_failed(t
 def test_the_newest_whole_checkpoint_of_a_run_is_found(tmp_path):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    for number, name in enumerate(("step=2", "best", "step=1", "last")):
-        torch.save(content(), folder / f"{name}.ckpt")
-        os.utime(folder / f"{name}.ckpt", (number, number))
+    for written, name in enumerate(("step=2", "best", "step=1", "last")):
+        torch.save(content(written=written, global_step=0), folder / f"{name}.ckpt")
     assert newest_whole(folder) == (folder / "last.ckpt", [])
-    size = (folder / "last.ckpt").stat().st_size
-    os.truncate(folder / "last.ckpt", size // 2)
-    (folder / "step=1.ckpt").write_bytes(b"")
-    for path, number in ((folder / "last.ckpt", 3), (folder / "step=1.ckpt", 2)):
-        os.utime(path, (number, number))
+    assert checkpoint_to_resume("auto", tmp_path) == folder / "last.ckpt"
+    assert checkpoint_to_resume("auto", tmp_path / "new") is None
+    for name in ("last", "step=1"):
+        os.truncate(folder / f"{name}.ckpt", 100)
     newest, damaged = newest_whole(folder)
     assert newest == folder / "best.ckpt"
-    assert ["last.ckpt" in str(damaged[0]), "step=1.ckpt" in str(damaged[1])] == [True, True]
-    assert checkpoint_to_resume("auto", tmp_path) == newest
-    assert checkpoint_to_resume("auto", tmp_path / "new") is None
+    assert sorted(str(error).split()[0] for error in damaged) == [f"{folder}/last.ckpt", f"{folder}/step=1.ckpt"]
     for name in ("best", "step=2"):
         os.truncate(folder / f"{name}.ckpt", 100)
     with pytest.raises(InputError, match="no whole checkpoint"):
@@ -128,7 +122,7 @@ def test_a_flow_comes_back_as_it_was(saved):
     assert not flow.training
 
 
-def test_raw_and_averaged_weights_are_told_apart(tmp_path):
+def test_raw_and_averaged_weights_are_told_apart(saved, tmp_path):
     raw = content()["state_dict"]
     averaged = {name: value + 1 if value.is_floating_point() else value for name, value in raw.items()}
     torch.save(content() | {"state_dict": averaged, "current_model_state": raw}, tmp_path / "both.ckpt")
@@ -136,9 +130,6 @@ def test_raw_and_averaged_weights_are_told_apart(tmp_path):
     assert torch.equal(load_flow(tmp_path / "both.ckpt").state_dict()[name], raw[f"flow.{name}"])
     loaded = load_flow(tmp_path / "both.ckpt", weights="averaged")
     assert torch.equal(loaded.state_dict()[name], averaged[f"flow.{name}"])
-
-
-def test_averaged_weights_that_were_not_kept_are_refused(saved):
     with pytest.raises(InputError, match="no averaged weights"):
         load_flow(saved, weights="averaged")
 
@@ -147,39 +138,34 @@ def test_missing_truncated_and_foreign_files_are_refused(saved, tmp_path):
     with pytest.raises(InputError, match="there is no checkpoint"):
         load_flow(tmp_path / "nothing.ckpt")
     whole = saved.read_bytes()
-    for size in (0, 10, len(whole) // 2, len(whole) - 10):
-        (tmp_path / "cut.ckpt").write_bytes(whole[:size])
+    for broken in (b"", whole[:10], whole[: len(whole) // 2], whole[:-10], b"hello"):
+        saved.write_bytes(broken)
         with pytest.raises(InputError, match="truncated"):
-            load_flow(tmp_path / "cut.ckpt")
-    (tmp_path / "text.ckpt").write_text("hello")
-    with pytest.raises(InputError, match="truncated"):
-        load_flow(tmp_path / "text.ckpt")
-    torch.save(content() | {"format": FORMAT + 1}, tmp_path / "newer.ckpt")
-    with pytest.raises(InputError, match=f"format {FORMAT + 1}"):
-        load_flow(tmp_path / "newer.ckpt")
-    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
-    with pytest.raises(InputError, match="not a checkpoint of this project"):
-        load_flow(tmp_path / "foreign.ckpt")
+            load_flow(saved)
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "words"),
     [
-        {"config": {"model": MODEL | {"bogus": 1}}},
-        {"config": {"model": MODEL | {"hidden_channels": "eight"}}},
-        {"config": {"model": {key: value for key, value in MODEL.items() if key != "mixing"}}},
-        {"config": {"model": MODEL | {"mixing": {"_target_": "flows.layers.Shuffle", "num_channels": 4}}}},
-        {"config": {"model": MODEL | {"mixing": {"_target_": "flows.layers.Shuffle", "_partial_": "yes"}}}},
-        {"config": {}},
-        {"config": [1]},
-        {"state_dict": [1, 2]},
-        {"state_dict": {1: 2}},
-        {"overrides": None},
+        ({"format": FORMAT + 1}, f"format {FORMAT + 1}"),
+        ({"format": None}, "not a checkpoint of this project"),
+        ({"config": [1]}, "not a checkpoint of this project"),
+        ({"state_dict": [1, 2]}, "not a checkpoint of this project"),
+        ({"overrides": None}, "not a checkpoint of this project"),
+        ({"state_dict": {1: 2}}, "do not fit"),
+        ({"config": {"model": MODEL | {"num_steps": 3}}}, "do not fit"),
+        ({"config": {}}, "has no model"),
+        ({"config": {"model": MODEL | {"bogus": 1}}}, "bogus"),
+        ({"config": {"model": MODEL | {"hidden_channels": "eight"}}}, "hidden_channels"),
+        ({"config": {"model": MODEL | {"num_levels": "${oc.env:HOME}"}}}, "interpolation"),
+        ({"config": {"model": {key: value for key, value in MODEL.items() if key != "mixing"}}}, "mixing"),
+        ({"config": {"model": MODEL | {"mixing": SHUFFLE | {"_partial_": False, "num_channels": 4}}}}, ""),
+        ({"config": {"model": MODEL | {"mixing": SHUFFLE | {"_partial_": "yes"}}}}, ""),
     ],
 )
-def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
+def test_a_checkpoint_that_does_not_make_sense_is_refused_in_one_line(tmp_path, damage, words):
     torch.save(content() | damage, tmp_path / "damaged.ckpt")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=words) as caught:
         load_flow(tmp_path / "damaged.ckpt")
     assert "\n" not in str(caught.value)
 
@@ -201,10 +187,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
     "target",
     [
         "os.system",
-        "subprocess.Popen",
-        "torch.hub.load",
         "flows.numerics.torch.load",
-        "flows.files.os.system",
         "flows.runs.checkpoint.load_flow",
         "flows.training.callbacks.SamplePictures",
         "flows.layers.nonsense",
@@ -221,18 +204,6 @@ def test_a_stored_configuration_builds_only_classes_of_this_project(tmp_path, ta
         torch.save(content(model), tmp_path / "foreign.ckpt")
         with pytest.raises(InputError, match="stored configuration"):
             load_flow(tmp_path / "foreign.ckpt", packages=("flows", "os"))
-
-
-def test_a_stored_configuration_resolves_nothing(tmp_path):
-    torch.save(content(MODEL | {"num_levels": "${oc.env:HOME}"}), tmp_path / "some.ckpt")
-    with pytest.raises(InputError, match="interpolation"):
-        load_flow(tmp_path / "some.ckpt")
-
-
-def test_weights_of_another_model_are_refused(tmp_path):
-    torch.save(content(MODEL | {"num_steps": 3}), tmp_path / "some.ckpt")
-    with pytest.raises(InputError, match="do not fit"):
-        load_flow(tmp_path / "some.ckpt")
 
 
 def test_weights_are_taken_by_any_model_that_they_fit(saved):
@@ -260,30 +231,7 @@ def test_foreign_layers_under_a_name_of_ours_are_refused(monkeypatch):
         build_trusted({"_target_": "flows.layers.Foreign", "num_channels": 2}, allowed=(flows.Layer,))
 
 
-def test_own_packages_can_be_trusted_by_name(monkeypatch, tmp_path):
-    (tmp_path / "mylab.py").write_text("from flows.layers import Reverse\nclass Mine(Reverse): pass\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    node = {"_target_": "mylab.Mine", "num_channels": 4}
-    with pytest.raises(InputError, match=r"mylab\.Mine"):
-        build_trusted(node, allowed=(flows.Layer,), packages=("flows",))
-    assert type(build_trusted(node, allowed=(flows.Layer,), packages=("flows", "mylab"))).__name__ == "Mine"
-
-
 # -- writing -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_failed_write_leaves_the_previous_checkpoint_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match=r"cannot write .*last\.ckpt: No space left.*untouched"):
-        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
-    assert torch.load(path) == {"step": 1}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_a_file_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
@@ -294,12 +242,12 @@ def test_a_file_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path, monkeypatc
     assert synced == [(5, False)]
 
 
-def test_a_disk_that_is_really_full_does_the_same(tmp_path):
+def test_a_failed_write_leaves_the_previous_checkpoint_and_nothing_else(tmp_path):
     save, limits = AtomicCheckpointIO().save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
     save({"x": torch.zeros(10)}, tmp_path / "last.ckpt")
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
-        with pytest.raises(StorageError):
+        with pytest.raises(StorageError, match=r"cannot write .*last\.ckpt: File too large.*untouched"):
             save({"x": torch.zeros(100_000)}, tmp_path / "last.ckpt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -359,8 +307,6 @@ def test_a_run_folder_is_claimed_once(tmp_path):
     ],
 )
 def test_a_run_folder_s_name_is_the_job_s_or_unique(environment, name, monkeypatch):
-    for key in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_NAME"):
-        monkeypatch.delenv(key, raising=False)
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     run_name.cache_clear()
@@ -436,9 +382,7 @@ CONFIG = {
     [
         ("model.num_steps", 5, False),
         ("data.seed", 1, False),
-        ("optimizer.lr", 1.0, False),
         ("optimizer.betas", [0.9, 0.9], False),
-        ("schedule.warmup_steps", 6, False),
         ("parameter_groups", {"*.bias": {"lr": 0.2}}, False),
         ("init", "other.ckpt", False),
         ("schedule.num_steps", 100, True),

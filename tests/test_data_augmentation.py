@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from datamodules.loading.augmentation import Augmentation, draw_bits
-from flows.errors import InputError
 from flows.randomness import Stream
 
 EVERYTHING = {"horizontal_flip": True, "vertical_flip": True, "transpose": True, "shift": 0.1, "fill": "reflect"}
@@ -25,19 +24,12 @@ def test_nothing_is_done_unless_asked_for():
     assert Augmentation().is_identity and not Augmentation(**EVERYTHING).is_identity
 
 
-@pytest.mark.parametrize(
-    ("option", "moved"),
-    [
-        ("horizontal_flip", lambda x: x.flip(-1)),
-        ("vertical_flip", lambda x: x.flip(-2)),
-        ("transpose", lambda x: x.transpose(-1, -2)),
-    ],
-)
-def test_each_image_is_either_moved_or_left(option, moved):
+@pytest.mark.parametrize("option", ["horizontal_flip", "vertical_flip", "transpose"])
+def test_each_image_is_either_moved_or_left(option):
     x = images()
+    moved = {"horizontal_flip": x.flip(-1), "vertical_flip": x.flip(-2), "transpose": x.transpose(-1, -2)}[option]
     y = Augmentation(**{option: True})(x, bits())
-    is_left = (y == x).flatten(1).all(1)
-    is_moved = (y == moved(x)).flatten(1).all(1)
+    is_left, is_moved = ((y == expected).flatten(1).all(1) for expected in (x, moved))
     assert (is_left ^ is_moved).all()
     assert 16 <= is_moved.sum() <= 48
 
@@ -58,28 +50,14 @@ def test_shift_agrees_with_padding_and_cropping(fill):
     assert len(seen) == 25  # all shifts of up to two pixels occur
 
 
-def test_what_happens_to_an_image_depends_on_its_bits_alone():
+def test_what_happens_to_an_image_depends_on_its_bits_alone_and_leaves_the_input():
     x, augment = images(), Augmentation(**EVERYTHING)
     together = augment(x, bits())
     alone = torch.cat([augment(x[i : i + 1], bits()[i : i + 1]) for i in range(len(x))])
     assert torch.equal(together, alone)
-    assert torch.equal(together, augment(x, bits()))
-
-
-def test_input_stays_as_it_is_and_pixels_come_from_it():
-    x = images()
-    before = x.clone()
-    y = Augmentation(**EVERYTHING)(x, bits())
-    assert torch.equal(x, before) and y.dtype == torch.uint8 and y.shape == x.shape
-    assert all(set(b.unique().tolist()) <= set(a.unique().tolist()) for a, b in zip(x, y, strict=True))
+    assert torch.equal(x, images()) and together.dtype == torch.uint8
 
 
 def test_one_channel_and_empty_batches():
     assert Augmentation(**EVERYTHING)(images()[:, :1], bits()).shape == (64, 1, 20, 20)
     assert Augmentation(**EVERYTHING)(images()[:0], bits()[:0]).shape == (0, 3, 20, 20)
-
-
-@pytest.mark.parametrize("options", [{"shift": -0.1}, {"shift": 0.6}])
-def test_wrong_options_are_refused(options):
-    with pytest.raises(InputError):
-        Augmentation(**options)

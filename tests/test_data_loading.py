@@ -3,36 +3,33 @@
 import errno
 import multiprocessing
 import os
-import pickle
 import re
 import signal
-from pathlib import Path
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
-import pytorch_lightning as pl
 import torch
+from support.programs import ROOT
 from torch.utils.data._utils import signal_handling
 
-from datamodules import Augmentation, Digits, PhotographCrops
+from datamodules import Augmentation, Digits
 from datamodules.base import ImageDataModule
-from datamodules.loading.datasets import ImageBatch, Subset, Tensors, held_out
-from datamodules.loading.samplers import EpochSampler
+from datamodules.loading.datasets import ImageBatch, Tensors, held_out
 from flows.errors import InputError, StorageError
-
-ROOT = Path(__file__).resolve().parent.parent
 
 AUGMENTATION = Augmentation(horizontal_flip=True, shift=0.2)
 
 
+@dataclass(kw_only=True, eq=False)
 class Numbered(ImageDataModule):
-    """Images whose first pixel is their number."""
+    """50 images whose first pixel is their number."""
 
-    def __init__(self, num_images=50, **options):
-        super().__init__(num_channels=1, image_size=8, **options)
-        self.num_images = num_images
+    num_channels: int = 1
+    image_size: int = 8
 
     def load_splits(self):
-        numbers = torch.arange(self.num_images, dtype=torch.uint8).view(-1, 1, 1, 1)
+        numbers = torch.arange(50, dtype=torch.uint8).view(-1, 1, 1, 1)
         images = numbers + torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
         return 3 * (Tensors(images),)
 
@@ -68,21 +65,15 @@ def test_workers_that_cannot_begin_are_one_line_and_leave_none_behind(monkeypatc
     assert begun[0].exitcode == -signal.SIGKILL
 
 
-class Place:
-    """What a data module asks of a trainer."""
-
-    def __init__(self, rank, size):
-        self.global_rank, self.world_size, self.accumulate_grad_batches = rank, size, 1
-
-
-def at(rank, size, **options):
+def at(rank, num_ranks, **options):
+    """The data module as one of several ranks has it."""
     data = Numbered(**options)
     data.setup()
-    data.trainer = Place(rank, size)
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=num_ranks, accumulate_grad_batches=1)
     return data
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 3, 7])
+@pytest.mark.parametrize("num_ranks", [1, 2, 7])
 def test_evaluation_shards_are_disjoint_and_whole(num_ranks):
     batches = [list(at(rank, num_ranks, eval_batch_size=8).val_dataloader()) for rank in range(num_ranks)]
     indices = torch.cat([batch.indices for shard in batches for batch in shard])
@@ -93,21 +84,6 @@ def test_a_process_that_evaluates_alone_gets_the_whole_split():
     data = at(1, 2, eval_batch_size=8)
     batches = list(data.evaluation_batches(data.test))
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(50))
-
-
-@pytest.mark.parametrize("num_ranks", [1, 2, 3])
-def test_training_shards_are_disjoint_and_whole_but_for_the_remainder(num_ranks):
-    shards = [list(EpochSampler(50, None, 0, rank, num_ranks)) for rank in range(num_ranks)]
-    seen = [index for shard in shards for index in shard]
-    assert len(set(seen)) == len(seen) == 50 - 50 % num_ranks
-    assert len({len(shard) for shard in shards}) == 1
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 50, 64])
-def test_the_last_partial_batch_of_an_evaluation_counts_once(batch_size):
-    batches = list(at(0, 1, eval_batch_size=batch_size).test_dataloader())
-    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(50))
-    assert sum(len(batch.images) for batch in batches) == 50
 
 
 def test_training_batches_are_full_and_their_images_belong_to_their_indices():
@@ -123,11 +99,9 @@ def epoch_of(data, epoch):
     return torch.cat([batch.images for batch in batches]), torch.cat([batch.indices for batch in batches])
 
 
-def test_an_epoch_is_repeated_exactly_and_differs_from_the_others():
-    first, again = (epoch_of(at(0, 1, batch_size=8, augmentation=AUGMENTATION), 3) for _ in range(2))
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
-    other = epoch_of(at(0, 1, batch_size=8, augmentation=AUGMENTATION), 4)
-    assert not torch.equal(first[1], other[1])
+def test_an_epoch_augments_as_the_others_do_not():
+    first, second = (epoch_of(at(0, 1, batch_size=50, augmentation=AUGMENTATION), epoch) for epoch in (3, 4))
+    assert not torch.equal(first[0][first[1].argsort()], second[0][second[1].argsort()])
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 25}, {"batch_size": 5, "num_workers": 1}])
@@ -135,13 +109,6 @@ def test_augmentation_depends_neither_on_the_batch_size_nor_on_workers(options):
     plain = epoch_of(at(0, 1, batch_size=10, augmentation=AUGMENTATION), 1)
     other = epoch_of(at(0, 1, augmentation=AUGMENTATION, **options), 1)
     assert torch.equal(plain[1], other[1]) and torch.equal(plain[0], other[0])
-
-
-def test_two_ranks_augment_as_one_does():
-    whole, order = epoch_of(at(0, 1, batch_size=10, augmentation=AUGMENTATION), 1)
-    for rank in range(2):
-        images, indices = epoch_of(at(rank, 2, batch_size=10, augmentation=AUGMENTATION), 1)
-        assert torch.equal(indices, order[rank::2]) and torch.equal(images, whole[rank::2])
 
 
 @pytest.mark.parametrize(("num_ranks", "num_accumulated"), [(2, 1), (1, 3), (2, 3), (3, 2)])
@@ -163,40 +130,6 @@ def test_augmentation_touches_training_and_initialisation_alone():
     assert torch.equal(evaluated.images, plain.val.gather(evaluated.indices.tolist()))
 
 
-class Witness(pl.LightningModule):
-    """Keeps the training images that it is shown, and learns nothing."""
-
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-        self.seen = []
-
-    def configure_optimizers(self):
-        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-
-    def training_step(self, batch, batch_idx):
-        self.seen.append(batch.images.clone())
-
-
-def trained(epochs, folder, resume=None):
-    witness = Witness()
-    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = pl.Trainer(max_epochs=epochs, default_root_dir=folder, **options)
-    trainer.fit(witness, Numbered(batch_size=10, augmentation=AUGMENTATION), ckpt_path=resume)
-    trainer.save_checkpoint(folder / f"{epochs}.ckpt")
-    return torch.stack(witness.seen)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_resumed_training_is_shown_what_the_undisturbed_one_is(tmp_path):
-    undisturbed = trained(2, tmp_path / "a")
-    first = trained(1, tmp_path / "b")
-    second = trained(2, tmp_path / "b", resume=tmp_path / "b" / "1.ckpt")
-    assert undisturbed.shape == (10, 10, 1, 8, 8)
-    assert torch.equal(undisturbed, torch.cat([first, second]))
-    assert not torch.equal(undisturbed[:5], undisturbed[5:])
-
-
 def test_too_few_images_for_a_batch_are_refused():
     with pytest.raises(InputError, match="batch_size"):
         at(0, 2, batch_size=52).train_dataloader()
@@ -210,16 +143,6 @@ def test_held_out_images_are_disjoint_from_the_rest_and_spread(total, number):
         assert chosen.diff().max() - chosen.diff().min() <= 1
 
 
-def test_a_subset_gathers_what_it_promises():
-    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
-    subset = Subset(Tensors(images, labels=10 * torch.arange(10)), torch.tensor([7, 3, 5]))
-    assert subset.labels.tolist() == [70, 30, 50] and subset.groups is None
-    assert len(subset) == 3
-    assert subset.gather([2, 0, 2]).flatten().tolist() == [5, 7, 5]
-    assert subset.gather([]).shape == (0, 1, 1, 1)
-    assert pickle.loads(pickle.dumps(subset)).gather([1]).item() == 3
-
-
 @pytest.mark.parametrize(("options", "shape"), [({}, (1, 8, 8)), ({"num_channels": 3, "image_size": 24}, (3, 24, 24))])
 def test_digits_have_three_disjoint_splits(options, shape):
     data = Digits(**options)
@@ -229,12 +152,6 @@ def test_digits_have_three_disjoint_splits(options, shape):
     assert first.dtype == torch.uint8 and first.shape == (2, *shape) and first.max() > 200
     assert [sorted(set(split.labels.tolist())) for split in (data.train, data.val, data.test)] == 3 * [list(range(10))]
     assert "digits: 1,347 training, 150 validation, 300 test images" in data.description
-
-
-def test_photographs_take_augmentation_and_name_themselves():
-    data = PhotographCrops("hubble", augmentation=AUGMENTATION)
-    data.setup()
-    assert data.description.startswith("hubble: ") and len(next(iter(data.train_dataloader())).images) == 64
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])

@@ -1,9 +1,6 @@
 """Prepared sets are whole or not there: killed, full disks, several processes, damage afterwards."""
 
-import errno
-import io
 import json
-import os
 import pickle
 import resource
 from multiprocessing import get_context
@@ -11,10 +8,9 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 import torch
-from support.sources import SlowSet
+from support.sources import SlowSet, flipped, ready, refused
 from support.waiting import wait_until
 
-from datamodules.preparing import conversion
 from datamodules.preparing.storage import PreparedImages, open_splits, verify
 from flows.errors import InputError, StorageError
 
@@ -37,16 +33,15 @@ def pixels(folder):
 
 
 def test_a_prepared_set_is_an_array_a_split_and_a_manifest(tmp_path):
-    data = SlowSet(str(tmp_path))
-    data.prepare_data()
-    data.setup()
-    assert sorted(path.name for path in (tmp_path / "slow").iterdir()) == ["manifest.json", "test.npy", "train.npy"]
+    data = ready(SlowSet(str(tmp_path)))
+    names = sorted(path.name for path in (tmp_path / "slow").iterdir())
+    assert names == ["manifest.json", "test.npy", "train.npy", "val.npy"]
     array = np.load(tmp_path / "slow" / "train.npy", allow_pickle=False)
     assert array.shape == (300, 3, 2, 2) and array.dtype == np.uint8
     assert np.array_equal(array[:, 0, 0, 0], EXPECTED)
     manifest = json.loads((tmp_path / "slow" / "manifest.json").read_text())
     assert manifest["name"] == "slow" and manifest["splits"]["train"] == [300, 3, 2, 2]
-    assert verify(tmp_path / "slow") == {"train": 300, "test": 6}
+    assert verify(tmp_path / "slow") == {"train": 300, "val": 6, "test": 6}
     assert data.description == "slow: 300 training, 6 validation, 6 test images of 3 x 2 x 2"
 
 
@@ -57,12 +52,6 @@ def test_several_processes_convert_to_the_same_bytes(tmp_path):
         assert (tmp_path / "one/slow" / name).read_bytes() == (tmp_path / "two/slow" / name).read_bytes()
 
 
-def test_what_is_prepared_is_not_prepared_again(tmp_path):
-    for _ in range(2):
-        SlowSet(str(tmp_path)).prepare_data()
-    assert len((tmp_path / "notes.txt").read_text().split()) == 102
-
-
 def test_preparing_draws_nothing_from_the_generator_of_a_training(tmp_path):
     before = torch.get_rng_state()
     SlowSet(str(tmp_path)).prepare_data()
@@ -71,14 +60,14 @@ def test_preparing_draws_nothing_from_the_generator_of_a_training(tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_conversion_is_started_over(tmp_path, processes):
-    process = start(tmp_path, processes, seconds=0.02, stuck_at=20)
+    process = start(tmp_path, processes, seconds=0.02)
     wait_until(lambda: (tmp_path / "notes.txt").exists())
     process.kill()
     process.join()
     assert (tmp_path / "slow.preparing").exists() and not (tmp_path / "slow").exists()
     with pytest.raises(InputError, match="not prepared"):
         SlowSet(str(tmp_path)).setup()
-    SlowSet(str(tmp_path)).prepare_data()  # waits for the lock until the killed one's helpers have gone
+    ready(SlowSet(str(tmp_path)))  # waits for the lock until the killed one's helpers have gone
     assert np.array_equal(pixels(tmp_path / "slow"), EXPECTED) and verify(tmp_path / "slow")
     assert not (tmp_path / "slow.preparing").exists()
 
@@ -88,7 +77,7 @@ def test_processes_that_start_together_prepare_once(tmp_path):
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    assert len((tmp_path / "notes.txt").read_text().split()) == 102
+    assert len((tmp_path / "notes.txt").read_text().split()) == 104
     assert np.array_equal(pixels(tmp_path / "slow"), EXPECTED)
 
 
@@ -101,37 +90,19 @@ def test_a_folder_in_the_way_is_kept(tmp_path):
     assert not (tmp_path / "slow.preparing").exists()
 
 
-def test_a_disk_that_fills_half_way_leaves_nothing(tmp_path, monkeypatch):
-    written = []
-
-    class FullDisk(io.FileIO):
-        def write(self, content):
-            written.append(len(content))
-            if len(written) > 20:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return super().write(content)
-
-    monkeypatch.setattr(conversion, "open", FullDisk, raising=False)
-    with pytest.raises(StorageError, match=r"slow: No space left"):
-        SlowSet(str(tmp_path)).prepare_data()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".slow.lock", "notes.txt"]
-
-
-def test_a_file_size_limit_is_one_line_and_leaves_nothing(tmp_path):
+def test_a_disk_that_refuses_is_one_line_and_leaves_nothing(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
     try:
-        with pytest.raises(StorageError, match="File too large"):
-            SlowSet(str(tmp_path)).prepare_data()
+        refused(SlowSet(str(tmp_path / "new")), "File too large", StorageError)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not (tmp_path / "slow").exists() and not (tmp_path / "slow.preparing").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="prepared_dir"):
-        SlowSet(str(tmp_path / "file")).prepare_data()
+        ready(SlowSet(str(tmp_path / "file")))
 
 
 @pytest.fixture
@@ -140,41 +111,21 @@ def folder(tmp_path):
     return tmp_path / "slow"
 
 
-def damage(path, change):
-    content = bytearray(path.read_bytes())
-    change(content)
-    path.write_bytes(content)
-
-
-def flip(content):
-    content[-1] ^= 1
-
-
-def cut(content):
-    del content[-1]
-
-
-def change_header(content):
-    content[20] ^= 1
-
-
 def test_a_flipped_bit_is_found_by_verification(folder):
-    damage(folder / "train.npy", flip)
+    content = (folder / "train.npy").read_bytes()
+    (folder / "train.npy").write_bytes(flipped(content, len(content) - 1))
     with pytest.raises(InputError, match=r"train\.npy has changed"):
         verify(folder)
 
 
-@pytest.mark.parametrize("change", [cut, change_header, bytearray.clear])
-def test_damage_to_an_array_is_found_when_it_is_opened(folder, change):
-    damage(folder / "train.npy", change)
-    with pytest.raises(InputError, match=r"train\.npy.*prepare it again"):
-        open_splits(folder)
-
-
-def test_a_missing_array_is_named(folder):
-    (folder / "train.npy").unlink()
-    with pytest.raises(InputError, match=r"train\.npy.*prepare it again"):
-        open_splits(folder)
+def test_a_damaged_or_missing_array_is_named_when_it_is_opened(folder):
+    content = (folder / "train.npy").read_bytes()
+    for damaged in (content[:-1], flipped(content, 20), b"", None):
+        (folder / "train.npy").unlink()
+        if damaged is not None:
+            (folder / "train.npy").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"train\.npy.*prepare it again"):
+            open_splits(folder)
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"format": 1}', '{"format": 99, "splits": {}}'])

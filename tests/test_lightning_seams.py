@@ -6,36 +6,11 @@ import signal
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
-from support.small_training import QUIET
-from torch.utils.data import DataLoader
+from support.small_training import fit, parameters
 
 from flows.training import lightning_seams as seams
-
-
-class Line(pl.LightningModule):
-    """One weight, four steps an epoch; its validation score falls."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(1))
-
-    def training_step(self, batch, batch_idx):
-        loss = (self.weight * batch).square().sum()
-        self.log("loss", loss)
-        return loss
-
-    def validation_step(self, batch, batch_idx):
-        self.log("score", self.weight.detach().sum())
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    def train_dataloader(self):
-        return DataLoader(torch.ones(4, 1))
-
-    val_dataloader = train_dataloader
 
 
 class Probe(pl.Callback):
@@ -48,13 +23,6 @@ class Probe(pl.Callback):
         self.found.append(self.function(trainer))
 
 
-def fit(folder, *callbacks, ckpt_path=None, **options):
-    settings = QUIET | {"max_epochs": 1, "log_every_n_steps": 1, "num_sanity_val_steps": 0} | options
-    trainer = pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **settings)
-    trainer.fit(Line(), ckpt_path=ckpt_path, weights_only=True)
-    return trainer
-
-
 @pytest.mark.parametrize("is_left_alone", [True, False])
 def test_register_signal_handlers_is_what_takes_sigterm(is_left_alone, tmp_path, monkeypatch):
     class Setup(pl.Callback):
@@ -65,7 +33,7 @@ def test_register_signal_handlers_is_what_takes_sigterm(is_left_alone, tmp_path,
     ours = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         probe = Probe(lambda trainer: signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
-        fit(tmp_path, Setup(), probe)
+        fit(tmp_path, [Setup(), probe], max_epochs=1)
         assert probe.found == [is_left_alone] * 4
     finally:
         signal.signal(signal.SIGTERM, ours)
@@ -73,16 +41,12 @@ def test_register_signal_handlers_is_what_takes_sigterm(is_left_alone, tmp_path,
 
 def test_update_train_step_metrics_logs_a_row_once(tmp_path):
     probe = Probe(lambda trainer: seams.log_row_now(trainer) if trainer.global_step == 2 else None)
-    fit(tmp_path, probe, logger=CSVLogger(tmp_path, flush_logs_every_n_steps=1))
+    fit(tmp_path, [probe], max_epochs=1, logger=CSVLogger(tmp_path, flush_logs_every_n_steps=1))
     with next(tmp_path.rglob("metrics.csv")).open() as file:
-        assert [row["step"] for row in csv.DictReader(file) if row["loss"]] == ["0", "1", "2", "3"]
+        assert [row["step"] for row in csv.DictReader(file) if row["train/bits_per_dim"]] == ["0", "1", "2", "3"]
 
 
 def test_restarting_loops_leave_an_epoch_that_had_ended(tmp_path):
-    class Save(pl.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            trainer.save_checkpoint(tmp_path / "ended.ckpt")
-
     class Resume(pl.Callback):
         events = ()
 
@@ -95,37 +59,35 @@ def test_restarting_loops_leave_an_epoch_that_had_ended(tmp_path):
         def on_train_epoch_end(self, trainer, pl_module):
             self.events += ("end", trainer.global_step)
 
-    fit(tmp_path, Save(), max_steps=4)
+    fit(tmp_path, [ModelCheckpoint(tmp_path, "ended", save_on_train_epoch_end=True)], max_steps=4)
     resumed = Resume()
-    fit(tmp_path, resumed, ckpt_path=tmp_path / "ended.ckpt", max_epochs=-1, max_steps=6)
+    fit(tmp_path, [resumed], ckpt_path=tmp_path / "ended.ckpt", max_epochs=-1, max_steps=6)
     assert resumed.events == ("start", 4, "end", 6)
 
 
 def test_should_accumulate_knows_the_middle_of_a_step(tmp_path):
     probe = Probe(seams.is_accumulating)
-    fit(tmp_path, probe, accumulate_grad_batches=2)
-    assert probe.found == [True, False, True, False]
+    fit(tmp_path, [probe], max_epochs=1, accumulate_grad_batches=2)
+    assert probe.found == [True, False] * 4
 
 
 def test_should_check_val_and_the_data_fetcher_know_where_a_validation_is_due(tmp_path):
     probe = Probe(seams.can_be_resumed_here)
-    fit(tmp_path, probe, val_check_interval=2)
+    fit(tmp_path, [probe], max_epochs=1, val_check_interval=2)
     assert probe.found == [True, False, True, False]
 
 
 def test_swap_models_puts_the_average_in_and_takes_it_out_again(tmp_path):
     average = EMAWeightAveraging(use_buffers=False, decay=0.5)
 
-    def weights(trainer):
+    def swapped(trainer):
         module = trainer.lightning_module
-        raw = module.weight.item()
-        if seams.has_average(average):
-            with seams.average_swapped_in(average, module):
-                inside = module.weight.item()
-            assert module.weight.item() == raw
-            return inside > raw  # the weight falls: its average lies above
-        return None
+        raw, averaged = parameters(module), parameters(average._average_model.module)
+        with seams.average_swapped_in(average, module):
+            inside = parameters(module)
+        assert torch.equal(inside, averaged) and torch.equal(parameters(module), raw)
+        return seams.has_average(average) and not torch.equal(raw, averaged)
 
-    probe = Probe(weights)
-    fit(tmp_path, average, probe)
-    assert probe.found[-1] is True
+    probe = Probe(swapped)
+    fit(tmp_path, [average, probe], max_epochs=1)
+    assert probe.found == [False, True, True, True]

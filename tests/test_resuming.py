@@ -1,11 +1,13 @@
 """Runs that go on with other settings or start from others' weights, and what is refused before the first step."""
 
+import csv
 import json
 import shutil
 
 import pytest
 import torch
 import yaml
+from support.configs import compose
 from support.forks import fork, output, wait
 
 from flows import InputError, load_flow
@@ -46,9 +48,10 @@ def contents(folder):
 def test_scores_have_their_own_names_whatever_selects(ended):
     """The run has one validation, whose scores stand in its metrics."""
     results = json.loads((ended / "run/results.json").read_text())
-    heads, *rows = [line.split(",") for line in (ended / "run/metrics/version_0/metrics.csv").read_text().splitlines()]
+    with (ended / "run/metrics/version_0/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
     for name in ("val/bits_per_dim", "val/bits_per_dim_averaged"):
-        (logged,) = [row[heads.index(name)] for row in rows if row[heads.index(name)]]
+        (logged,) = [row[name] for row in rows if row[name]]
         assert results[name] == pytest.approx(float(logged))
     assert results["val/bits_per_dim"] != results["val/bits_per_dim_averaged"]
 
@@ -66,7 +69,6 @@ def test_a_finished_run_keeps_its_settings_and_its_results(folder):
 
 def test_a_run_goes_on_from_its_raw_weights_where_the_average_is_left_out(folder):
     last = torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)
-    held = {}
 
     def look():
         from flows.training.module import FlowModule
@@ -117,17 +119,12 @@ def test_an_average_that_is_not_kept_selects_nothing(tmp_path):
     assert json.loads((tmp_path / "run/results.json").read_text())["val/bits_per_dim"] is None
 
 
-@pytest.fixture
-def own(tmp_path, monkeypatch):
-    """A mixing layer of a user's own module, and the option that chooses it."""
+def test_a_layer_from_a_module_of_one_s_own(tmp_path, monkeypatch):
     (tmp_path / "mixing").mkdir()
     (tmp_path / "mixing" / "mine.yaml").write_text("_target_: my_module_of_layers.Mine\n_partial_: true\n")
     (tmp_path / "my_module_of_layers.py").write_text("from flows.layers import Shuffle\nclass Mine(Shuffle): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    return ["mixing=mine", f"hydra.searchpath=[{tmp_path}]", "trainer.max_epochs=1", "run_dir=run"]
-
-
-def test_a_layer_from_a_module_of_one_s_own(own, tmp_path):
+    own = ["mixing=mine", f"hydra.searchpath=[{tmp_path}]", "trainer.max_epochs=1", "run_dir=run"]
     remedy = "packages=[my_module_of_layers]"
     refusal = train(tmp_path, *own, code=2)
     assert remedy in refusal and not (tmp_path / "run").exists()
@@ -140,12 +137,11 @@ def test_a_layer_from_a_module_of_one_s_own(own, tmp_path):
     train(tmp_path, *again, remedy)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed"])
-def test_scores_are_exact_in_every_precision(tmp_path, precision):
+def test_scores_are_exact_in_every_precision(tmp_path):
     """At a learning rate of zero the weights are the same, and so is the score."""
     still = ["optimizer.lr=0.0", "trainer.max_epochs=1", "callbacks.averaging=null"]
     scores = []
-    for name, options in (("exact", []), ("half", [f"+trainer.precision={precision}"])):
+    for name, options in (("exact", []), ("half", ["+trainer.precision=bf16-mixed"])):
         train(tmp_path, *still, *options, f"run_dir={name}")
         results = json.loads((tmp_path / name / "results.json").read_text())
         scores.append((results["val/bits_per_dim"], results["test/bits_per_dim"]))
@@ -159,14 +155,7 @@ def test_apple_s_gpus_are_never_chosen(monkeypatch, capsys):
 
     monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
     monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: False))
-    last = {"_target_": "flows.training.callbacks.LastCheckpoint", "dirpath": "x"}
-    config = {
-        "run_dir": "x",
-        "trainer": {"_target_": "pytorch_lightning.Trainer", "accelerator": "auto", "max_epochs": 1},
-        "callbacks": {"last": last},
-        "logger": {"csv": {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "x"}},
-    }
-    trainer = build_trainer(config, [])
+    trainer = build_trainer(compose("experiment=smoke", "run_dir=x", "trainer.accelerator=auto"), [])
     assert isinstance(trainer.accelerator, CPUAccelerator)
     assert "no float64" in capsys.readouterr().out
 

@@ -1,18 +1,16 @@
 """The learning rate over a training, and what becomes of it when a training goes on."""
 
 import math
-from functools import partial
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from support.forks import refusal, run_forked
 from support.programs import TINY
-from support.small_training import QUIET, StripesModule, fit, flow, parameters
+from support.small_training import QUIET, StripesModule, flow
 from torch.optim import Adamax
 
 from flows import InputError
-from flows.training.callbacks import LastCheckpoint, Rollback
 from flows.training.module import FlowModule
 from flows.training.run import planned_steps
 from flows.training.schedules import CosineDecay, WarmUp
@@ -75,46 +73,13 @@ def test_a_training_shorter_than_its_warm_up_only_warms_up():
     assert found == pytest.approx([0.4, 0.8, 1.2])
 
 
-def test_an_interrupted_training_with_a_cosine_goes_on_exactly(tmp_path):
-    schedule = partial(CosineDecay, total_steps=12, warmup_steps=1)
-    whole, _ = fit(tmp_path / "whole", schedule=schedule, max_epochs=3, model=seeded())
-    _, interrupted = fit(tmp_path / "part", [LastCheckpoint(tmp_path)], schedule=schedule, max_epochs=2, model=seeded())
-    again, resumed = fit(
-        tmp_path / "again", schedule=schedule, max_epochs=3, model=seeded(), ckpt_path=tmp_path / "last.ckpt"
-    )
-    assert not torch.equal(parameters(interrupted), parameters(resumed))
-    assert torch.equal(parameters(whole.lightning_module), parameters(resumed))
-    assert again.optimizers[0].param_groups[0]["lr"] == whole.optimizers[0].param_groups[0]["lr"]
-
-
-def seeded():
-    torch.manual_seed(0)
-    return flow()
-
-
-def test_a_training_that_went_back_follows_the_cosine_at_its_lower_rate():
-    optimizer, schedule = make(CosineDecay, total_steps=10)
-    rates(optimizer, schedule, 4)
-    trainer = pl.Trainer(**QUIET)
-    trainer.strategy.optimizers = [optimizer]
-    trainer.strategy.lr_scheduler_configs = [pl.utilities.types.LRSchedulerConfig(schedule)]
-    rollback = Rollback(on_nan="rollback", lr_factor=0.5)
-    rollback.times = 1
-    rollback.on_train_start(trainer, pl.LightningModule())
-    assert rates(optimizer, schedule, 3) == pytest.approx([0.5 * (1 + math.cos(math.pi * t / 10)) for t in (4, 5, 6)])
-
-
+@pytest.mark.slow
 def test_going_on_beyond_the_horizon_is_refused_and_leaves_the_run_as_it_is(tmp_path):
     run_forked("train.py", *TINY, "schedule=cosine", "schedule.warmup_steps=1", "run_dir=run", cwd=tmp_path)
     before = (tmp_path / "run/config.yaml").read_bytes()
-    longer = ["resume=run", "trainer.max_epochs=3"]
-    line = refusal("train.py", *longer, cwd=tmp_path)
+    line = refusal("train.py", "resume=run", "trainer.max_epochs=3", cwd=tmp_path)
     assert "ends at step 4, the training at step 6: schedule.num_steps=6 stretches the cosine" in line
     assert (tmp_path / "run/config.yaml").read_bytes() == before
-    run_forked("train.py", *longer, "schedule.num_steps=6", cwd=tmp_path)
-    content = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    assert content["global_step"] == 6
-    assert content["lr_schedulers"][0]["num_steps"] == 6
 
 
 @pytest.mark.parametrize("options", [{}, {"limit_train_batches": 3}, {"limit_train_batches": 0.6}, {"max_steps": 5}])

@@ -7,7 +7,8 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from torch.optim import Adamax
 
-from datamodules import ImageDataModule, ImageDataset
+from datamodules import ImageDataModule
+from datamodules.loading.datasets import Tensors
 from flows import Flow
 from flows.layers import AffineCoupling, EmergingConv2d, Sequential, Shuffle
 from flows.training.module import FlowModule
@@ -23,19 +24,12 @@ QUIET = {
 """Options of a trainer that writes and says nothing."""
 
 
-class Stripes(ImageDataset):
-    """Small images that a flow can learn quickly; each depends on its index alone."""
+class Stripes(Tensors):
+    """Small images that a flow can learn quickly."""
 
-    def __init__(self, num_images, first):
-        self.num_images, self.first = num_images, first
-
-    def __len__(self):
-        return self.num_images
-
-    def gather(self, indices):
-        return torch.stack(
-            [torch.randint(0, 64, (1, 4, 4), generator=torch.Generator().manual_seed(self.first + i)) for i in indices]
-        ).to(torch.uint8)
+    def __init__(self, num_images, seed):
+        generator = torch.Generator().manual_seed(seed)
+        super().__init__(torch.randint(0, 64, (num_images, 1, 4, 4), generator=generator, dtype=torch.uint8))
 
 
 class StripesModule(ImageDataModule):
@@ -43,7 +37,7 @@ class StripesModule(ImageDataModule):
         super().__init__(num_channels=1, image_size=4, **({"batch_size": 8, "eval_batch_size": 4} | options))
 
     def load_splits(self):
-        return Stripes(32, 0), Stripes(10, 1000), Stripes(7, 2000)
+        return Stripes(32, 0), Stripes(10, 1), Stripes(7, 2)
 
 
 class ShuffledEmerging(Sequential):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pickle
 import struct
 import tarfile
 import time
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules import ImageDataModule
 from datamodules.datasets import cifar10, imagenet
-from datamodules.loading.datasets import ImageDataset
 from datamodules.prepared import PreparedDataModule
 from datamodules.preparing.conversion import Chunk, Plan
+from flows.errors import InputError
 
 CIFAR_FILES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 
@@ -36,30 +38,24 @@ def cifar_files(release: str) -> tuple[dict[str, bytes], np.ndarray, np.ndarray]
             records = np.concatenate([labels[part, None].astype(np.uint8), images[part].reshape(-1, 3072)], 1)
             files[f"{name}.bin"] = records.tobytes()
         else:
-            files[name] = python2_pickle(images[part].reshape(-1, 3072), labels[part].tolist())
+            files[name] = python2_pickle({b"data": images[part].reshape(-1, 3072), b"labels": labels[part].tolist()})
     return files, images[:-4], images[-4:]
 
 
-def python2_pickle(data: np.ndarray, labels: list[int]) -> bytes:
-    """A batch as Python 2 pickled it: byte-string keys and the names of an old numpy."""
+class Python2Pickler(pickle._Pickler):
+    """Pickles bytes as Python 2 did, whose strings they were."""
 
-    def text(value: bytes) -> bytes:
-        return b"U" + bytes([len(value)]) + value
+    def save_string(self, value: bytes) -> None:
+        self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)
+        self.memoize(value)
 
-    def number(value: int) -> bytes:
-        return b"J" + struct.pack("<i", value)
+    dispatch = pickle._Pickler.dispatch | {bytes: save_string}
 
-    dtype = (
-        b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R(K\x03" + text(b"|") + b"NNN" + 2 * number(-1) + b"K\x00tb"
-    )
-    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
-    raw = data.tobytes()
-    shape = b"".join(number(size) for size in data.shape) + b"\x86"
-    array = empty + b"(K\x01" + shape + dtype + b"\x89T" + struct.pack("<i", len(raw)) + raw + b"tb"
-    items = (
-        text(b"batch_label") + text(b"training batch") + text(b"labels") + b"](" + b"".join(map(number, labels)) + b"e"
-    )
-    return b"\x80\x02}(" + items + text(b"data") + array + b"u."
+
+def python2_pickle(content: dict[bytes, Any]) -> bytes:
+    file = io.BytesIO()
+    Python2Pickler(file, protocol=2).dump(content)
+    return file.getvalue()
 
 
 def cifar_archive(folder: Path, release: str) -> tuple[Path, np.ndarray, np.ndarray]:
@@ -95,8 +91,12 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
 
 def picture(image: np.ndarray, file_format: str = "png", **options: Any) -> bytes:
     """``(3, H, W)`` as a file."""
+    return encoded(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), file_format, **options)
+
+
+def encoded(image: Image.Image, file_format: str = "png", **options: Any) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, format=file_format, **options)
+    image.save(file, file_format, **options)
     return file.getvalue()
 
 
@@ -145,32 +145,34 @@ def slow_images(value: int, note: Path, seconds: float) -> Iterator[np.ndarray]:
 
 
 class SlowSet(PreparedDataModule):
-    """100 chunks of 3 training images, 2 of test images; one of them may take 3 seconds, and all after it."""
+    """100 chunks of 3 training images, 2 of test images, each of which may take some time."""
 
-    def __init__(
-        self, prepared_dir: str, seconds: float = 0.0, num_converters: int = 1, stuck_at: int | None = None
-    ) -> None:
+    def __init__(self, prepared_dir: str, seconds: float = 0.0, num_converters: int = 1) -> None:
         super().__init__(prepared_dir=prepared_dir, num_converters=num_converters, num_channels=3, image_size=2)
-        self.seconds, self.stuck_at = seconds, stuck_at
+        self.seconds = seconds
 
-    @property
-    def folder_name(self) -> str:
-        return "slow"
-
-    @property
-    def notes(self) -> Path:
-        return Path(self.prepared_dir, "notes.txt")
+    folder_name = "slow"
 
     def plan(self) -> Plan:
-        def chunks(number: int) -> list[Chunk]:
-            return [
-                Chunk(3, partial(slow_images, value, self.notes, self._seconds_of(value))) for value in range(number)
-            ]
+        note = Path(self.prepared_dir, "notes.txt")
+        chunks = [Chunk(3, partial(slow_images, value, note, self.seconds)) for value in range(100)]
+        return Plan({"train": chunks, "val": chunks[:2], "test": chunks[:2]}, {"name": "slow"})
 
-        return Plan({"train": chunks(100), "test": chunks(2)}, {"name": "slow"})
 
-    def _seconds_of(self, value: int) -> float:
-        return self.seconds if self.stuck_at is None or value < self.stuck_at else 3.0
+def ready(data: ImageDataModule) -> ImageDataModule:
+    data.prepare_data()
+    data.setup()
+    return data
 
-    def arrange(self, prepared: dict[str, ImageDataset]) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
-        return prepared["train"], prepared["test"], prepared["test"]
+
+def refused(data: PreparedDataModule, message: str, error: type[Exception] = InputError) -> None:
+    """It cannot be prepared, says so in a line, and leaves nothing behind."""
+    with pytest.raises(error, match=message) as caught:
+        ready(data)
+    assert "\n" not in str(caught.value)
+    folder = Path(data.prepared_dir)
+    assert not folder.exists() or all(path.suffix == ".lock" for path in folder.iterdir())
+
+
+def flipped(content: bytes, where: int) -> bytes:
+    return content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :]
