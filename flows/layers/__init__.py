@@ -8,6 +8,7 @@ from flows.layers.coupling import AdditiveCoupling, AffineCoupling, Coupling, Si
 from flows.layers.emerging import EmergingConv2d
 from flows.layers.logit import Logit
 from flows.layers.maf import MaskedAutoregressiveFlow, MaskedAutoregressiveTransform
+from flows.layers.matrices import CirculantMatrix, ExpMatrix, InvertibleMatrix, OrthogonalMatrix, SVDMatrix
 from flows.layers.periodic import PeriodicConv2d
 from flows.layers.permutation import Reverse, Shuffle
 from flows.layers.sequential import Sequential
@@ -19,16 +20,21 @@ __all__ = [
     "AdditiveCoupling",
     "AffineCoupling",
     "AutoregressiveConv2d",
+    "CirculantMatrix",
     "Conv1x1",
     "Coupling",
     "EmergingConv2d",
+    "ExpMatrix",
     "FlowStep",
+    "InvertibleMatrix",
     "Layer",
     "Logit",
     "MaskedAutoregressiveFlow",
     "MaskedAutoregressiveTransform",
+    "OrthogonalMatrix",
     "PeriodicConv2d",
     "Reverse",
+    "SVDMatrix",
     "Sequential",
     "Shuffle",
     "SigmoidCoupling",
