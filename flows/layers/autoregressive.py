@@ -105,7 +105,7 @@ class AutoregressiveConv2d(Layer):
                 self.weight[:, :, centre, centre] += torch.eye(num_channels)
             if diagonal == "unit":  # nothing to learn there
                 self.weight_mask[:, :, centre, centre].fill_diagonal_(0.0)
-                self.weight *= self.weight_mask
+                self.weight.mul_(self.weight_mask)
         # Taps that the mask leaves no entry of are cut away together with the padding that they would read.
         after, before = slice(centre, None), slice(None, centre + 1)
         one_sided, whole, reach = (after if direction == "lower" else before), slice(None), centre * dilation

@@ -142,4 +142,4 @@ class WoodburyConv2d(Composite):
         self.pixels = nn.ModuleList(LowRankUpdate(shape, name, pixel_rank) for name in dims)
 
     def parts(self) -> Iterable[Layer]:
-        return self.channels, *self.pixels  # type: ignore[return-value]
+        return self.channels, *self.pixels
