@@ -110,15 +110,6 @@ def test_reconstruction_is_exact_and_interpolation_ends_at_the_images(trained):
     assert np.array_equal(between[-1], images[1])
 
 
-def test_the_python_of_the_readme_runs(trained, monkeypatch):
-    folder, _ = trained
-    monkeypatch.chdir(folder)
-    shutil.copytree("runs/first", "elsewhere/runs/my-run")
-    monkeypatch.chdir("elsewhere")
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
-        exec(block, {})
-
-
 @pytest.fixture(scope="module")
 def unsafe(trained):
     """The run's checkpoint with weights by which five of the first 25 samples of seed 0 overflow."""

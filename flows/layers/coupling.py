@@ -102,7 +102,8 @@ class AffineCoupling(Coupling):
     max_log_scale)`` at most. B keeps the inverse exact in float32 where activations are large: beyond it the network's
     answer is constant.
 
-    Args: those of :class:`Coupling`, and
+    Args:
+        num_channels, hidden_channels, network, image_size: as in :class:`Coupling`.
         max_log_scale: m of a step in a level of at most 8, positive, in nats.
         num_steps: D, the number of steps in the coupling's level, which :class:`flows.Flow` fills in.
         max_shift: M, positive, or ``None`` for a shift without a bound.

@@ -18,6 +18,7 @@ from flows.solvers.torch_rows import TorchSolver
 BACKENDS: dict[str, type[AutoregressiveConvSolver]] = {
     solver.name: solver for solver in (ReferenceSolver, TorchSolver, CompiledSolver, CudaSolver)
 }
+"""Every backend, by its name."""
 
 
 def solve_autoregressive_conv(
