@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
@@ -12,6 +14,8 @@ from flows.layers.masks import Direction, MaskShape, autoregressive_mask
 from flows.layers.weight_cache import WeightCache
 from flows.numerics import same_for_every_image
 from flows.solvers import AutoregressiveConvSolver, choose_backend, find_backend
+
+Diagonal = Literal["free", "positive", "unit"]
 
 NOISE_STD = 0.02
 """Standard deviation of the noise that is added to the identity filter at the start (the released code)."""
@@ -34,13 +38,17 @@ class AutoregressiveConv2d(Layer):
         dilation: distance between taps in pixels, at least 1.
         direction: ``"lower"`` reads the pixel and those right and below, ``"upper"`` left and above.
         mask: ``"square"`` reads ``((k+1)/2)^2`` taps, ``"raster"`` all that come later (earlier) in reading order.
+        diagonal: of the centre tap: ``"free"``, which may change its sign only through zero; ``"positive"``, the
+            exponential of what is learned, which cannot; or ``"unit"``, ones, so that the log-det is 0.
+        groups: the channels are in this number of groups, which do not see each other.
         bias: learn an additive constant per channel.
         solver: name of the backend for the inverse (see :mod:`flows.solvers`); ``None`` chooses by device and shape.
 
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``, any H and W.
 
     Raises:
-        InputError: an even kernel, a dilation below 1, an unknown direction, mask or solver.
+        InputError: an even kernel, a dilation below 1, groups that do not divide C, an unknown direction, mask,
+            diagonal or solver.
         NonFiniteError: from ``inverse``, if an entry of the diagonal is zero.
 
     Cost: forward, ``C^2`` multiplications per pixel and tap that exists; inverse, see the solver.
@@ -68,6 +76,8 @@ class AutoregressiveConv2d(Layer):
         *,
         direction: Direction = "lower",
         mask: MaskShape = "square",
+        diagonal: Diagonal = "free",
+        groups: int = 1,
         bias: bool = True,
         solver: str | None = None,
     ) -> None:
@@ -77,15 +87,25 @@ class AutoregressiveConv2d(Layer):
             raise InputError(f"dilation must be at least 1, not {dilation}")
         if solver is not None:
             find_backend(solver)
-        self.register_buffer("weight_mask", autoregressive_mask(num_channels, kernel_size, direction, mask))
+        if diagonal not in get_args(Diagonal):
+            raise InputError(f"diagonal must be {', '.join(get_args(Diagonal))}, not '{diagonal}'")
+        if groups < 1 or num_channels % groups:
+            raise InputError(f"groups must divide the number of channels ({num_channels}), unlike {groups}")
+        group = torch.arange(num_channels) * groups // num_channels
+        seen = (group[:, None] == group)[:, :, None, None]
+        self.register_buffer("weight_mask", autoregressive_mask(num_channels, kernel_size, direction, mask) * seen)
         self.weight = nn.Parameter(NOISE_STD * torch.randn_like(self.weight_mask) * self.weight_mask)
         self.bias = nn.Parameter(torch.zeros(num_channels)) if bias else None
-        self.direction, self.dilation, self.solver = direction, dilation, solver
+        self.direction, self.dilation, self.diagonal, self.solver = direction, dilation, diagonal, solver
         self._prepared: WeightCache[AutoregressiveConvSolver] = WeightCache()
 
         centre = self.centre = kernel_size // 2
         with torch.no_grad():
-            self.weight[:, :, centre, centre] += torch.eye(num_channels)
+            if diagonal == "free":
+                self.weight[:, :, centre, centre] += torch.eye(num_channels)
+            if diagonal == "unit":  # nothing to learn there
+                self.weight_mask[:, :, centre, centre].fill_diagonal_(0.0)
+                self.weight.mul_(self.weight_mask)
         # Taps that the mask leaves no entry of are cut away together with the padding that they would read.
         after, before = slice(centre, None), slice(None, centre + 1)
         one_sided, whole, reach = (after if direction == "lower" else before), slice(None), centre * dilation
@@ -95,13 +115,23 @@ class AutoregressiveConv2d(Layer):
 
     def filter(self) -> Tensor:
         """The masked filter, ``(C, C, k, k)``."""
-        return self.weight * self.weight_mask
+        weight = self.weight * self.weight_mask
+        if self.diagonal == "free":
+            return weight
+        difference = torch.diag_embed(self.scale() - weight[:, :, self.centre, self.centre].diagonal())
+        return weight + pad(difference[:, :, None, None], [self.centre] * 4)
+
+    def scale(self) -> Tensor:
+        """The diagonal of the centre tap, ``(C,)``."""
+        learned = self.weight[:, :, self.centre, self.centre].diagonal()
+        if self.diagonal == "unit":
+            return torch.ones_like(learned)
+        return learned.exp() if self.diagonal == "positive" else learned
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         taps = self.filter()[:, :, self._rows, self._columns]
         z = conv2d(pad(x, self._padding), taps, self.bias, dilation=self.dilation)
-        diagonal = self.weight[:, :, self.centre, self.centre].diagonal()
-        log_det = x.shape[2] * x.shape[3] * diagonal.abs().log().sum()
+        log_det = x.shape[2] * x.shape[3] * self.scale().abs().log().sum()
         return z, same_for_every_image(log_det, x)
 
     def inverse(self, z: Tensor) -> Tensor:

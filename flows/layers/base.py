@@ -33,11 +33,13 @@ class Layer(nn.Module, ABC):
         is_pixelwise: it is one affine map of the channels, the same at every pixel, and is merged with its neighbours.
         inverse_is_capturable: the inverse may become part of a CUDA graph. It never waits for the device once its
             weights are prepared, does the same whatever the numbers are, and launches at most some hundreds of kernels.
+        image_size: the (H, W) of the images that the parameters are tied to; ``None`` for any.
     """
 
     is_affine: ClassVar[bool] = False
     is_pixelwise: ClassVar[bool] = False
     inverse_is_capturable: bool = False
+    image_size: tuple[int, int] | None = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -53,6 +55,13 @@ class Layer(nn.Module, ABC):
     @abstractmethod
     def inverse(self, z: Tensor) -> Tensor:
         """Map latent to data: ``(B, C', H', W') -> (B, C, H, W)``."""
+
+    def require_image_size(self, x: Tensor) -> None:
+        """Refuse images of another size than ``image_size``."""
+        height, width = x.shape[-2:]
+        if self.image_size is not None and (height, width) != self.image_size:
+            size = f"{self.image_size[0]} x {self.image_size[1]}"
+            raise InputError(f"this {type(self).__name__} is for images of {size} pixels, not {height} x {width}")
 
 
 class Composite(Layer):

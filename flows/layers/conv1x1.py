@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
@@ -13,7 +14,8 @@ from flows.layers.matrices import InvertibleMatrix, PlainMatrix, PLUMatrix, QRMa
 from flows.layers.weight_cache import WeightCache
 from flows.numerics import same_for_every_image
 
-Parametrization = Literal["plain", "plu", "qr"]
+Parametrization = Literal["plain", "plu", "qr"] | Callable[[int], InvertibleMatrix]
+"""A name, or what makes the matrix from the number of channels, such as ``OrthogonalMatrix``."""
 
 
 class Conv1x1(Layer):
@@ -28,7 +30,8 @@ class Conv1x1(Layer):
 
             * ``plain``: ``W`` itself (:class:`~flows.layers.matrices.PlainMatrix`);
             * ``plu``: ``P L (U + diag s)`` (:class:`~flows.layers.matrices.PLUMatrix`);
-            * ``qr``: ``Q (R + diag s)`` (:class:`~flows.layers.matrices.QRMatrix`).
+            * ``qr``: ``Q (R + diag s)`` (:class:`~flows.layers.matrices.QRMatrix`);
+            * any other of :mod:`flows.layers.matrices`, as a factory: ``Conv1x1(12, ExpMatrix)``.
         num_reflections: for ``qr``, how many Householder reflections make ``Q``: 1 to C, default C.
 
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``.
@@ -40,7 +43,7 @@ class Conv1x1(Layer):
     Warns:
         IllConditionedWarning: once for each C, from ``inverse``, if fewer than about four digits can be right.
 
-    Cost: ``C^2`` multiplications per pixel; log-det ``O(C^3)`` for ``plain``, ``O(C)`` otherwise.
+    Cost: ``C^2`` multiplications per pixel; log-det ``O(C^3)`` for ``plain``, ``O(C)`` for ``plu`` and ``qr``.
 
     Reference: Kingma & Dhariwal, *Glow*, section 3.2; section 4.3 of the paper for QR.
 
@@ -77,12 +80,14 @@ def _multiply(matrix: Tensor, x: Tensor) -> Tensor:
     return conv2d(x, matrix[:, :, None, None])
 
 
-def _matrix(num_channels: int, parametrization: str, num_reflections: int | None) -> InvertibleMatrix:
+def _matrix(num_channels: int, parametrization: Parametrization, num_reflections: int | None) -> InvertibleMatrix:
     if parametrization == "qr":
         return QRMatrix(num_channels, num_reflections)
     if num_reflections is not None:
         raise InputError(f"num_reflections belongs to parametrization 'qr', not to '{parametrization}'")
+    if callable(parametrization):
+        return parametrization(num_channels)
     matrices: dict[str, type[PlainMatrix] | type[PLUMatrix]] = {"plain": PlainMatrix, "plu": PLUMatrix}
     if parametrization not in matrices:
-        raise InputError(f"parametrization must be 'plain', 'plu' or 'qr', not '{parametrization}'")
+        raise InputError(f"parametrization must be 'plain', 'plu', 'qr' or a factory, not '{parametrization}'")
     return matrices[parametrization](num_channels)

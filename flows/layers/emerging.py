@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from flows.layers.autoregressive import AutoregressiveConv2d
+from flows.layers.autoregressive import AutoregressiveConv2d, Diagonal
 from flows.layers.base import Composite, Layer
 from flows.layers.conv1x1 import Conv1x1, Parametrization
 from flows.layers.masks import MaskShape
@@ -26,6 +27,7 @@ class EmergingConv2d(Composite):
         kernel_size: k, odd.
         dilation: distance between taps in pixels, at least 1.
         mask: ``"square"``, or ``"raster"`` for the wider receptive field of figure 5's top row.
+        diagonal: of both centre taps, see :class:`AutoregressiveConv2d`.
         parametrization: of the 1x1, see :class:`Conv1x1`.
         num_reflections: of the 1x1 in ``qr`` form, see :class:`Conv1x1`.
         solver: name of the backend for the inverse (see :mod:`flows.solvers`); ``None`` chooses by device and shape.
@@ -61,18 +63,17 @@ class EmergingConv2d(Composite):
         dilation: int = 1,
         *,
         mask: MaskShape = "square",
+        diagonal: Diagonal = "free",
         parametrization: Parametrization = "plain",
         num_reflections: int | None = None,
         solver: str | None = None,
     ) -> None:
         super().__init__()
         self.conv1x1 = Conv1x1(num_channels, parametrization, num_reflections)
-        self.lower = AutoregressiveConv2d(
-            num_channels, kernel_size, dilation, direction="lower", mask=mask, bias=False, solver=solver
+        one = partial(
+            AutoregressiveConv2d, num_channels, kernel_size, dilation, mask=mask, diagonal=diagonal, solver=solver
         )
-        self.upper = AutoregressiveConv2d(
-            num_channels, kernel_size, dilation, direction="upper", mask=mask, bias=True, solver=solver
-        )
+        self.lower, self.upper = one(direction="lower", bias=False), one(direction="upper")
 
     def parts(self) -> Iterable[Layer]:
         return self.conv1x1, self.lower, self.upper

@@ -7,13 +7,20 @@ Each offers the matrix, the logarithm of its absolute determinant, and its inver
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from flows.errors import InputError, NonFiniteError
+from flows.numerics import MAX_LOG_SCALE, bounded, require_bound
 from flows.solvers import IllConditionedWarning
 from flows.solvers.checks import warn_once
+
+NOISE_STD = 0.02
+"""Standard deviation of the noise with which a circulant matrix starts."""
+
+OrthogonalMap = Literal["cayley", "expm", "householder"]
 
 
 def checked_inverse(matrix: Tensor, inverse: Tensor, what: str, dtype: torch.dtype) -> Tensor:
@@ -46,6 +53,19 @@ def checked_inverse(matrix: Tensor, inverse: Tensor, what: str, dtype: torch.dty
             stacklevel=4,
         )
     return inverse.to(dtype)
+
+
+def reflected(below: Tensor) -> Tensor:
+    """The product of the Householder reflections of the columns of ``(C, k)``, which hold what is below their ones."""
+    num_channels, num_reflections = below.shape
+    tau = 2.0 / (1.0 + below.square().sum(dim=0))
+    return torch.linalg.householder_product(nn.functional.pad(below, (0, num_channels - num_reflections)), tau)
+
+
+def random_reflections(num_channels: int) -> Tensor:
+    """What :func:`reflected` makes a random orthogonal matrix of, exactly orthogonal also in float32: ``(C, C)``."""
+    reflections, _ = torch.geqrf(torch.randn(num_channels, num_channels, dtype=torch.float64))
+    return reflections.tril(-1).to(torch.get_default_dtype())
 
 
 class InvertibleMatrix(nn.Module, ABC):
@@ -174,10 +194,8 @@ class QRMatrix(InvertibleMatrix):
             raise InputError(
                 f"num_reflections must be between 1 and the number of channels ({num_channels}), not {num_reflections}"
             )
-        reflections, _ = torch.geqrf(torch.randn(num_channels, num_channels, dtype=torch.float64))
-        dtype = torch.get_default_dtype()
-        ones = torch.ones(num_channels, num_channels, dtype=dtype)
-        self.reflections = nn.Parameter(reflections.tril(-1)[:, :num_reflections].to(dtype))
+        ones = torch.ones(num_channels, num_channels)
+        self.reflections = nn.Parameter(random_reflections(num_channels)[:, :num_reflections].clone())
         self.upper = nn.Parameter(torch.zeros(num_channels, num_channels))
         self.log_scale = nn.Parameter(torch.zeros(num_channels))
         self.register_buffer("reflections_mask", ones.tril(-1)[:, :num_reflections].clone())
@@ -185,11 +203,7 @@ class QRMatrix(InvertibleMatrix):
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         """``Q`` and ``R + diag s`` in float64."""
-        below = (self.reflections * self.reflections_mask).double()
-        num_channels, num_reflections = below.shape
-        tau = 2.0 / (1.0 + below.square().sum(dim=0))
-        padded = nn.functional.pad(below, (0, num_channels - num_reflections))
-        orthogonal = torch.linalg.householder_product(padded, tau)
+        orthogonal = reflected((self.reflections * self.reflections_mask).double())
         upper = (self.upper * self.upper_mask).double() + torch.diag(torch.exp(self.log_scale.double()))
         return orthogonal, upper
 
@@ -204,3 +218,184 @@ class QRMatrix(InvertibleMatrix):
         orthogonal, upper = self._factors()
         inverse = torch.linalg.solve_triangular(upper, orthogonal.T, upper=True)
         return self._checked(orthogonal @ upper, inverse)
+
+
+class OrthogonalMatrix(InvertibleMatrix):
+    """``W = Q0 Q(L)``: an orthogonal matrix, always; ``Q0`` a fixed random one, ``L`` strictly lower triangular.
+
+    Starts with ``L = 0``. Log-det: 0. Inverse: ``W^T``. A layer with it neither stretches nor shrinks anything.
+
+    Args:
+        num_channels: C.
+        orthogonal_map: how ``Q`` comes from ``L``, with ``A = L - L^T``.
+
+            * ``cayley``: ``(I - A) (I + A)^-1``, which reaches all rotations without the eigenvalue -1;
+            * ``expm``: the matrix exponential ``exp(A)``, which reaches all rotations;
+            * ``householder``: the product of C reflections, whose vectors are the columns of ``L`` below their ones.
+
+    Raises:
+        InputError: another map.
+
+    Cost: ``O(C^3)`` per step, in float64.
+
+    Reference: Lezcano-Casado & Martinez-Rubio, *Cheap Orthogonal Constraints in Neural Networks*, ICML 2019;
+    Golinski et al., *Improving Normalizing Flows via Better Orthogonal Parameterizations*, INNF 2019.
+
+    Note:
+        ``torch.nn.utils.parametrizations.orthogonal`` has the same maps. It keeps all C^2 numbers of ``A``, of which
+        half have no effect, and would count as parameters; and it factorises in the parameters' own type.
+    """
+
+    lower_mask: Tensor
+    start: Tensor
+
+    def __init__(self, num_channels: int, orthogonal_map: OrthogonalMap = "cayley") -> None:
+        super().__init__()
+        if orthogonal_map not in get_args(OrthogonalMap):
+            raise InputError(f"orthogonal_map must be {', '.join(get_args(OrthogonalMap))}, not '{orthogonal_map}'")
+        self.orthogonal_map = orthogonal_map
+        self.lower = nn.Parameter(torch.zeros(num_channels, num_channels))
+        self.register_buffer("lower_mask", torch.ones(num_channels, num_channels).tril(-1))
+        self.register_buffer("start", random_reflections(num_channels))
+
+    def _product(self) -> Tensor:
+        """``Q0 Q(L)`` in float64."""
+        lower = (self.lower * self.lower_mask).double()
+        skew = lower - lower.T
+        if self.orthogonal_map == "householder":
+            rotation = reflected(lower)
+        elif self.orthogonal_map == "expm":
+            rotation = torch.linalg.matrix_exp(skew)
+        else:
+            identity = torch.eye(len(skew), dtype=skew.dtype, device=skew.device)
+            rotation = torch.linalg.solve(identity + skew, identity - skew)  # the two commute
+        return reflected(self.start.double()) @ rotation
+
+    def matrix(self) -> Tensor:
+        return self._product().to(self.lower.dtype)
+
+    def log_abs_det(self) -> Tensor:
+        return self.lower.new_zeros(())
+
+    def inverse_matrix(self) -> Tensor:
+        return self._product().T.to(self.lower.dtype)
+
+
+class ExpMatrix(InvertibleMatrix):
+    """``W = W0 exp(A)``: never singular; ``W0`` a fixed random orthogonal matrix, ``A`` any matrix, zero at the start.
+
+    Log-det: ``trace A``. Inverse: ``exp(-A) W0^T``. It reaches the matrices ``W0 M`` where ``M`` has a real logarithm.
+
+    Cost: ``O(C^3)`` per step, in float64.
+
+    Reference: Xiao & Liu, *Generative Flows with Matrix Exponential*, ICML 2020.
+
+    Note:
+        Their ``W`` is ``exp(A)`` alone, which starts as the identity and does not mix channels there.
+    """
+
+    start: Tensor
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.logarithm = nn.Parameter(torch.zeros(num_channels, num_channels))
+        self.register_buffer("start", random_reflections(num_channels))
+
+    def matrix(self) -> Tensor:
+        return (reflected(self.start.double()) @ torch.linalg.matrix_exp(self.logarithm.double())).to(
+            self.logarithm.dtype
+        )
+
+    def log_abs_det(self) -> Tensor:
+        return self.logarithm.trace()
+
+    def inverse_matrix(self) -> Tensor:
+        inverse = torch.linalg.matrix_exp(-self.logarithm.double()) @ reflected(self.start.double()).T
+        return self._checked(self.matrix().double(), inverse)
+
+
+class SVDMatrix(InvertibleMatrix):
+    """``W = Q1 diag(e^s) Q2`` with two orthogonal matrices and log singular values bounded to ``[-b, b]``.
+
+    So the condition number is at most ``e^(2 b)``. Starts as a random orthogonal matrix (``s = 0``). With ``h`` what is
+    learned, ``s = b tanh(h / b)``. Log-det: ``sum s``. Inverse: ``Q2^T diag(e^-s) Q1^T``.
+
+    Args:
+        num_channels: C.
+        max_log_scale: b, positive; ``None`` for no bound.
+        orthogonal_map: of both, see :class:`OrthogonalMatrix`.
+
+    Raises:
+        InputError: another map, or a bound that is not positive.
+
+    Cost: ``O(C^3)`` per step, in float64.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        max_log_scale: float | None = MAX_LOG_SCALE,
+        orthogonal_map: OrthogonalMap = "cayley",
+    ) -> None:
+        super().__init__()
+        require_bound("max_log_scale", max_log_scale)
+        self.max_log_scale = max_log_scale
+        self.left, self.right = (OrthogonalMatrix(num_channels, orthogonal_map) for _ in range(2))
+        self.log_scale = nn.Parameter(torch.zeros(num_channels))
+
+    def _log_scale(self) -> Tensor:
+        return bounded(self.log_scale, self.max_log_scale)
+
+    def matrix(self) -> Tensor:
+        return (self.left.matrix() * self._log_scale().exp()) @ self.right.matrix()
+
+    def log_abs_det(self) -> Tensor:
+        return self._log_scale().sum()
+
+    def inverse_matrix(self) -> Tensor:
+        left, right = self.left.inverse_matrix().double(), self.right.inverse_matrix().double()
+        return self._checked(self.matrix().double(), (right * (-self._log_scale().double()).exp()) @ left)
+
+
+class CirculantMatrix(InvertibleMatrix):
+    """``W = diag(a) circ(c) diag(b)`` over the channels: 3 C numbers, a small part of all matrices.
+
+    ``circ(c)_ij = c_(i - j mod C)``, which the Fourier transform over the channels turns into products with
+    ``c^ = FFT(c)``. Log-det: ``sum log |a_i| + sum log |b_i| + sum_k log |c^_k|``. Inverse: ``diag(1 / b)
+    circ(IFFT(1 / c^)) diag(1 / a)``. Starts with random signs ``a``, ``b``, and ``c`` near the identity's.
+
+    Cost: the product with the matrix is as for any other; log-det and inverse ``O(C log C)``.
+
+    Reference: *CDFlow*, NeurIPS 2025, section 3 (two diagonal and one circulant factor).
+
+    Note:
+        The authors apply the factors one by one, by Fourier transforms. Up to some hundred channels the product with
+        the whole matrix, as one convolution, is faster.
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        signs = 2.0 * torch.randint(2, (2, num_channels)) - 1.0
+        self.left, self.right = (nn.Parameter(sign.clone()) for sign in signs)
+        start = NOISE_STD * torch.randn(num_channels) / num_channels**0.5
+        start[0] += 1.0
+        self.circulant = nn.Parameter(start)
+
+    def _spectrum(self) -> Tensor:
+        return torch.fft.fft(self.circulant.double())
+
+    def _circulant(self, column: Tensor) -> Tensor:
+        index = torch.arange(len(column), device=column.device)
+        return column[(index[:, None] - index) % len(column)]
+
+    def matrix(self) -> Tensor:
+        return self.left[:, None] * self._circulant(self.circulant) * self.right
+
+    def log_abs_det(self) -> Tensor:
+        diagonals = self.left.abs().log().sum() + self.right.abs().log().sum()
+        return diagonals + self._spectrum().abs().log().sum().to(diagonals.dtype)
+
+    def inverse_matrix(self) -> Tensor:
+        column = torch.fft.ifft(1.0 / self._spectrum()).real
+        inverse = (1.0 / self.right.double())[:, None] * self._circulant(column) / self.left.double()
+        return self._checked(self.matrix().double(), inverse)

@@ -1,20 +1,24 @@
-"""The paper's second layer: a convolution on a torus, taken apart by the Fourier transform."""
+"""The paper's second layer: a convolution on a torus, taken apart by the Fourier transform; or between mirrors."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from flows.errors import InputError
 from flows.layers.autoregressive import NOISE_STD
 from flows.layers.base import Layer, require_channels, require_odd_kernel
-from flows.layers.matrices import checked_inverse
+from flows.layers.boundaries import BOUNDARIES
+from flows.layers.matrices import checked_inverse, random_reflections, reflected
 from flows.layers.weight_cache import WeightCache
-from flows.numerics import at_least_float32, same_for_every_image
+from flows.numerics import same_for_every_image
 
 
 class PeriodicConv2d(Layer):
-    """An invertible k x k convolution whose image wraps around at its borders.
+    """An invertible k x k convolution whose image wraps around at its borders, or is mirrored there.
 
     Map: ``z = w (*) x + bias``, circular, with an unconstrained filter. Under the discrete Fourier transform the map
     falls apart into one complex C x C matrix per frequency, ``z^_uv = W^_uv x^_uv``.
@@ -22,16 +26,25 @@ class PeriodicConv2d(Layer):
     the spectrum suffices. Inverse: ``x^_uv = W^_uv^-1 z^_uv``, the matrices inverted once per set of weights and
     image size.
 
+    With ``boundary="reflect"`` nothing wraps around. The filter is even, and the cosine transform takes the place of
+    Fourier's: one real matrix per frequency (:class:`~flows.layers.boundaries.Reflect`).
+
+    With ``orthogonal``, each frequency's matrix is ``Q0 (I - A) (I + A)^-1``, with ``A_uv = (W^_uv - W^_uv^H) / 2``
+    skew-Hermitian and ``Q0`` a fixed random orthogonal matrix. The map is then orthogonal: log-det 0, inverse by the
+    conjugate transpose. It reads the whole image, and is computed by the transform.
+
     Starts with a random orthogonal centre tap, and noise of standard deviation 0.02 on every tap.
 
     Args:
         num_channels: C, at least 1.
         kernel_size: k, odd.
+        boundary: ``"wrap"`` or ``"reflect"``.
+        orthogonal: keep the map orthogonal.
 
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``, any H and W, also smaller than k (the filter then wraps onto itself).
 
     Raises:
-        InputError: an even kernel.
+        InputError: an even kernel, another boundary.
         NonFiniteError: from ``inverse``, if a frequency's matrix is singular.
 
     Warns:
@@ -40,7 +53,9 @@ class PeriodicConv2d(Layer):
     Cost: forward, ``k^2 C^2`` multiplications per pixel; log-det, ``H W / 2`` factorisations of C x C matrices, in
     complex128; inverse, two FFTs and ``C^2`` complex multiplications per frequency.
 
-    Reference: section 3.2 of the paper, figure 6.
+    Reference: section 3.2 of the paper, figure 6; for mirrors Karami et al., *Invertible Convolutional Flow*, NeurIPS
+    2019; for ``orthogonal`` Trockman & Kolter, *Orthogonalizing Convolutional Layers with the Cayley Transform*, ICLR
+    2021.
 
     Note:
         The released code's Fourier inverse holds for k = 3 only and inverts the frequency matrices at every call.
@@ -57,70 +72,72 @@ class PeriodicConv2d(Layer):
 
     is_affine = True
     inverse_is_capturable = True
+    start: Tensor
 
-    def __init__(self, num_channels: int, kernel_size: int = 3) -> None:
+    def __init__(
+        self,
+        num_channels: int,
+        kernel_size: int = 3,
+        *,
+        boundary: Literal["wrap", "reflect"] = "wrap",
+        orthogonal: bool = False,
+    ) -> None:
         super().__init__()
         require_channels(num_channels)
         require_odd_kernel(kernel_size)
-        self.weight = nn.Parameter(NOISE_STD * torch.randn(num_channels, num_channels, kernel_size, kernel_size))
+        if boundary not in BOUNDARIES:
+            raise InputError(f"boundary must be {' or '.join(BOUNDARIES)}, not '{boundary}'")
+        self.boundary, self.orthogonal, self.reach = BOUNDARIES[boundary], orthogonal, kernel_size // 2
+        taps = self.boundary.taps(kernel_size)
+        self.weight = nn.Parameter(NOISE_STD * torch.randn(num_channels, num_channels, *taps))
         self.bias = nn.Parameter(torch.zeros(num_channels))
-        centre = kernel_size // 2
-        with torch.no_grad():
-            self.weight[:, :, centre, centre] += nn.init.orthogonal_(torch.empty(num_channels, num_channels))
+        if orthogonal:
+            self.register_buffer("start", random_reflections(num_channels))
+        else:
+            centre = taps[0] - 1 - self.reach  # of a quarter of the taps the first
+            with torch.no_grad():
+                self.weight[:, :, centre, centre] += nn.init.orthogonal_(torch.empty(num_channels, num_channels))
         self._inverse_matrices: WeightCache[Tensor] = WeightCache()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        height, width = x.shape[-2:]
-        z = conv2d(_wrap(x, self.weight.shape[-1] // 2), self.weight, self.bias)
-        log_abs_dets = torch.linalg.slogdet(self.frequency_matrices(height, width)).logabsdet
-        log_det = (log_abs_dets * _multiplicity(width, like=log_abs_dets)).sum()
+        image_size = (x.shape[2], x.shape[3])
+        if self.orthogonal:
+            z = self._multiply(self.frequency_matrices(*image_size), x) + self.bias[:, None, None]
+            return z, same_for_every_image(self.weight.new_zeros(()), x)
+        z = conv2d(self.boundary.extend(x, self.reach), self.boundary.filter(self.weight), self.bias)
+        log_abs_dets = torch.linalg.slogdet(self.frequency_matrices(*image_size)).logabsdet
+        log_det = (log_abs_dets * self.boundary.multiplicity(log_abs_dets, image_size[1])).sum()
         return z, same_for_every_image(log_det.to(self.weight.dtype), x)
 
     def inverse(self, z: Tensor) -> Tensor:
         image_size = (z.shape[2], z.shape[3])
         inverse_matrices = self._inverse_matrices.get(
-            lambda: self._inverted_matrices(image_size), self.weight, key=image_size
+            lambda: self._inverted_matrices(image_size), self.weight, *self.buffers(), key=image_size
         )
-        spectrum = torch.fft.rfft2(at_least_float32(z - self.bias[:, None, None]))
-        # (H W', C, C) @ (H W', C, B): one product per frequency, the batch as its columns.
+        return self._multiply(inverse_matrices, z - self.bias[:, None, None])
+
+    def _multiply(self, matrices: Tensor, x: Tensor) -> Tensor:
+        """Each frequency of ``x`` times its matrix."""
+        spectrum = self.boundary.transform(x)
+        # (U, V, C, C) @ (U, V, C, B): one product per frequency, the batch as its columns.
         columns = spectrum.permute(2, 3, 1, 0)
-        solved = (inverse_matrices @ columns).permute(3, 2, 0, 1)
-        return torch.fft.irfft2(solved, s=z.shape[-2:]).to(self.weight.dtype)
+        multiplied = (matrices.to(columns.dtype) @ columns).permute(3, 2, 0, 1)
+        return self.boundary.restore(multiplied, (x.shape[2], x.shape[3])).to(self.weight.dtype)
 
     def _inverted_matrices(self, image_size: tuple[int, int]) -> Tensor:
-        """``W^_uv^-1``, in the complex type that the Fourier transform of an image has."""
+        """``W^_uv^-1``, in the type that the transform of an image has."""
         matrices = self.frequency_matrices(*image_size)
         what = f"a periodic convolution of {len(self.bias)} channels on {image_size[0]} x {image_size[1]} images"
-        precision = torch.promote_types(self.weight.dtype, torch.float32).to_complex()
-        return checked_inverse(matrices, torch.linalg.inv_ex(matrices).inverse, what, precision)
+        precision = torch.promote_types(self.weight.dtype, torch.float32)
+        inverse = matrices.mH if self.orthogonal else torch.linalg.inv_ex(matrices).inverse
+        return checked_inverse(matrices, inverse, what, precision.to_complex() if matrices.is_complex() else precision)
 
     def frequency_matrices(self, height: int, width: int) -> Tensor:
-        """``W^_uv`` for the non-redundant half of the spectrum, complex128 ``(H, W // 2 + 1, C, C)``.
-
-        A cross-correlation reads ``x`` at ``p + tap``, so in the transform the tap at ``(dy, dx)`` counts with
-        ``exp(+2 pi i (u dy / H + v dx / W))``: the tap's place on the torus is ``(-dy, -dx)``.
-        """
-        reach = self.weight.shape[-1] // 2
-        offsets = torch.arange(-reach, reach + 1, device=self.weight.device)
-        rows, columns = (-offsets % height)[:, None], (-offsets % width)[None, :]
-        torus = self.weight.new_zeros(height, width, *self.weight.shape[:2], dtype=torch.float64)
-        taps = self.weight.double().permute(2, 3, 0, 1)
-        torus = torus.index_put((rows, columns), taps, accumulate=True)  # taps that wrap onto each other add up
-        return torch.fft.rfft2(torus, dim=(0, 1))
-
-
-def _wrap(x: Tensor, reach: int) -> Tensor:
-    """Continue ``x`` periodically by ``reach`` pixels on every side; more than its own size is fine."""
-    height, width = x.shape[-2:]
-    rows = torch.arange(-reach, height + reach, device=x.device) % height
-    columns = torch.arange(-reach, width + reach, device=x.device) % width
-    return x.index_select(2, rows).index_select(3, columns)
-
-
-def _multiplicity(width: int, like: Tensor) -> Tensor:
-    """How many frequencies of the whole spectrum each column of the half stands for: 1 or 2, ``(W // 2 + 1,)``."""
-    multiplicity = like.new_full((width // 2 + 1,), 2.0)
-    multiplicity[0] = 1.0
-    if width % 2 == 0:
-        multiplicity[-1] = 1.0
-    return multiplicity
+        """``W^_uv`` for the non-redundant part of the spectrum, in double precision: ``(U, V, C, C)``."""
+        matrices = self.boundary.matrices(self.boundary.filter(self.weight), (height, width))
+        if not self.orthogonal:
+            return matrices
+        skew = (matrices - matrices.mH) / 2
+        identity = torch.eye(len(self.bias), dtype=skew.dtype, device=skew.device)
+        cayley = torch.linalg.solve(identity + skew, identity - skew)  # the two commute
+        return reflected(self.start.double()).to(skew.dtype) @ cayley

@@ -48,6 +48,16 @@ LAYERS = {
     "flows.layers.MaskedAutoregressiveFlow": "MAF",
     "flows.layers.Reverse": "reverse",
     "flows.layers.Shuffle": "shuffle",
+    "flows.layers.AutoregressiveConv2d": "autoregressive",
+    "flows.layers.Butterfly": "butterfly",
+    "flows.layers.ConvExpConv2d": "convexp",
+    "flows.layers.FIncConv2d": "finc",
+    "flows.layers.Inverted": "inverted",
+    "flows.layers.WoodburyConv2d": "Woodbury",
+    "flows.layers.CirculantMatrix": "CD",
+    "flows.layers.ExpMatrix": "expm",
+    "flows.layers.OrthogonalMatrix": "orthogonal",
+    "flows.layers.SVDMatrix": "SVD",
 }
 
 USUAL = {
@@ -57,6 +67,13 @@ USUAL = {
     "max_log_scale": 0.25,
     "max_shift": 4.0,
     "max_input": 2.0,
+    "diagonal": "free",
+    "direction": "lower",
+    "boundary": "wrap",
+    "orthogonal": False,
+    "symmetry": "none",
+    "max_norm": 1.0,
+    "memory_efficient": False,
 }
 """Settings of mixing layers that go without saying."""
 
@@ -203,17 +220,26 @@ def mixing_name(node: Mapping[str, Any]) -> str:
 
     >>> mixing_name({"_target_": "flows.layers.EmergingConv2d", "kernel_size": 5, "dilation": 2, "mask": "square"})
     'emerging 5x5, dilation 2'
+    >>> matrix = {"_target_": "flows.layers.OrthogonalMatrix", "orthogonal_map": "expm"}
+    >>> mixing_name({"_target_": "flows.layers.Conv1x1", "parametrization": matrix})
+    '1x1, orthogonal, orthogonal_map expm'
     """
     target = str(node.get("_target_", "unknown"))
     name = LAYERS.get(target, target.rpartition(".")[2])
     if "kernel_size" in node:
         name += f" {node['kernel_size']}x{node['kernel_size']}"
-    if node.get("parametrization", "plain") != "plain":
-        name += f" {str(node['parametrization']).upper()}"
+    parametrization = node.get("parametrization", "plain")
+    if parametrization != "plain" and not isinstance(parametrization, Mapping):
+        name += f" {parametrization.upper()}"
+    parts = [mixing_name(value) for value in node.values() if isinstance(value, Mapping)]
     said = ("kernel_size", "parametrization")
     extras = {key: value for key, value in node.items() if not key.startswith("_") and key not in said}
-    unusual = [f"{key} {value}" for key, value in extras.items() if value is not None and value != USUAL.get(key)]
-    return ", ".join([name, *unusual])
+    unusual = [
+        f"{key} {value}"
+        for key, value in extras.items()
+        if value is not None and value != USUAL.get(key) and not isinstance(value, Mapping)
+    ]
+    return ", ".join([name, *parts, *unusual])
 
 
 def differing_keys(rows: Sequence[Row]) -> list[str]:

@@ -229,13 +229,13 @@ def _load_weights(flow: DensityModel, path: Path, content: dict[str, Any], weigh
 
 def model_classes() -> tuple[type, ...]:
     """What the classes derive from that a model's configuration may name."""
-    from flows.layers import Layer
+    from flows.layers import InvertibleMatrix, Layer
     from flows.layers.networks import Network
     from flows.models.base import DensityModel
     from flows.models.dequantizers import Dequantizer
     from flows.models.priors import Prior
 
-    return DensityModel, Layer, Network, Prior, Dequantizer
+    return DensityModel, Layer, InvertibleMatrix, Network, Prior, Dequantizer
 
 
 def build_flow(config: dict[str, Any], packages: Sequence[str] = ("flows",)) -> DensityModel:

@@ -97,7 +97,7 @@ def check_nothing_is_stale(layer, x):
     for change in CHANGES:
         with torch.enable_grad():
             change(layer)
-        for v in (x, x.transpose(2, 3)):
+        for v in (x, x.transpose(2, 3)) if layer.image_size is None else (x,):
             error = (layer.inverse(layer(v)[0]) - v).abs().max()
             assert error < 1e-8, f"the inverse is stale after {change.__name__}"
 
