@@ -45,7 +45,8 @@ class BuildWithPrograms(build_py):
         super().run()
         if not self.editable_mode:
             home = Path(self.build_lib, "flows", "home")
-            for path in [*Path("conf").rglob("*.yaml"), *(Path(f"{name}.py") for name in PROGRAMS)]:
+            options = (path for path in Path("conf").rglob("*.yaml") if path.parts[1] != "local")  # this machine's
+            for path in [*options, *(Path(f"{name}.py") for name in PROGRAMS)]:
                 (home / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, home / path)
 
