@@ -1,5 +1,6 @@
 """Build the compiled parts where there is a compiler; install without them where there is none."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -51,8 +52,11 @@ class BuildWithPrograms(build_py):
                 shutil.copyfile(path, home / path)
 
 
+# On Windows the wheel is for any Python and machine: the kernels' vectors are an extension of gcc and clang.
 setup(
-    ext_modules=[
+    ext_modules=[]
+    if os.name == "nt"
+    else [
         Extension(
             "flows.solvers._autoregressive",
             sources=["csrc/_autoregressive.pyx", "csrc/autoregressive.c", "csrc/masked_autoregressive.c"],
