@@ -112,8 +112,8 @@ class ImageDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Load the three splits, whatever the stage."""
         train, self.val, self.test = self.load_splits()
-        too_many = self.max_train_images is not None and self.max_train_images < len(train)
-        self.train = Subset(train, held_out(len(train), self.max_train_images)[1]) if too_many else train
+        most = self.max_train_images
+        self.train = train if most is None or most >= len(train) else Subset(train, held_out(len(train), most)[1])
 
     def initialization_images(self) -> Tensor:
         """A fixed draw of training images, augmented, for data-dependent initialisation; the same on every rank."""
