@@ -1,5 +1,6 @@
 """Build the compiled parts where there is a compiler; install without them where there is none."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -45,13 +46,17 @@ class BuildWithPrograms(build_py):
         super().run()
         if not self.editable_mode:
             home = Path(self.build_lib, "flows", "home")
-            for path in [*Path("conf").rglob("*.yaml"), *(Path(f"{name}.py") for name in PROGRAMS)]:
+            options = (path for path in Path("conf").rglob("*.yaml") if path.parts[1] != "local")  # this machine's
+            for path in [*options, *(Path(f"{name}.py") for name in PROGRAMS)]:
                 (home / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, home / path)
 
 
+# On Windows the wheel is for any Python and machine: the kernels' vectors are an extension of gcc and clang.
 setup(
-    ext_modules=[
+    ext_modules=[]
+    if os.name == "nt"
+    else [
         Extension(
             "flows.solvers._autoregressive",
             sources=["csrc/_autoregressive.pyx", "csrc/autoregressive.c", "csrc/masked_autoregressive.c"],

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.loading.augmentation import Augmentation, draw_bits
-from datamodules.loading.datasets import ImageDataset
+from datamodules.loading.datasets import ImageDataset, Subset, held_out
 from datamodules.loading.loader import SignalProofDataLoader, TrainingImages, TrainingLoader
 from datamodules.loading.samplers import EpochSampler, TrainingBatchSampler
 from datamodules.preparing.decoding import PictureReader
@@ -35,6 +35,7 @@ class ImageDataModule(pl.LightningDataModule):
         eval_batch_size: images per validation or test batch and device; has no influence on the scores.
         images_per_epoch: images drawn per epoch, see :class:`~datamodules.loading.samplers.EpochSampler`; ``None``
             passes through the training split once.
+        max_train_images: images of the training split that are used, evenly spaced; ``None`` uses all.
         num_workers: processes that load data; 0 loads in the main process.
         num_initialization_images: training images that the data-dependent initialisation sees.
         seed: of the order and the augmentation of the training images, at least 0.
@@ -49,6 +50,7 @@ class ImageDataModule(pl.LightningDataModule):
     batch_size: int = 64
     eval_batch_size: int = 256
     images_per_epoch: int | None = None
+    max_train_images: int | None = None
     num_workers: int = 0
     num_initialization_images: int = 256
     seed: int = 0
@@ -68,6 +70,8 @@ class ImageDataModule(pl.LightningDataModule):
                 raise InputError(f"data.{name} must be at least {least}, not {getattr(self, name)}")
         if self.images_per_epoch is not None and self.images_per_epoch < self.batch_size:
             raise InputError(f"images_per_epoch ({self.images_per_epoch}) must be at least a batch ({self.batch_size})")
+        if self.max_train_images is not None and self.max_train_images < 1:
+            raise InputError(f"data.max_train_images must be at least 1, not {self.max_train_images}")
         if not isinstance(self.augmentation, Augmentation):
             raise InputError("data.augmentation must be an augmentation: choose one with augment=, such as none")
 
@@ -107,7 +111,9 @@ class ImageDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Load the three splits, whatever the stage."""
-        self.train, self.val, self.test = self.load_splits()
+        train, self.val, self.test = self.load_splits()
+        most = self.max_train_images
+        self.train = train if most is None or most >= len(train) else Subset(train, held_out(len(train), most)[1])
 
     def initialization_images(self) -> Tensor:
         """A fixed draw of training images, augmented, for data-dependent initialisation; the same on every rank."""

@@ -10,12 +10,13 @@ from importlib.metadata import version
 from typing import Literal, get_args, get_origin
 
 import pytest
+from hydra import initialize_config_dir
 from hydra.utils import get_object
 from support.configs import CONF, GROUPS, OPTIONS, check_train, compose
 from support.programs import ROOT, error_line, execute, run
 
 from flows import InputError
-from flows.cli.command_line import check_command_line, help_for
+from flows.cli.command_line import check_command_line, compose_resolved, help_for
 from flows.cli.entry import EXIT_CODES
 from flows.config.building import build, check, is_node, nodes, type_hints
 from flows.config.overrides import SINGLE, with_whole_values
@@ -136,6 +137,15 @@ def test_configuration_files_of_one_s_own_are_found_beside_the_shipped_ones(tmp_
     (tmp_path / "mixing").mkdir()
     shutil.copy(CONF / "mixing/conv1x1.yaml", tmp_path / "mixing/mine.yaml")
     check_train("mixing=mine", f"hydra.searchpath=[{tmp_path}]")
+
+
+def test_this_machines_settings_count_more_than_other_files_and_less_than_the_command_line(tmp_path):
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf/local").mkdir(exist_ok=True)
+    (tmp_path / "conf/local/default.yaml").write_text("# @package _global_\ndata_dir: /large\n")
+    with initialize_config_dir(version_base="1.3", config_dir=str(tmp_path / "conf")):
+        assert compose_resolved("train", ["data=cifar10"])["data"]["prepared_dir"] == "/large/prepared"
+        assert compose_resolved("prepare", ["data_dir=mine"])["data"]["download_dir"] == "mine/downloads"
 
 
 def test_a_typo_in_a_file_is_found_too(tmp_path):

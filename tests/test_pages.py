@@ -30,12 +30,14 @@ def test_what_a_page_says_works(page, trained, monkeypatch):
     monkeypatch.chdir(trained)
     monkeypatch.syspath_prepend(str(trained))
     monkeypatch.delitem(sys.modules, "mylab", raising=False)
+    monkeypatch.setenv("NOTEBOOK_SECONDS", "2")  # of training, for a minute
+    names: dict[str, object] = {}  # a page is a notebook
     for file, language, body in BLOCK.findall(page.read_text()):
         if file:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             Path(file).write_text(body)
         elif language == "python":
-            exec(body, {})
+            exec(body, names)
         for program, arguments in re.findall(r"^flows (\w+) (.*)", body, re.MULTILINE):
             tiny = TINY if program == "train" else ["num_samples=4"]
             run_forked(f"{program}.py", *tiny, *shlex.split(arguments), cwd=trained)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from datamodules import ImageDataModule
+from datamodules.loading.datasets import ImageDataset, Subset
 from flows import console, load_flow
 from flows.files import atomic_write, write_csv
 from flows.measures.bits_per_dim import Score, bits_per_dim
@@ -54,6 +55,7 @@ def conclude(
     Raises:
         StorageError: something cannot be written.
     """
+    data.test = _limited(data, trainer)
     checkpoint, device = find_checkpoint(run_dir), trainer.strategy.root_device
     load = partial(load_flow, checkpoint, device=device, packages=("flows", *packages))
     scores, scored, of_images = _score(checkpoint, load, data)
@@ -100,6 +102,13 @@ def conclude(
         "log": run_dir / METRICS / "version_0" / METRICS_FILE,
     }
     console.show_paths((name, path) for name, path in paths.items() if path.exists())
+
+
+def _limited(data: ImageDataModule, trainer: pl.Trainer) -> ImageDataset:
+    """The test images, or those of the first batches as ``trainer.limit_test_batches`` says it."""
+    limit, images = trainer.limit_test_batches, data.test
+    count = int(limit * len(images)) if isinstance(limit, float) else limit * data.eval_batch_size
+    return images if count >= len(images) else Subset(images, torch.arange(count))
 
 
 def _score(

@@ -6,7 +6,7 @@ from flows.training.callbacks.description import DescribeCheckpoint
 from flows.training.callbacks.inversion_monitor import InversionMonitor
 from flows.training.callbacks.last_checkpoint import LastCheckpoint
 from flows.training.callbacks.latent_monitor import LatentMonitor
-from flows.training.callbacks.nan_guard import StopOnNonFinite
+from flows.training.callbacks.nan_guard import StopAtLayer, StopOnNonFinite
 from flows.training.callbacks.peak_memory import PeakMemory
 from flows.training.callbacks.pictures import SamplePictures
 from flows.training.callbacks.progress import ProgressBar
@@ -26,6 +26,7 @@ __all__ = [
     "Rollback",
     "SamplePictures",
     "StepSeeds",
+    "StopAtLayer",
     "StopOnNonFinite",
     "Throughput",
 ]

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flows.errors import InputError, NonFiniteError
+from flows.layers.base import Composite, Layer
 from flows.measures.diagnostics import first_non_finite, gradient_norm
+from flows.models.priors import FactorOut
 from flows.runs.checkpoint import newest_good
 from flows.training.module import FlowModule
 
@@ -69,3 +71,36 @@ class StopOnNonFinite(pl.Callback):
             f"training stopped at step {trainer.global_step} (epoch {trainer.current_epoch}): {what}; first seen in "
             f"{where}; {remedy}; a lower optimizer.lr or a longer schedule.warmup_steps usually helps"
         )
+
+
+class StopAtLayer(StopOnNonFinite):
+    """Looks besides at the gradient before each layer, and names the layer in whose backward pass it first breaks.
+
+    For debugging: a look at every gradient takes time, and on a GPU waits for it.
+    """
+
+    def __init__(self, max_bits_per_dim: float = 1000.0) -> None:
+        super().__init__(max_bits_per_dim)
+        self._hooks: list[Any] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+
+        def watch(name: str, inputs: tuple[Any, ...]) -> None:
+            def look(gradient: Tensor) -> None:
+                if not torch.isfinite(gradient).all():
+                    where = f"the backward pass of layer {name}"
+                    raise NonFiniteError(self._message(trainer, "the gradient is not finite", where))
+
+            if inputs[0].requires_grad:
+                inputs[0].register_hook(look)
+
+        # A gradient comes to the layers from the last to the first, and to the parts of one as to layers.
+        for name, module in pl_module.named_modules():
+            if isinstance(module, (Layer, FactorOut)) and not isinstance(module, Composite):
+                self._hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs)))
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
