@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 from support.configs import compose
-from support.programs import run
+from support.forks import run_forked
 
 from flows import InputError
 from flows.reporting import SamplingTimes, collect, compare, make_report, write_report
@@ -80,16 +80,6 @@ def read(*places):
     return collection, compare(collection)
 
 
-def told(collection):
-    """All problems as one text."""
-    return "\n".join(f"{problem.where}: {problem.what}" for problem in collection.problems)
-
-
-def the_row(comparisons, mixing):
-    (row,) = [row for comparison in comparisons for row in comparison.rows if row.mixing.startswith(mixing)]
-    return row
-
-
 def report_on(*places):
     return make_report(*read(*places), "raw", {})
 
@@ -97,6 +87,16 @@ def report_on(*places):
 def section(report, title):
     (found,) = [section for section in report.sections if section.title == title]
     return found
+
+
+def main_table(report):
+    """The main table of the first comparison on the photos."""
+    return section(report, "Results on photos").tables[0]
+
+
+def missing(report):
+    """All that was in the way, as one text."""
+    return str(section(report, MISSING).tables)
 
 
 def cells(table):
@@ -121,13 +121,6 @@ def runs(tmp_path):
 # -- statistics --------------------------------------------------------------------------------------------------------
 
 
-def test_a_mean_comes_with_the_sample_deviation_and_a_single_value_with_none():
-    assert Estimate.of([1.0, 2.0, 4.0]).std == pytest.approx(statistics.stdev([1.0, 2.0, 4.0]))
-    assert Estimate.of([3.0]).show() == "3.000"
-    assert Estimate.of([1.0, 2.0]).show() == "1.500 ± 0.707"
-    assert Estimate.of([]) is None
-
-
 def test_a_verdict_needs_a_difference_beyond_its_error():
     differences = ([-0.10, -0.11], [0.10, 0.11], [-0.10, 0.06], [-0.10])
     assert [Estimate.of(d).verdict for d in differences] == [", better", ", worse", ", within the error", ""]
@@ -140,14 +133,11 @@ def test_a_verdict_needs_a_difference_beyond_its_error():
 
 
 def test_runs_that_differ_in_seed_and_place_alone_are_one_row(runs):
-    _, (comparison,) = read(runs)
-    (block,) = comparison.blocks
-    assert section(report_on(runs), MISSING).paragraphs[0].startswith("Nothing")
-    assert [row.mixing for row in block.rows] == ["1x1", "emerging 3x3"]
-    assert all(len(row.runs) == 3 for row in block.rows)
-    estimate = the_row([comparison], "emerging").estimate("raw")
-    assert (estimate.mean, estimate.std, estimate.num) == (pytest.approx(3.44), pytest.approx(0.02), 3)
-    assert the_row([comparison], "1x1").estimate("averaged").mean == pytest.approx(3.62)
+    report = report_on(runs)
+    assert section(report, MISSING).paragraphs[0].startswith("Nothing")
+    one, two = cells(main_table(report))
+    assert one == ["1x1", "64", "1,234", "3", "3.520 ± 0.010", "3.620 ± 0.010", "-"]
+    assert two[:6] == ["emerging 3x3", "57", "1,234", "3", "3.440 ± 0.020", "3.540 ± 0.020"]
 
 
 @pytest.mark.parametrize(
@@ -186,18 +176,16 @@ def test_rows_that_differ_in_more_than_the_layer_stand_in_blocks_of_their_own(ru
     for seed in (1, 2, 3):
         write_run(runs / f"c/{seed}", "1x1", seed, 4.0, num_steps=2, config={"trainer.log_every_n_steps": 3})
         write_run(runs / f"d/{seed}", "emerging", seed, 3.9, num_steps=2, config={"trainer.log_every_n_steps": 3})
-    report = report_on(runs)
-    table = section(report, "Results on photos").tables[0]
+    table, key, *_ = section(report_on(runs), "Results on photos").tables
     assert [*table.groups] == ["D 4", "D 2"]
     for rows in table.groups.values():
         assert [isinstance(row[4], Bold) for row in rows] == [False, True]
-    key = section(report, "Results on photos").tables[1]
     assert {row[1] for row in cells(key)} == {"D 4", "D 2, trainer.log_every_n_steps 3"}
 
 
 def test_differences_are_taken_seed_by_seed(runs):
     shutil.rmtree(runs / "a/seed=2")
-    table = section(report_on(runs), "Results on photos").tables[0]
+    table = main_table(report_on(runs))
     assert table.header[6].startswith("difference to 1x1, same seeds")
     differences = [3.42 - 3.51, 3.46 - 3.53]
     expected = f"{statistics.fmean(differences):+.3f} ± {statistics.stdev(differences):.3f}, better"
@@ -214,7 +202,7 @@ def test_the_difference_of_single_runs_has_the_error_of_its_groups(tmp_path):
         (folder / "test_scores.csv").write_text("\n".join(["group,raw", *lines]))
     report = report_on(tmp_path)
     shown = f"-0.200 (± {statistics.stdev([0.1, 0.2, 0.3]) / 3**0.5:.3f} over images)"
-    assert [row[6] for row in cells(section(report, "Results on photos").tables[0])] == ["-", shown]
+    assert [row[6] for row in cells(main_table(report))] == ["-", shown]
     assert all("± 0.010 by group" in row[7] for row in cells(section(report, EVERY_RUN).tables[0]))
     (folder / "test_scores.csv").write_text("group,raw\n1")
     assert "(± " not in as_markdown(report_on(tmp_path))
@@ -225,7 +213,7 @@ def test_samples_that_are_not_finite_are_added_up_over_the_seeds(tmp_path):
         looked = {"num_samples": 1000, "samples_not_finite": lost, "samples_not_finite_averaged": 0}
         write_run(tmp_path / f"new-{seed}", seed=seed, results=looked)
     write_run(tmp_path / "old", mixing="emerging")  # from before anybody looked
-    table = section(report_on(tmp_path), "Results on photos").tables[0]
+    table = main_table(report_on(tmp_path))
     assert table.header[-2:] == [f"samples not finite, {kind}" for kind in ("raw", "averaged")]
     assert [row[-2:] for row in cells(table)] == [["43 of 2,000", "0 of 2,000"], ["-", "-"]]
 
@@ -233,31 +221,26 @@ def test_samples_that_are_not_finite_are_added_up_over_the_seeds(tmp_path):
 def test_repeated_seeds_and_other_images_by_the_same_name_are_noticed(runs):
     write_run(runs / "b/again", "emerging", 1, finished=False, hidden_channels=57)
     write_run(runs / "c", "1x1", 9, results={"test/png_bits_per_dim": 5.1})
-    collection, comparisons = read(runs)
-    assert len(the_row(comparisons, "emerging").runs) == 3
-    assert "b/again: repeats seed 1 of the configuration in b/seed=1" in told(collection)
-    assert "png needs from 5.0000 to 5.1000 bits/dim: these are not the same images" in told(collection)
+    report = report_on(runs)
+    assert [row[3] for row in cells(main_table(report))] == ["4", "3"]
+    assert "'b/again', 'repeats seed 1 of the configuration in b/seed=1" in missing(report)
+    assert "png needs from 5.0000 to 5.1000 bits/dim: these are not the same images" in missing(report)
 
 
 def test_evaluations_stand_in_columns_of_their_own(runs):
-    record = {
-        "data": "photos",
-        "split": "test",
-        "num_images": 243,
-        "weights": "raw",
-        "num_noise_samples": 16,
-        "seed": 0,
-    }
+    images = {"data": "photos", "split": "test", "num_images": 243}
+    record = images | {"weights": "raw", "num_noise_samples": 16, "seed": 0}
     for seed, score in ((1, 3.30), (2, 3.34)):
         place = runs / f"b/seed={seed}/evaluations"
         place.mkdir()
         (place / "best-raw-K16-seed0.json").write_text(json.dumps(record | {"bits_per_dim": score}))
         (place / "best-raw-K1-seed0.json").write_text(json.dumps(record | {"bits_per_dim": 1.0, "num_images": 5}))
     (place / "best-averaged-K1-seed0.json").write_text("{")
-    table = section(report_on(runs), "Results on photos").tables[1]
+    report = report_on(runs)
+    table = section(report, "Results on photos").tables[1]
     assert table.header == ["configuration", "bits/dim, raw weights, K = 16, noise seed 0"]
     assert cells(table) == [["emerging 3x3", "3.320 ± 0.028 (n = 2)"]]
-    assert "best-averaged-K1-seed0.json: is not a whole evaluation" in told(read(runs)[0])
+    assert "best-averaged-K1-seed0.json', 'is not a whole evaluation" in missing(report)
 
 
 # -- the paper's figures -----------------------------------------------------------------------------------------------
@@ -272,12 +255,11 @@ def test_the_papers_figure_stands_beside_its_own_configuration_only(tmp_path):
     report = report_on(tmp_path)
     table = section(report, "Results on cifar10 (holdout splits)").tables[0]
     assert table.header[-1].startswith("the paper")
-    beside = {(row[0], row[1]): row[-1] for row in cells(table)}
-    assert beside[("1x1", "512")] == "3.46 ± 0.005 (table 4); 3.46 (table 6)"
-    assert beside[next(key for key in beside if key[1] == "507")] == "3.43 ± 0.004 (table 4)"
-    assert beside[next(key for key in beside if key[1] == "64")] == "-"
-    (five_bits,) = [part for part in report.sections if part.title.endswith("5 bits")]
-    assert not any("the paper" in name for name in five_bits.tables[0].header)
+    beside = {row[1]: row[-1] for row in cells(table)}
+    paper = {"512": "3.46 ± 0.005 (table 4); 3.46 (table 6)", "507": "3.43 ± 0.004 (table 4)"}
+    assert beside == paper | {"64": "-"}
+    five_bits = section(report, "Results on cifar10 (holdout splits), 5 bits").tables[0]
+    assert not any("the paper" in name for name in five_bits.header)
 
 
 @pytest.mark.parametrize("experiment", ["smoke", "table4/cifar10_emerging_d8", "laptop/table2_periodic"])
@@ -301,7 +283,7 @@ def test_running_and_dead_runs_are_told_apart_and_named_with_their_progress(runs
     write_run(runs / "b/seed=5", "emerging", 5, finished=False, hidden_channels=57)
     with run_folder_lock(running):
         report = report_on(runs)
-    assert cells(section(report, "Results on photos").tables[0])[1][3] == "3 + 1 running + 1 stopped"
+    assert cells(main_table(report))[1][3] == "3 + 1 running + 1 stopped"
     unfinished = [row[3:7] + row[-3:] for row in cells(section(report, EVERY_RUN).tables[0]) if row[4] != "finished"]
     begun = re.search(r"since (.{16})(?:, commit (\S+))?", (running / ".lock").read_text()).groups("-")
     assert unfinished[0] == ["b/seed=4", "running", "4 of 4", "5.000", *begun, gethostname()]
@@ -326,7 +308,7 @@ def test_damage_is_named_and_the_rest_is_still_reported(runs, name, change, word
     path = runs / "b/seed=2" / name
     path.write_bytes(change(path.read_bytes()))
     report = report_on(runs)
-    assert [row[0] for row in cells(section(report, "Results on photos").tables[0])] == ["1x1", "emerging 3x3"]
+    assert [row[0] for row in cells(main_table(report))] == ["1x1", "emerging 3x3"]
     (where, what), *_ = cells(section(report, MISSING).tables[0])
     assert where == str(path) and what.startswith(words)
 
@@ -415,8 +397,8 @@ def test_thirty_runs_that_differ_in_anything_make_a_small_page_of_short_names(tm
     assert html.read_text().count("-samples-") == html.read_text().count("Reduced; ") == 30
     part = section(report, "Results on photos")
     assert "the 12 configurations that are best" in part.figures[0].caption
-    scores, key = part.tables[:2]
-    assert [row[0] for row in cells(scores)] == [row[0] for row in cells(key)]
+    table, key = part.tables[:2]
+    assert [row[0] for row in cells(table)] == [row[0] for row in cells(key)]
     assert len({row[0] for row in cells(key)}) == 30 and max(len(row[0]) for row in cells(key)) <= 40
     settings = {row[2]: row[1] for row in cells(key)}
     assert settings["11"] == f"learning rate 0.00015, callbacks.4 null, trainer.{11:040} 11"
@@ -451,8 +433,8 @@ def test_a_browser_shows_the_page(page, tmp_path):
 
 def test_the_program_reports_names_what_it_met_and_writes_both_files(runs, tmp_path):
     (runs / "b/seed=2/results.json").write_text("{")
-    done = run("report.py", f"runs={tmp_path}/runs", "output=here", cwd=tmp_path)
-    assert "results.json: cannot be read" in done.stdout
-    assert "its sampling time could not be measured" in done.stdout  # these runs have no checkpoints
+    said = run_forked("report.py", f"runs={tmp_path}/runs", "output=here", cwd=tmp_path)
+    assert "results.json: cannot be read" in said
+    assert "its sampling time could not be measured" in said  # these runs have no checkpoints
     assert (tmp_path / "here/report.html").is_file()
     assert "![" in (tmp_path / "here/report.md").read_text()
