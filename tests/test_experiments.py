@@ -17,7 +17,6 @@ SMALL = [
     "model.num_steps=1",
     "model.hidden_channels=8",
     "budget=null",
-    "++trainer.limit_train_batches=1",
     "++trainer.limit_val_batches=1",
     "trainer.check_val_every_n_epoch=1",
     "trainer.max_epochs=1",

@@ -200,7 +200,6 @@ def test_other_loggers_need_no_account_and_no_network(tmp_path, logger):
         ("train.py", ["trainer=gpu"], "no CUDA GPU here"),
         ("train.py", ["callbacks.samples.temperatures=[]"], "callbacks.samples.temperatures"),
         ("sample.py", ["checkpoint=best"], "no run there has one"),
-        ("sample.py", ["temperature=-1"], "temperature must be a number of at least 0"),
         ("sample.py", ["temperature=inf"], "temperature must be a number"),
         ("sample.py", ["seed=99999999999999999999"], "seed must be"),
         ("sample.py", ["output=."], "output must name a file"),
@@ -270,8 +269,7 @@ def test_a_run_whose_checkpoints_do_not_fit_on_the_disk_trains_on_and_ends_with_
 )
 def test_waiting_threads_sleep_soon_unless_the_user_has_decided(program, given, expected, tmp_path, monkeypatch):
     """The library that they belong to reads its settings when PyTorch is imported: another one shows them then."""
-    show = "import os; print(os.environ.get('GOMP_SPINCOUNT'), flush=True); os._exit(0)"
-    (tmp_path / "torch.py").write_text(show)
+    (tmp_path / "torch.py").write_text("import os; print(os.environ.get('GOMP_SPINCOUNT'), flush=True); os._exit(0)")
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     done = run(program, *NEEDED[Path(program).stem], cwd=tmp_path, env=given | {"PYTHONPATH": str(tmp_path)})
