@@ -57,9 +57,6 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_begins(monkeypatch):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["mixing=periodic", "data=hubble"],
-        ["-m", "mixing=conv1x1,emerging,periodic", "seed=1,2,3"],
-        ["-m", "experiment=glob(*)"],
         ["-m", "optimizer.lr=interval(1e-4,1e-2)"],
         ["-m", "model.num_steps=range(1,4)"],
         ["callbacks.averaging=null"],
@@ -109,7 +106,6 @@ def test_good_command_lines_pass(arguments):
         (["optimizer._partial_=false"], ["optimizer._partial_ must be true"]),
         (["callbacks.averaging=None"], ["callbacks.averaging must be a node with _target_ or null, not 'None'"]),
         (["mixing._target_=flows.layers.Emerging"], ["mixing._target_ names flows.layers.Emerging"]),
-        (["data.images_per_epoch=None"], ["data.images_per_epoch must be a valid integer"]),
         (["model.mixing=3"], ["model.mixing must be callable"]),
         (["++prior=3"], ["prior"]),
     ],
@@ -174,8 +170,7 @@ def test_help_names_the_values_that_the_types_allow(group, option):
 
 
 def test_version_is_the_projects_own():
-    done = run("train.py", "--version", cwd=ROOT)
-    assert done.stdout == f"emerging-flows {version('emerging-flows')}\n"
+    assert run("train.py", "--version", cwd=ROOT).stdout == f"emerging-flows {version('emerging-flows')}\n"
 
 
 @pytest.mark.parametrize("program", NEEDED)
@@ -188,7 +183,6 @@ def test_outside_of_the_environment_a_program_says_what_to_run(program, tmp_path
 
 PRINTS = """
 import sys
-sys.path.insert(0, {root!r})
 from flows.cli.startup import guard_output
 guard_output()
 for number in range(20_000):
@@ -201,7 +195,7 @@ open("file", "w").write("whole")
 @pytest.mark.parametrize("how", ["| head -1", "> /dev/full", ">&-", ">&- 2>&-", "2>/dev/full | head -1"])
 def test_no_output_ends_a_program(how, tmp_path):
     """A pipe that closes, a full disk, no output at all, a terminal without the letters."""
-    (tmp_path / "prints.py").write_text(PRINTS.format(root=str(ROOT)))
+    (tmp_path / "prints.py").write_text(PRINTS)
     command = f"set -o pipefail; {shlex.quote(sys.executable)} prints.py {how}"
     done = execute("bash", "-c", command, cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"})
     assert (tmp_path / "file").read_text() == "whole"

@@ -34,13 +34,9 @@ def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sources")
     write_files(folder / "cifar10" / "cifar-10-batches-bin", cifar_files("binary")[0])
     galaxy_tree(folder / "galaxy", {"training": 4, "validation": 2, "test": 2})
-    found = {
-        "cifar10": [f"data.source={folder / 'cifar10'}"],
-        "galaxy": [f"data.source={folder / 'galaxy'}"],
-    }
     for size in (32, 64):
         oord_archives(folder / f"imagenet{size}", random_images(23, size), random_images(5, size, seed=1))
-        found[f"imagenet{size}"] = [f"data.source={folder / f'imagenet{size}'}"]
+    found = {path.name: [f"data.source={path}"] for path in list(folder.iterdir())}
     prepared = f"data.prepared_dir={folder / 'prepared'}"
     with pytest.MonkeyPatch.context() as monkeypatch:
         expect_small_releases(monkeypatch)

@@ -49,8 +49,6 @@ def test_training_leaves_all_that_it_promises(trained):
     logged = {name for row in rows for name, value in row.items() if value}
     assert {"lr-Adamax", "train/bits_per_dim", "val/samples_not_finite", "val/mixing_gain"} <= logged
     assert {f"{split}/bits_per_dim{kind}" for split in ("val", "test") for kind in ("", "_averaged")} <= logged
-    config = yaml.safe_load((run_dir / "config.yaml").read_text())
-    assert config["model"]["hidden_channels"] == 8
     assert "${" not in (run_dir / "config.yaml").read_text()
 
 
@@ -177,6 +175,7 @@ def test_any_split_of_any_data_set_of_that_shape_is_scored(trained, tmp_path):
     assert set((folder / "runs/first").rglob("*.json")) == records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
 def test_other_loggers_need_no_account_and_no_network(tmp_path, logger):
     run_forked("train.py", *TINY, f"logger={logger}", "trainer.max_epochs=1", "run_dir=run", cwd=tmp_path)
