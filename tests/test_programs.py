@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from support.configs import NEEDED, compose
 from support.forks import TASKS, fork, output, refusal, run_forked, wait
-from support.programs import ROOT, TINY, run
+from support.programs import TINY, run
 
 from flows import NonFiniteError
 from flows.cli import startup
