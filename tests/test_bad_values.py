@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from support.configs import compose, compose_typed
+from support.configs import NEEDED, compose, compose_typed
 
 from flows import InputError
 from flows.config.building import build, check, nodes
@@ -18,12 +18,9 @@ from flows.training.run import build_trainer
 
 BAD = ["", None, "word", -1, 0, 10**18, 1.5, [], {}, "/proc/\0x", float("nan")]
 
-GIVEN = {
+GIVEN = NEEDED | {
     "train": ["experiment=smoke", "data=digits", "trainer=cpu", "logger=tensorboard"],
     "prepare": ["data=images", "data.root=pictures"],
-    "evaluate": ["checkpoint=x"],
-    "sample": ["checkpoint=x"],
-    "report": ["runs=x"],
 }
 
 
@@ -43,12 +40,10 @@ def _build(config, path):
     part = path.split(".")[0]
     if part in ("data", "model"):
         build(config[part])
-    elif part in ("optimizer", "parameter_groups"):
-        make_optimizer(torch.nn.Linear(1, 1), build(config["optimizer"]), config["parameter_groups"])
-    elif part == "schedule":
-        factory = build(config["schedule"])
+    elif part in ("optimizer", "parameter_groups", "schedule"):
+        optimizer = make_optimizer(torch.nn.Linear(1, 1), build(config["optimizer"]), config["parameter_groups"])
         try:
-            factory(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1))
+            build(config["schedule"])(optimizer)
         except ValueError as error:
             raise InputError from error
     else:

@@ -41,13 +41,8 @@ def test_layers_solvers_and_models_need_no_extra():
 def test_what_lacks_a_library_says_how_to_get_it(tmp_path):
     start = "import runpy, sys; sys.modules['hydra'] = None; sys.argv[1:] = []; import flows"
     execute(sys.executable, "-c", f"{start}\ntry: flows.load_flow\nexcept ImportError as e: print(e)", cwd=tmp_path)
-    done = execute(
-        sys.executable,
-        "-c",
-        f"{start}; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')",
-        cwd=tmp_path,
-        code=2,
-    )
+    train = f"{start}; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
+    done = execute(sys.executable, "-c", train, cwd=tmp_path, code=2)
     assert done.stderr == "error: this Python has no hydra; pip install 'emerging-flows[train]'\n"
 
 

@@ -24,16 +24,12 @@ def followed(tmp_path_factory):
     """A copy of the project with the tutorial's files in it, and the output of each command, in order."""
     folder = tmp_path_factory.mktemp("tutorial") / "emerging-flows"
     produced = {"runs", "build", "data", "sweeps"}  # by the programs, at the root; some are folders below, too
-    shutil.copytree(
-        ROOT,
-        folder,
-        ignore=lambda place, names: {
-            name
-            for name in names
-            # Python may be writing into its cache right now
-            if name[0] == "." or name == "__pycache__" or (Path(place) == ROOT and name in produced)
-        },
-    )
+    folder.mkdir()
+    for path in (path for path in ROOT.iterdir() if path.name[0] != "." and path.name not in produced):
+        if path.is_dir():  # Python may be writing into its cache right now
+            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, folder)
     for new_file, edited_file, _, body in BLOCKS:
         if new_file:
             (folder / new_file).write_text(body)
@@ -52,29 +48,13 @@ def _run(command: str, folder: Path) -> str:
     return execute(sys.executable, *arguments, cwd=folder, env={"PYTHONPATH": str(folder)}).stdout
 
 
-def test_the_tutorial_has_what_it_promises():
-    assert [new or edited for new, edited, _, _ in BLOCKS if new or edited] == [
-        "flows/layers/shift.py",
-        "conf/mixing/shift.yaml",
-        "tests/layer_table.py",
-    ]
-    programs = [command.split()[2] for command in COMMANDS if "python" in command]
-    assert programs == ["train.py", "train.py", "report.py", "sample.py", "evaluate.py"]
-
-
 def test_every_command_works(followed):
     folder, output = followed
     assert " passed" in next(text for command, text in output.items() if "pytest" in command)
     assert len(list((folder / "sweeps/shift").glob("*/results.json"))) == 6
-    assert "shift" in (folder / "shift_report/report.md").read_text()
+    report = (folder / "shift_report/report.md").read_text()
+    assert "shift" in report and "conv1x1" in report
+    sizes = {int(number.replace(",", "")) for number in re.findall(r"\b\d{2,3},\d{3}\b", report)}
+    assert max(sizes) < 1.1 * min(sizes), "the compared flows are not equally large"
     assert (folder / "shift_report/report.html").is_file()
     assert (folder / "shift_samples.png").is_file()
-
-
-def test_the_compared_flows_are_equally_large(followed):
-    folder, _ = followed
-    report = (folder / "shift_report/report.md").read_text()
-    assert "conv1x1" in report
-    sizes = {int(number.replace(",", "")) for number in re.findall(r"\b\d{2,3},\d{3}\b", report)}
-    assert sizes
-    assert max(sizes) < 1.1 * min(sizes)

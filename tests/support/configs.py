@@ -48,6 +48,9 @@ def compose_typed(*overrides, root):
 
 MIXINGS = options("mixing")
 
+NEEDED = {"train": [], "prepare": [], "evaluate": ["checkpoint=x"], "sample": ["checkpoint=x"], "report": ["runs=x"]}
+"""The programs, and what each of them must be given."""
+
 
 def mixing(name):
     """The factory that an option of ``conf/mixing`` gives."""
