@@ -230,7 +230,7 @@ def test_a_job_of_a_wandb_sweep_goes_on_in_a_folder_of_its_own(monkeypatch):
     config = compose(*given, *(f"{name}={parameter['values'][0]}" for name, parameter in sweep["parameters"].items()))
     assert (config["run_dir"], config["resume"]) == ("runs/sweep-sweep/job", "auto")
     logger = config["logger"]["wandb"]
-    assert (logger["mode"], logger["id"], logger["tags"]) == ("online", "job", ["cifar10", "conv1x1"])
+    assert (logger["mode"], logger["id"], logger["mixing"]) == ("online", "job", "conv1x1")
 
 
 def test_a_disk_that_fills_up_within_a_row_costs_no_row_and_no_column(tmp_path, capsys):

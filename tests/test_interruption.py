@@ -82,9 +82,9 @@ def test_a_living_run_s_folder_is_refused_and_a_dead_one_s_is_resumed(undisturbe
     assert wait(fork([*SHORT, f"run_dir={tmp_path}/run", "resume=auto"], second, wait_a_second)) == 2
     said, refused = output(second).splitlines()
     assert said.endswith("waiting for its end") and refused.startswith("error: ")
-    assert f"still going (process {living} on " in output(second)
-    os.kill(living, signal.SIGKILL)
-    wait(living)
+    assert f"still going (process {living.pid} on " in output(second)
+    living.kill()
+    living.join()
     newest = tmp_path / "run/checkpoints/last.ckpt"
     whole = newest.read_bytes()
     shutil.copy(newest, newest.with_name("step=0000002.ckpt"))

@@ -1,7 +1,7 @@
 """The same work in many threads, and in a process that was forked from one with threads."""
 
 import multiprocessing
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -11,18 +11,14 @@ from support.waiting import SECONDS
 def assert_threads_may_share(solve, batches):
     """``solve(z)`` gives each thread, many times, what it gives alone."""
     expected = [solve(z) for z in batches]
-    right = []
 
     @torch.no_grad()
-    def work(n):
-        right.append(all(torch.equal(solve(batches[n]), expected[n]) for _ in range(20)))
+    def many_times(z):
+        return [solve(z) for _ in range(20)]
 
-    workers = [threading.Thread(target=work, args=(n,)) for n in range(len(batches))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=SECONDS)
-    assert right == [True] * len(batches)
+    with ThreadPoolExecutor(len(batches)) as pool:
+        for alone, together in zip(expected, pool.map(many_times, batches), strict=True):
+            assert all(torch.equal(alone, one) for one in together)
 
 
 def assert_a_fork_may(solve, z, threads):
