@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -53,17 +54,13 @@ ONLINE = ["logger=wandb", "logger.mode=online", "logger.init_timeout=600", "logg
 
 
 @pytest.fixture(autouse=True)
-def _client(tmp_path, monkeypatch):
+def _client(tmp_path):
     """The W&B client of this process reads its environment anew, and leaves nothing in the user's folders."""
-    for name in ("CONFIG", "CACHE", "DATA"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "client"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("WANDB_API_KEY", "WANDB_SILENT", "WANDB_ERROR_REPORTING"):
-        monkeypatch.setenv(name, "")  # so that they are put back afterwards
-        monkeypatch.delenv(name)
-    wandb.teardown()
-    yield
-    wandb.teardown()
+    own = {f"WANDB_{name}_DIR": str(tmp_path / "client") for name in ("CONFIG", "CACHE", "DATA")}
+    with patch.dict(os.environ, own, NETRC=str(tmp_path / "netrc")):
+        wandb.teardown()
+        yield
+        wandb.teardown()
 
 
 def warnings_in(text):
@@ -230,7 +227,7 @@ def test_a_job_of_a_wandb_sweep_goes_on_in_a_folder_of_its_own(monkeypatch):
     config = compose(*given, *(f"{name}={parameter['values'][0]}" for name, parameter in sweep["parameters"].items()))
     assert (config["run_dir"], config["resume"]) == ("runs/sweep-sweep/job", "auto")
     logger = config["logger"]["wandb"]
-    assert (logger["mode"], logger["id"], logger["mixing"]) == ("online", "job", "conv1x1")
+    assert (logger["mode"], logger["id"], logger["tags"][1]) == ("online", "job", "conv1x1")
 
 
 def test_a_disk_that_fills_up_within_a_row_costs_no_row_and_no_column(tmp_path, capsys):

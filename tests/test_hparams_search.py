@@ -84,8 +84,7 @@ def finished():
 
 
 def summary():
-    with open("study/summary.csv") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(Path("study/summary.csv").open()))
 
 
 def distance(cfg):

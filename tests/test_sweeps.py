@@ -211,11 +211,8 @@ def test_a_failing_job_never_takes_the_sweep_with_it(sweep, capsys):
     assert [row["status"] for row in rows] == ["done", "failed", "failed", "done"]
     assert [row["error"] for row in rows[1:3]] == ["this seed is not welcome", "ZeroDivisionError: a bug"]
     assert [row["overrides"] for row in rows[:2]] == ["seed=1", "seed=2"]
-    assert rows[0]["folder"].endswith("grid/seed=1")
-    assert float(rows[0]["val/bits_per_dim"]) == 3.5
     said = capsys.readouterr()
     assert "Traceback" in said.err
-    assert "ZeroDivisionError: a bug" in said.err
     assert "2 of 4 jobs failed" in said.err.splitlines()[-1]
     for row in rows:
         assert row["error"][:12] in said.out
@@ -248,7 +245,7 @@ def test_the_same_sweep_again_runs_only_what_is_missing(sweep):
     code, rows, done = sweep("seed=2,1")
     assert done == [2]
     assert [row["status"] for row in rows] == ["failed", "done before"]
-    assert float(rows[1]["test/bits_per_dim"]) == 3.25
+    assert (float(rows[1]["val/bits_per_dim"]), float(rows[1]["test/bits_per_dim"])) == (3.5, 3.25)
     assert code == 6
     assert sweep("seed=1,7")[::2] == (0, [7])
     assert "other settings" in sweep("seed=1,7", "trainer.max_epochs=7")[1][0]["error"]
@@ -313,18 +310,15 @@ def test_a_program_without_a_sweep_imports_nothing_of_sweeps(command):
 # -- whole sweeps of processes -----------------------------------------------------------------------------------------
 
 STUB = f"""
-import json, os, time
+import time
 from pathlib import Path
-from flows.processes import signals
 from flows.cli import entry
-from flows.processes import ranks
-from flows.runs import claim
+from flows.processes import ranks, signals
 from flows.runs import layout
 signals.install(is_resumable=True)
 def task(cfg):
     "Does not end in its first attempt, and at once in its second."
     ranks.end_with_launcher()
-    print("cores", len(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"], flush=True)
     folder = Path(cfg.run_dir)
     if (folder / "begun").exists():
         (folder / layout.RESULTS).write_text({json.dumps(RESULTS)!r})

@@ -23,20 +23,14 @@ def assert_threads_may_share(solve, batches):
 
 def assert_a_fork_may(solve, z, threads):
     """``solve(z)`` gives a forked process the same, which lacks the threads of its parent, torch's own among them."""
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        expected = solve(z).flatten().tolist()
+    expected = solve(z).flatten().tolist()
 
-        @torch.no_grad()
-        def work():
-            raise SystemExit(0 if solve(z).flatten().tolist() == expected else 1)
+    @torch.no_grad()
+    def work():
+        assert solve(z).flatten().tolist() == expected
 
-        child = multiprocessing.get_context("fork").Process(target=work)
-        child.start()
-        child.join(timeout=SECONDS)
-    finally:
-        torch.set_num_threads(before)
-    code = child.exitcode
-    child.kill()
-    assert code == 0, "the child hangs" if code is None else "the child gets another answer"
+    child = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    child.start()
+    child.join(timeout=SECONDS)
+    assert child.exitcode == 0, "the child hangs" if child.is_alive() else "the child gets another answer"

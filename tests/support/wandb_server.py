@@ -81,7 +81,7 @@ class WandbServer:
 
     def CreateRunFiles(self, run, files, **_):
         self.on_files()
-        places = [self._place(f"{run}/{name}") | {"name": name} for name in files]
+        places = [self._place(run, name) for name in files]
         return {"createRunFiles": {"runID": run, "uploadHeaders": [], "files": places}}
 
     def CreateArtifact(self, input):
@@ -91,21 +91,18 @@ class WandbServer:
         return {"createArtifact": {"artifact": made}}
 
     def CreateArtifactManifest(self, **_):
-        manifest = {"artifactManifest": {"id": "manifest", "file": self._place("manifest")}}
+        manifest = {"artifactManifest": {"id": "manifest", "file": self._place("manifests", "manifest")}}
         return {"createArtifactManifest": manifest, "updateArtifactManifest": manifest}
 
     UpdateArtifactManifest = CreateArtifactManifest
 
     def CreateArtifactFiles(self, input):
-        files = input["artifactFiles"]
-        nodes = [
-            self._place(f"{file['artifactID']}/{file['name']}") | {"artifact": {"id": file["artifactID"]}}
-            for file in files
-        ]
+        nodes = [self._place(file["artifactID"], file["name"]) for file in input["artifactFiles"]]
         return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
 
-    def _place(self, path):
-        return {"id": path, "uploadUrl": f"{self.url}/{path}", "uploadHeaders": []}
+    def _place(self, owner, name):
+        """Where a file of a run, or of an artifact, is to be uploaded."""
+        return {"id": name, "name": name, "artifact": {"id": owner}, "uploadUrl": f"{self.url}/{owner}/{name}"}
 
     def CommitArtifact(self, artifactID):
         self.artifacts[artifactID]["committed"] = True
