@@ -219,9 +219,8 @@ def test_two_workers_share_a_study(in_background, tmp_path):
         process.join(600)
         assert process.exitcode == 0
     assert len(finished()) == 8 == len({trial.params["x"] for trial in trials_of()}) == len(trials_of())
-    assert [float(row["val/bits_per_dim"]) for row in summary()] == pytest.approx(
-        [trial.value for trial in trials_of()], abs=1e-4
-    )
+    scores = [trial.value for trial in trials_of()]
+    assert [float(row["val/bits_per_dim"]) for row in summary()] == pytest.approx(scores, abs=1e-4)
 
 
 @pytest.mark.parametrize(
