@@ -135,6 +135,7 @@ def test_the_first_that_says_why_is_believed(tmp_path, outputs, code, words):
             file.write(b"error: of the attempt before\n")
         with open_output(tmp_path, name) as file:
             file.write(text.encode())
+        assert "of the attempt before" in (tmp_path / name).read_text()
     assert explain_end(tmp_path, code) == words
 
 
