@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from support.programs import ROOT
+from support.programs import ROOT, environment
 from support.short_runs import SHORT, assert_same_state, final_state
 from support.slurm import show, submit
 from support.waiting import wait_until
@@ -64,59 +64,44 @@ def test_a_preempted_job_is_requeued_once_and_ends_with_the_same_weights(tmp_pat
 PREEMPTED = "RUNNING 2030-01-01T00:00:00"
 
 
-@pytest.fixture
-def process(tmp_path):
-    """Starts a process of a job of which SLURM says this, and which says so when it begins; in a folder of its own."""
-
-    def start(said, program, **environment):
-        for name, line in (("squeue", f"echo {said}"), ("scontrol", 'echo "$@" >> asked')):
-            (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
-            (tmp_path / name).chmod(0o755)
-        (tmp_path / "asked").touch()
-        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "5"}
-        command = [sys.executable, "-c", program]
-        running = subprocess.Popen(command, cwd=tmp_path, env=os.environ | path | environment)
-        wait_until(lambda: (tmp_path / "begun").exists())
-        return running, tmp_path / "asked"
-
-    return start
-
-
-BEGIN = (
+RUN = (
     "import signal, sys, time; from flows.processes import signals; signals.install(is_resumable=True); "
     "open('begun', 'w'); time.sleep(600)"
 )
-ENDS_WHEN_TOLD = f"""
-import sys
+JOB = f"""
+import os, sys
 from pathlib import Path
 from flows.sweeps.slurm import SlurmTask
-SlurmTask((sys.executable, "-c", {BEGIN!r}), Path())()
+os.environ["SUBMITIT_EXECUTOR"] = "slurm"
+SlurmTask((sys.executable, "-c", {RUN!r}), Path())()
 """
+PROGRAMS = {"run": RUN, "job of a sweep": JOB}
 
 
 @pytest.mark.parametrize(
-    ("number", "said", "asked"),
+    ("program", "number", "said", "rank", "asked"),
     [
-        (signal.SIGUSR1, "RUNNING N/A", "requeue 5\n"),
-        (signal.SIGUSR1, "COMPLETING N/A", ""),
-        (signal.SIGUSR1, "", ""),
-        (signal.SIGTERM, PREEMPTED, "requeue 5\n"),
-        (signal.SIGTERM, "RUNNING N/A", ""),  # srun says it to the others when one process has failed
-        (signal.SIGINT, PREEMPTED, ""),
+        ("run", signal.SIGUSR1, "RUNNING N/A", 0, "requeue 5\n"),
+        ("run", signal.SIGUSR1, "COMPLETING N/A", 0, ""),
+        ("run", signal.SIGUSR1, "", 0, ""),
+        ("run", signal.SIGTERM, PREEMPTED, 0, "requeue 5\n"),
+        ("run", signal.SIGTERM, "RUNNING N/A", 0, ""),  # srun says it to the others when one process has failed
+        ("run", signal.SIGINT, PREEMPTED, 0, ""),
+        ("job of a sweep", signal.SIGTERM, PREEMPTED, 0, "requeue 5\n"),
+        ("job of a sweep", signal.SIGTERM, PREEMPTED, 1, ""),
+        ("job of a sweep", signal.SIGTERM, "RUNNING N/A", 0, ""),
     ],
 )
-def test_a_job_is_put_back_if_nobody_else_has_decided_about_it(number, said, asked, process):
-    running, requests = process(said, BEGIN)
+def test_a_job_is_put_back_by_its_first_process_if_nobody_else_has_decided_about_it(
+    program, number, said, rank, asked, tmp_path
+):
+    for name, line in (("squeue", f"echo {said}"), ("scontrol", 'echo "$@" >> asked')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "asked").touch()
+    own = environment(PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID="5", SLURM_PROCID=str(rank))
+    running = subprocess.Popen([sys.executable, "-c", PROGRAMS[program]], cwd=tmp_path, env=own)
+    wait_until((tmp_path / "begun").exists)
     running.send_signal(number)
-    assert running.wait(timeout=600) == signals.EXIT_CODE
-    assert requests.read_text() == asked
-
-
-@pytest.mark.parametrize(
-    ("said", "rank", "asked"), [(PREEMPTED, 0, "requeue 5\n"), (PREEMPTED, 1, ""), ("RUNNING N/A", 0, "")]
-)
-def test_so_is_a_job_of_a_sweep_by_its_first_process(said, rank, asked, process):
-    running, requests = process(said, ENDS_WHEN_TOLD, SLURM_PROCID=str(rank), SUBMITIT_EXECUTOR="slurm")
-    running.send_signal(signal.SIGTERM)
     assert running.wait(timeout=600) == (signals.EXIT_CODE if rank == 0 else 0)
-    assert requests.read_text() == asked
+    assert (tmp_path / "asked").read_text() == asked

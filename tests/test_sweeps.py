@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,15 +44,7 @@ def test_a_plain_name_is_kept():
 
 @pytest.mark.parametrize(
     "overrides",
-    [
-        "data.root=/a/b",
-        "data.root='it is'",
-        "x=[1,2]",
-        "x=${y}",
-        "~callbacks.averaging",
-        "seed=é" * 60,
-        "a=1,b=2," * 99,
-    ],
+    ["data.root='/it is'", "x=[${y}]", "~callbacks.averaging", "seed=é" * 60, "a=1,b=2," * 99],
 )
 def test_every_name_is_one_a_file_system_and_a_shell_take(overrides, tmp_path):
     name = job_name(overrides)
@@ -129,7 +122,6 @@ def test_old_results_of_a_continued_run_do_not_pass_for_its_own(folder):
         ([f"{RAISED}RuntimeError: peer\n", "error: the reason\n"], 1, "the reason"),
         (["[rank0]: Traceback (most recent call last):\n[rank0]:   File x\n[rank0]: KeyError: a\n"], 1, "KeyError: a"),
         (["epoch 1\n"], -9, "killed by SIGKILL"),
-        (["epoch 1\n"], 7, "ended with exit code 7"),
         (["epoch 1\n=== killed by SIGKILL\n"], None, "killed by SIGKILL"),
         (["interrupted by SIGTERM: x\n=== ended with exit code 5\n"], 5, "interrupted by SIGTERM: x"),
         (["epoch 1\n"], 0, "ended without a score"),
@@ -143,6 +135,7 @@ def test_the_first_that_says_why_is_believed(tmp_path, outputs, code, words):
             file.write(b"error: of the attempt before\n")
         with open_output(tmp_path, name) as file:
             file.write(text.encode())
+        assert "of the attempt before" in (tmp_path / name).read_text()
     assert explain_end(tmp_path, code) == words
 
 
@@ -161,15 +154,9 @@ def test_more_jobs_than_there_is_share():
 
 
 def test_a_job_is_an_ordinary_run_in_its_slot():
-    inherited = {
-        "PATH": "p",
-        "SLURM_NTASKS": "4",
-        "LOCAL_RANK": "1",
-        "CUDA_VISIBLE_DEVICES": "0,1",
-        "WANDB_MODE": "offline",
-    }
+    inherited = {"PATH": "p", "SLURM_NTASKS": "4", "LOCAL_RANK": "1", "WANDB_MODE": "offline"}
     own = environment(Slot((0, 1), ("1",)), 2, inherited)
-    assert {name for name in own if name in inherited} == {"PATH", "CUDA_VISIBLE_DEVICES", "WANDB_MODE"}
+    assert {name for name in own if name in inherited} == {"PATH", "WANDB_MODE"}
     assert own["CUDA_VISIBLE_DEVICES"] == "1"
     assert own["OMP_NUM_THREADS"] == "2"
     assert environment(Slot((0,), ()), 8, {"OMP_NUM_THREADS": "1"})["OMP_NUM_THREADS"] == "1"
@@ -200,9 +187,8 @@ def sweep(tmp_path, monkeypatch):
             raise InputError("this seed is\nnot welcome")
         if cfg.seed == 3:
             raise ZeroDivisionError("a bug")
-        with claim.run_folder_lock(Path(cfg.run_dir)):
-            claim.write_config(Path(cfg.run_dir), OmegaConf.to_container(cfg, resolve=True), [])
-            Path(cfg.run_dir, layout.RESULTS).write_text(json.dumps(RESULTS))
+        claim.write_config(Path(cfg.run_dir), OmegaConf.to_container(cfg, resolve=True), [])
+        Path(cfg.run_dir, layout.RESULTS).write_text(json.dumps(RESULTS))
 
     def start(*arguments):
         done.clear()
@@ -226,11 +212,8 @@ def test_a_failing_job_never_takes_the_sweep_with_it(sweep, capsys):
     assert [row["status"] for row in rows] == ["done", "failed", "failed", "done"]
     assert [row["error"] for row in rows[1:3]] == ["this seed is not welcome", "ZeroDivisionError: a bug"]
     assert [row["overrides"] for row in rows[:2]] == ["seed=1", "seed=2"]
-    assert rows[0]["folder"].endswith("grid/seed=1")
-    assert float(rows[0]["val/bits_per_dim"]) == 3.5
     said = capsys.readouterr()
     assert "Traceback" in said.err
-    assert "ZeroDivisionError: a bug" in said.err
     assert "2 of 4 jobs failed" in said.err.splitlines()[-1]
     for row in rows:
         assert row["error"][:12] in said.out
@@ -259,52 +242,26 @@ def test_what_all_jobs_have_in_common_is_not_in_their_names(sweep, arguments, fo
 
 
 def test_the_same_sweep_again_runs_only_what_is_missing(sweep):
-    sweep("seed=1,2")
+    assert sweep("seed=1,2,1")[2] == [1, 2]
     code, rows, done = sweep("seed=2,1")
-    assert done == [2]
+    assert (code, done) == (6, [2])
     assert [row["status"] for row in rows] == ["failed", "done before"]
-    assert float(rows[1]["test/bits_per_dim"]) == 3.25
-    assert code == 6
+    assert (float(rows[1]["val/bits_per_dim"]), float(rows[1]["test/bits_per_dim"])) == (3.5, 3.25)
     assert sweep("seed=1,7")[::2] == (0, [7])
     assert "other settings" in sweep("seed=1,7", "trainer.max_epochs=7")[1][0]["error"]
 
 
-def test_a_search_survives_its_failures_and_names_the_run_that_did_best(sweep, capsys):
-    search = ["hparams_search=optuna", "seed=range(1,6)", "run_dir=kept", "hydra.sweep.dir=grid"]
-    code, rows, done = sweep(*search, "hydra.sweeper.n_trials=4")
-    said = capsys.readouterr()
-    assert (code, len(rows), len(done)) == (0, 4, 4), said.err
-    assert {row["status"] for row in rows} == {"done", "failed"}
-    assert {row["error"][:18] for row in rows} >= {"", "this seed is not w"}
-    best = next(row for row in rows if row["status"] == "done")
-    assert f"best run: grid/{best['job']}\n" in said.out
-    assert f".py experiment=smoke hparams_search=optuna {best['overrides']} hydra.mode=RUN\n" in said.out
-    code, again, done = sweep(*search, "hydra.sweeper.n_trials=4")
-    assert (code, done) == (0, [])
-    assert [(row["overrides"], row["error"]) for row in again] == [(row["overrides"], row["error"]) for row in rows]
-    assert f"done before: val {float(best['val/bits_per_dim']):.3f}" in capsys.readouterr().out
-
-
-def test_a_sweep_waits_for_what_a_killed_one_left_in_its_folders(sweep, tmp_path):
+def test_a_run_waits_for_the_end_of_another_in_its_folder(tmp_path):
     def save_and_end():
-        with claim.run_folder_lock(tmp_path / "grid" / "seed=1"):
+        with claim.run_folder_lock(tmp_path):
             (tmp_path / "held").touch()
-            time.sleep(3)
+            time.sleep(1)
             (tmp_path / "saved").touch()
 
-    left = multiprocessing.get_context("fork").Process(target=save_and_end)
-    left.start()
+    multiprocessing.get_context("fork").Process(target=save_and_end).start()
     wait_until((tmp_path / "held").exists)
-    assert sweep("seed=1,5")[0] == 0
-    saved, results = tmp_path / "saved", tmp_path / "grid" / "seed=1" / layout.RESULTS
-    assert saved.stat().st_mtime_ns < results.stat().st_mtime_ns
-    left.join()
-
-
-def test_a_job_that_is_asked_for_twice_is_run_once(sweep):
-    _, rows, done = sweep("seed=1,1")
-    assert done == [1]
-    assert [row["status"] for row in rows] == ["done"]
+    with claim.run_folder_lock(tmp_path):
+        assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize(
@@ -343,38 +300,25 @@ def test_further_options_reach_sbatch(plus, sweep, monkeypatch, tmp_path, capsys
     assert {"#SBATCH --account=mine", "#SBATCH --exclusive"} <= set(script.read_text().splitlines())
 
 
-ENDS = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-finally:
-    print(*sys.modules)
-"""
-
-
 @pytest.mark.parametrize("command", [["sample.py", "checkpoint=none.ckpt"], ["train.py", "seed=-1"]])
 def test_a_program_without_a_sweep_imports_nothing_of_sweeps(command):
-    modules = execute(sys.executable, "-c", ENDS, *command, cwd=ROOT, code=2).stdout.split()
-    assert "hydra_plugins.flows" in modules  # Hydra finds the names of launchers and sweepers there, and no more
-    assert not [name for name in modules if name.startswith(("flows.sweeps", "optuna", "submitit", "wandb"))]
+    imported = execute(sys.executable, "-X", "importtime", *command, cwd=ROOT, code=2).stderr
+    assert re.search(r"\| +flows\.cli\.entry\n", imported)
+    assert not re.search(r"\| +(flows\.sweeps|optuna|submitit|wandb)", imported)
 
 
 # -- whole sweeps of processes -----------------------------------------------------------------------------------------
 
 STUB = f"""
-import json, os, time
+import time
 from pathlib import Path
-from flows.processes import signals
 from flows.cli import entry
-from flows.processes import ranks
-from flows.runs import claim
+from flows.processes import ranks, signals
 from flows.runs import layout
 signals.install(is_resumable=True)
 def task(cfg):
     "Does not end in its first attempt, and at once in its second."
     ranks.end_with_launcher()
-    print("cores", len(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"], flush=True)
     folder = Path(cfg.run_dir)
     if (folder / "begun").exists():
         (folder / layout.RESULTS).write_text({json.dumps(RESULTS)!r})
@@ -410,27 +354,18 @@ def test_a_pool_takes_its_jobs_with_it(tmp_path):
 
 @pytest.mark.slow
 def test_a_pool_of_trainings(tmp_path):
-    """One job trains with DDP, the other fails; then only that one is run again, and goes on failing.
-
-    The experiment lies in the user's own folder, which all processes must be told.
-    """
+    """One job trains with DDP, the other fails, by an experiment in the user's own folder, which all must be told."""
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "own.yaml").write_text(
         "# @package _global_\ndefaults: [smoke, override /trainer: ddp_cpu]\ntrainer: {max_epochs: 1}\n"
     )
     own = [f"hydra.searchpath=[file://{tmp_path}/mine]", "experiment=own"]
-    sweep = ["-m", *own, "optimizer.lr=0.001,-1", "hydra/launcher=local_pool", "run_dir=grid"]
-    run("train.py", *sweep, "hydra.launcher.n_jobs=2", cwd=tmp_path, code=6)
-    good, bad = (tmp_path / "grid" / f"optimizer.lr={rate}" for rate in ("0.001", "-1"))
-    assert json.loads((good / layout.RESULTS).read_text())["steps"] == 2
-    before = {path: path.stat().st_mtime_ns for path in good.rglob("*")}
-    done = run("train.py", *sweep, cwd=tmp_path, code=6)
-    assert {path: path.stat().st_mtime_ns for path in good.rglob("*")} == before
-    assert (bad / "output.log").read_text().count("Invalid learning rate: -1") == 2
-    assert "1 of 2 jobs failed" in done.stderr.strip().splitlines()[-1]
-    rows = list(csv.DictReader((tmp_path / "grid" / "summary.csv").open()))
-    assert [row["status"] for row in rows] == ["done before", "failed"]
-    assert rows[1]["error"] == "optimizer: Invalid learning rate: -1"
+    pool = ["hydra/launcher=local_pool", "hydra.launcher.n_jobs=2"]
+    run("train.py", "-m", *own, *pool, "optimizer.lr=0.001,-1", "run_dir=grid", cwd=tmp_path, code=6)
+    good, bad = csv.DictReader((tmp_path / "grid" / "summary.csv").open())
+    assert (good["status"], bad["status"]) == ("done", "failed")
+    assert json.loads((Path(good["folder"]) / layout.RESULTS).read_text())["steps"] == 2
+    assert bad["error"] == "optimizer: Invalid learning rate: -1"
 
 
 @pytest.mark.slow

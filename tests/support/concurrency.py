@@ -1,7 +1,7 @@
 """The same work in many threads, and in a process that was forked from one with threads."""
 
 import multiprocessing
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -11,36 +11,26 @@ from support.waiting import SECONDS
 def assert_threads_may_share(solve, batches):
     """``solve(z)`` gives each thread, many times, what it gives alone."""
     expected = [solve(z) for z in batches]
-    right = []
 
     @torch.no_grad()
-    def work(n):
-        right.append(all(torch.equal(solve(batches[n]), expected[n]) for _ in range(20)))
+    def many_times(z):
+        return [solve(z) for _ in range(20)]
 
-    workers = [threading.Thread(target=work, args=(n,)) for n in range(len(batches))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=SECONDS)
-    assert right == [True] * len(batches)
+    with ThreadPoolExecutor(len(batches)) as pool:
+        for alone, together in zip(expected, pool.map(many_times, batches), strict=True):
+            assert all(torch.equal(alone, one) for one in together)
 
 
 def assert_a_fork_may(solve, z, threads):
     """``solve(z)`` gives a forked process the same, which lacks the threads of its parent, torch's own among them."""
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        expected = solve(z).flatten().tolist()
+    expected = solve(z).flatten().tolist()
 
-        @torch.no_grad()
-        def work():
-            raise SystemExit(0 if solve(z).flatten().tolist() == expected else 1)
+    @torch.no_grad()
+    def work():
+        assert solve(z).flatten().tolist() == expected
 
-        child = multiprocessing.get_context("fork").Process(target=work)
-        child.start()
-        child.join(timeout=SECONDS)
-    finally:
-        torch.set_num_threads(before)
-    code = child.exitcode
-    child.kill()
-    assert code == 0, "the child hangs" if code is None else "the child gets another answer"
+    child = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    child.start()
+    child.join(timeout=SECONDS)
+    assert child.exitcode == 0, "the child hangs" if child.is_alive() else "the child gets another answer"

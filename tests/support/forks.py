@@ -1,9 +1,8 @@
 """Programs of the project in forked processes: as separate as a user's, without the seconds of a start."""
 
-import multiprocessing.util
+import multiprocessing
 import os
 import sys
-import traceback
 from pathlib import Path
 
 from support.programs import ROOT, error_line
@@ -18,44 +17,37 @@ TASKS = {
 
 
 def fork(arguments, cwd, before=lambda: None, program="train.py"):
-    """Start a program with some arguments in the folder ``cwd``; returns the process's number.
+    """Start a program with some arguments in the folder ``cwd``; returns the process.
 
     What it prints goes to ``out.txt`` there, or nowhere. ``before()`` is called in the new process first.
     """
     import flows.training.run  # noqa: F401 once, before the fork
+
+    process = multiprocessing.get_context("fork").Process(target=_start, args=(arguments, cwd, before, program))
+    process.start()
+    return process
+
+
+def _start(arguments, cwd, before, program):
     from flows.cli import entry
     from flows.processes import signals
 
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    multiprocessing.util._run_after_forkers()  # as multiprocessing's own forks do: no listener of the parent's is ours
-    try:
-        os.setsid()
-        os.chdir(cwd)
-        output = os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-        sys.argv = [str(ROOT / program), *map(str, arguments)]
-        signals.install(is_resumable=program == "train.py")
-        before()
-        entry.run(TASKS[program], Path(program).stem)
-        code = 0
-    except SystemExit as error:
-        code = error.code or 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    os.setsid()
+    os.chdir(cwd)
+    output = os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    sys.argv = [str(ROOT / program), *map(str, arguments)]
+    signals.install(is_resumable=program == "train.py")
+    before()
+    entry.run(TASKS[program], Path(program).stem)
 
 
-def wait(pid):
+def wait(process):
     """The exit code of a forked process; minus the signal's number if one has killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    process.join()
+    return process.exitcode
 
 
 def output(folder):

@@ -57,10 +57,7 @@ def slurm():
 def submit(command, cwd, *options):
     """Submit a shell command as a job that runs in ``cwd`` and prints to ``out.txt`` there; returns its number."""
     sbatch = ["sbatch", "--parsable", "--requeue", "--output=out.txt", "--open-mode=append", *options]
-    done = subprocess.run(
-        sbatch, input=f"#!/bin/bash\n{command}\n", cwd=cwd, check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
+    return subprocess.check_output(sbatch, input=f"#!/bin/bash\n{command}\n", cwd=cwd, text=True).strip()
 
 
 def show(job):
