@@ -39,14 +39,15 @@ DISTRIBUTIONS = {
 
 def remedy_without(module: str) -> str | None:
     """How to get a library that is missing; ``None`` if it is none that the project uses."""
-    from importlib.metadata import PackageNotFoundError, requires  # takes longer than all of this
-
-    try:
-        libraries = requires("emerging-flows") or []
-    except PackageNotFoundError:  # not installed here
+    distribution = DISTRIBUTIONS.get(module, module.replace("_", "-"))
+    if HOME == CLONE:
+        if f'"{distribution}' not in (HOME / "pyproject.toml").read_text():
+            return None
         launcher = os.path.join(os.path.relpath(HOME), "with-env")
         return f"run it in the project's environment: {shlex.join([launcher, 'python', *sys.argv])}"
-    distribution = DISTRIBUTIONS.get(module, module.replace("_", "-"))
+    from importlib.metadata import requires  # takes longer than all of this
+
+    libraries = requires("emerging-flows") or []
     found = (re.fullmatch(rf"{distribution}\b[^;]*; extra == \W(\w+)\W", line) for line in libraries)
     extras = [match[1] for match in found if match]
     return f"pip install 'emerging-flows[{extras[0]}]'" if extras else None
