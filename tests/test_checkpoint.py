@@ -159,8 +159,8 @@ def test_missing_truncated_and_foreign_files_are_refused(saved, tmp_path):
         ({"config": {"model": MODEL | {"hidden_channels": "eight"}}}, "hidden_channels"),
         ({"config": {"model": MODEL | {"num_levels": "${oc.env:HOME}"}}}, "interpolation"),
         ({"config": {"model": {key: value for key, value in MODEL.items() if key != "mixing"}}}, "mixing"),
-        ({"config": {"model": MODEL | {"mixing": SHUFFLE | {"_partial_": False, "num_channels": 4}}}}, ""),
-        ({"config": {"model": MODEL | {"mixing": SHUFFLE | {"_partial_": "yes"}}}}, ""),
+        ({"config": {"model": MODEL | {"mixing": SHUFFLE | {"_partial_": False, "num_channels": 4}}}}, "mixing"),
+        ({"config": {"model": MODEL | {"mixing": SHUFFLE | {"_partial_": "yes"}}}}, "_partial_"),
     ],
 )
 def test_a_checkpoint_that_does_not_make_sense_is_refused_in_one_line(tmp_path, damage, words):

@@ -40,4 +40,4 @@ def test_what_a_page_says_works(page, trained, monkeypatch):
             exec(body, names)
         for program, arguments in re.findall(r"^flows (\w+) (.*)", body, re.MULTILINE):
             tiny = TINY if program == "train" else ["num_samples=4"]
-            run_forked(f"{program}.py", *tiny, *shlex.split(arguments), cwd=trained)
+            run_forked(f"{program}.py", *tiny, *shlex.split(arguments, comments=True), cwd=trained)
