@@ -1,6 +1,6 @@
 """Data-dependent initialisation, as an explicit act.
 
-Nothing initialises itself on the way: a forward pass is a pure function in every mode. Whoever starts a training calls
+Nothing initialises itself on the way: a forward pass is a pure function in every mode. The caller of a training calls
 :func:`initialize_from_data` once, with a batch that all workers share.
 """
 

@@ -180,7 +180,7 @@ def explain_lost_connection(trainer: pl.Trainer) -> Iterator[None]:
     """Around a training: one line when the connection to the other processes is lost, or never comes about.
 
     Raises:
-        ProcessError: it was lost. Whoever started the processes is given :data:`PATIENCE` seconds to end this one
+        ProcessError: it was lost. The launcher is given :data:`PATIENCE` seconds to end this one
             before, so that the one that was lost first stays the one that is named.
         InputError: the processes never met.
         Interrupted: they are being ended.

@@ -298,7 +298,7 @@ def build_trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
     if str(strategy := config["trainer"].get("strategy")).endswith(("spawn", "fork", "notebook")):
         raise InputError(f"trainer.strategy={strategy} starts processes of its own: trainer=ddp does that here")
     if config["trainer"].get("overfit_batches"):
-        raise InputError("trainer.overfit_batches would have no effect: data.images_per_epoch sets an epoch's length")
+        raise InputError("trainer.overfit_batches would have no effect: debug=overfit learns the same few images")
     callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
     loggers = [build(node) for node in config["logger"].values() if isinstance(node, dict)]
     if not loggers:
