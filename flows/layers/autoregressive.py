@@ -9,16 +9,13 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
 from flows.errors import InputError
-from flows.layers.base import Layer, require_channels
+from flows.layers.base import NOISE_STD, Layer, require_channels
 from flows.layers.masks import Direction, MaskShape, autoregressive_mask
 from flows.layers.weight_cache import WeightCache
 from flows.numerics import same_for_every_image
 from flows.solvers import AutoregressiveConvSolver, choose_backend, find_backend
 
 Diagonal = Literal["free", "positive", "unit"]
-
-NOISE_STD = 0.02
-"""Standard deviation of the noise that is added to the identity filter at the start (the released code)."""
 
 
 class AutoregressiveConv2d(Layer):

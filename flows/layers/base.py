@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from flows.errors import InputError
 
+NOISE_STD = 0.02
+"""Standard deviation of the noise with which filters and matrices start beside the identity (the released code)."""
+
 
 class Layer(nn.Module, ABC):
     """An invertible map between images of features, data side to latent side.

@@ -23,7 +23,7 @@ class Boundary(ABC):
         """The whole filter, ``(C, C, k, k)``, from its free taps."""
 
     @abstractmethod
-    def places(self, size: int, reach: int) -> Tensor:
+    def places(self, size: int, reach: int, device: torch.device) -> Tensor:
         """Which pixel stands at each of the positions ``-reach, ..., size - 1 + reach`` of a line."""
 
     @abstractmethod
@@ -44,7 +44,7 @@ class Boundary(ABC):
 
     def extend(self, x: Tensor, reach: int) -> Tensor:
         """``x`` with ``reach`` more pixels on every side; more than its own size is fine."""
-        rows, columns = (self.places(size, reach).to(x.device) for size in x.shape[-2:])
+        rows, columns = (self.places(size, reach, x.device) for size in x.shape[-2:])
         return x.index_select(-2, rows).index_select(-1, columns)
 
 
@@ -57,8 +57,8 @@ class Wrap(Boundary):
     def filter(self, weight: Tensor) -> Tensor:
         return weight
 
-    def places(self, size: int, reach: int) -> Tensor:
-        return torch.arange(-reach, size + reach) % size
+    def places(self, size: int, reach: int, device: torch.device) -> Tensor:
+        return torch.arange(-reach, size + reach, device=device) % size
 
     def transform(self, x: Tensor) -> Tensor:
         return torch.fft.rfft2(at_least_float32(x))
@@ -104,8 +104,8 @@ class Reflect(Boundary):
         offsets = torch.arange(-reach, reach + 1, device=weight.device).abs()
         return weight.index_select(2, offsets).index_select(3, offsets)
 
-    def places(self, size: int, reach: int) -> Tensor:
-        places = torch.arange(-reach, size + reach) % (2 * size)
+    def places(self, size: int, reach: int, device: torch.device) -> Tensor:
+        places = torch.arange(-reach, size + reach, device=device) % (2 * size)
         return torch.minimum(places, 2 * size - 1 - places)
 
     def transform(self, x: Tensor) -> Tensor:

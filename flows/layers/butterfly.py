@@ -6,13 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from flows.errors import InputError
-from flows.layers.base import Layer, require_channels
+from flows.layers.base import NOISE_STD, Layer, require_channels
 from flows.layers.matrices import checked_inverse
 from flows.layers.weight_cache import WeightCache
 from flows.numerics import same_for_every_image
-
-NOISE_STD = 0.02
-"""Standard deviation of the noise that is added to the identity at the start."""
 
 
 class Butterfly(Layer):

@@ -13,16 +13,13 @@ from torch.nn.functional import conv2d, conv_transpose2d
 from torch.nn.grad import conv2d_weight
 
 from flows.errors import InputError
-from flows.layers.base import Composite, Layer, require_channels, require_odd_kernel
+from flows.layers.base import NOISE_STD, Composite, Layer, require_channels, require_odd_kernel
 from flows.layers.conv1x1 import Conv1x1, Parametrization
 from flows.layers.masks import autoregressive_mask
 from flows.layers.weight_cache import WeightCache
 from flows.numerics import require_bound, same_for_every_image
 
 Symmetry = Literal["none", "skew"]
-
-NOISE_STD = 0.02
-"""Standard deviation of the filter at the start, so that the layer starts near the identity."""
 
 GRAM_ITERATIONS = 3
 """Squarings in the bound of the norm, which is then at most C^(1/16) times too large: 1.27 for 48 channels."""

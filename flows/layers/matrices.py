@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from flows.errors import InputError, NonFiniteError
+from flows.layers.base import NOISE_STD
 from flows.numerics import MAX_LOG_SCALE, bounded, require_bound
 from flows.solvers import IllConditionedWarning
 from flows.solvers.checks import warn_once
-
-NOISE_STD = 0.02
-"""Standard deviation of the noise with which a circulant matrix starts."""
 
 OrthogonalMap = Literal["cayley", "expm", "householder"]
 
@@ -329,6 +327,9 @@ class SVDMatrix(InvertibleMatrix):
         InputError: another map, or a bound that is not positive.
 
     Cost: ``O(C^3)`` per step, in float64.
+
+    Reference: Zhang, Lei & Dhillon, *Stabilizing Gradients for Deep Neural Networks via Efficient SVD
+    Parameterization*, ICML 2018.
     """
 
     def __init__(

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from flows.errors import InputError
-from flows.layers.autoregressive import NOISE_STD
-from flows.layers.base import Layer, require_channels, require_odd_kernel
+from flows.layers.base import NOISE_STD, Layer, require_channels, require_odd_kernel
 from flows.layers.boundaries import BOUNDARIES
 from flows.layers.matrices import checked_inverse, random_reflections, reflected
 from flows.layers.weight_cache import WeightCache

@@ -42,6 +42,15 @@ from flows.training.schedules import planned
 
 C = TypeVar("C", bound=pl.Callback)
 
+WITHOUT_EFFECT = {
+    "callbacks": "the group callbacks says what there is",
+    "logger": "the group logger says what there is",
+    "plugins": "the run brings its own",
+    "enable_model_summary": "the run says its number of parameters, those behind masks left out",
+    "overfit_batches": "debug=overfit learns the same few images",
+}
+"""Keys of Lightning's trainer that are refused, with what takes their place."""
+
 
 def train(cfg: DictConfig) -> float:
     """One run, from its configuration to its results; returns the best validation score for a sweeper.
@@ -292,13 +301,11 @@ def build_trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
         accelerator = "cpu"
         if MPSAccelerator.is_available():
             say("training on the CPU: Apple's GPUs have no float64, in which small matrices are factorised")
-    for key in ("callbacks", "logger", "plugins", "enable_model_summary"):
+    for key, instead in WITHOUT_EFFECT.items():
         if key in config["trainer"]:
-            raise InputError(f"trainer.{key} would have no effect: the groups callbacks and logger say what there is")
+            raise InputError(f"trainer.{key} would have no effect: {instead}")
     if str(strategy := config["trainer"].get("strategy")).endswith(("spawn", "fork", "notebook")):
         raise InputError(f"trainer.strategy={strategy} starts processes of its own: trainer=ddp does that here")
-    if config["trainer"].get("overfit_batches"):
-        raise InputError("trainer.overfit_batches would have no effect: debug=overfit learns the same few images")
     callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
     loggers = [build(node) for node in config["logger"].values() if isinstance(node, dict)]
     if not loggers:

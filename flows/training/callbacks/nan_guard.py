@@ -85,7 +85,7 @@ class StopAtLayer(StopOnNonFinite):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            return
+            return  # half precision: the scaler takes gradients that overflow into account, and skips their step
 
         def watch(name: str, inputs: tuple[Any, ...]) -> None:
             def look(gradient: Tensor) -> None:
