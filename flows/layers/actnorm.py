@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flows.layers.base import Layer, require_channels
-from flows.numerics import at_least_float32, same_for_every_image
+from flows.layers.base import require_channels
+from flows.layers.pixelwise import PixelMap, PixelwiseLayer
+from flows.numerics import at_least_float32
 
 LOG_SCALE_FACTOR = 3.0
 """Log-scales are stored divided by this, which multiplies their learning rate by it (Glow's released code)."""
@@ -15,7 +16,7 @@ EPSILON = 1e-6
 """Added to the standard deviation at initialisation, so that a constant channel gets a finite scale."""
 
 
-class ActNorm(Layer):
+class ActNorm(PixelwiseLayer):
     """Shifts and scales each channel; starts so that a first batch comes out with mean 0 and variance 1.
 
     Map: ``z = (x + bias) * exp(3 log_scale)``, per channel. Log-det: ``H W sum_c 3 log_scale_c``.
@@ -64,14 +65,12 @@ class ActNorm(Layer):
         self.log_scale.copy_(-torch.log(std + EPSILON) / LOG_SCALE_FACTOR)
         self.initialized.fill_(True)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = LOG_SCALE_FACTOR * self.log_scale
-        log_det = x.shape[2] * x.shape[3] * log_scale.sum()
-        return (x + self.bias) * torch.exp(log_scale), same_for_every_image(log_det, x)
+    def pixel_map(self) -> PixelMap:
+        scale = torch.exp(LOG_SCALE_FACTOR * self.log_scale).flatten()
+        return PixelMap(scale, self.bias.flatten() * scale)
 
-    def normalize_(self, x: Tensor) -> None:
-        """The map without its log-det, in place."""
-        x.add_(self.bias).mul_(torch.exp(LOG_SCALE_FACTOR * self.log_scale))
+    def log_abs_det(self) -> Tensor:
+        return LOG_SCALE_FACTOR * self.log_scale.sum()
 
     def inverse(self, z: Tensor) -> Tensor:
         return z * torch.exp(-LOG_SCALE_FACTOR * self.log_scale) - self.bias

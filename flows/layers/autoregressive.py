@@ -11,6 +11,7 @@ from torch.nn.functional import conv2d, pad
 from flows.errors import InputError
 from flows.layers.base import NOISE_STD, Layer, require_channels
 from flows.layers.masks import Direction, MaskShape, autoregressive_mask
+from flows.layers.pixelwise import PixelMap, pad_and_mark
 from flows.layers.weight_cache import WeightCache
 from flows.numerics import same_for_every_image
 from flows.solvers import AutoregressiveConvSolver, choose_backend, find_backend
@@ -62,7 +63,7 @@ class AutoregressiveConv2d(Layer):
         True
     """
 
-    is_affine = True
+    is_affine = absorbs_pixel_maps = True
     weight_mask: Tensor
 
     def __init__(
@@ -125,11 +126,15 @@ class AutoregressiveConv2d(Layer):
             return torch.ones_like(learned)
         return learned.exp() if self.diagonal == "positive" else learned
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        taps = self.filter()[:, :, self._rows, self._columns]
-        z = conv2d(pad(x, self._padding), taps, self.bias, dilation=self.dilation)
-        log_det = x.shape[2] * x.shape[3] * self.scale().abs().log().sum()
-        return z, same_for_every_image(log_det, x)
+    def forward(self, x: Tensor, before: PixelMap | None = None) -> tuple[Tensor, Tensor]:
+        height, width = x.shape[2:]
+        taps, padding = self.filter()[:, :, self._rows, self._columns], self._padding
+        if before is not None:
+            taps = before.folded_into(taps)
+        has_shift = taps.shape[1] > x.shape[1]
+        padded = pad_and_mark(x, padding, inside=1.0) if has_shift else pad(x, padding)
+        log_det = height * width * self.scale().abs().log().sum()
+        return conv2d(padded, taps, self.bias, dilation=self.dilation), same_for_every_image(log_det, x)
 
     def inverse(self, z: Tensor) -> Tensor:
         if self.bias is not None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from flows.errors import InputError
 
 NOISE_STD = 0.02
 """Standard deviation of the noise with which filters and matrices start beside the identity (the released code)."""
+
+CLAIMS = {
+    "forward": ("is_affine", "is_pixelwise", "absorbs_pixel_maps"),
+    "inverse": ("is_affine", "is_pixelwise", "inverse_is_capturable"),
+}
+"""What a class says of each of its methods."""
 
 
 class Layer(nn.Module, ABC):
@@ -28,12 +32,16 @@ class Layer(nn.Module, ABC):
 
     The table in ``tests/layer_table.py`` holds each layer to this promise.
 
-    What a class says of its inverse lets :mod:`flows.models.prepared_inverse` invert a model faster and more exactly.
-    A subclass that replaces ``inverse`` starts again with False.
+    What a class says of itself lets :class:`flows.layers.composite.Composite` run it faster, and
+    :mod:`flows.models.prepared_inverse` invert it faster and more exactly. A subclass that replaces ``forward`` or
+    ``inverse`` starts again with False.
 
     Attributes:
         is_affine: the layer is an affine map, so that encoding and decoding run it in float64 (:mod:`flows.numerics`).
-        is_pixelwise: it is one affine map of the channels, the same at every pixel, and is merged with its neighbours.
+        is_pixelwise: it is one affine map of the channels, the same at every pixel, and is merged with its neighbours
+            (:class:`flows.layers.pixelwise.PixelwiseLayer`).
+        absorbs_pixel_maps: ``forward`` takes one more argument, a :class:`flows.layers.pixelwise.PixelMap` or ``None``,
+            and does what that map and then the layer do.
         inverse_is_capturable: the inverse may become part of a CUDA graph. It never waits for the device once its
             weights are prepared, does the same whatever the numbers are, and launches at most some hundreds of kernels.
         image_size: the (H, W) of the images that the parameters are tied to; ``None`` for any.
@@ -41,13 +49,14 @@ class Layer(nn.Module, ABC):
 
     is_affine: ClassVar[bool] = False
     is_pixelwise: ClassVar[bool] = False
+    absorbs_pixel_maps: ClassVar[bool] = False
     inverse_is_capturable: bool = False
     image_size: tuple[int, int] | None = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "inverse" in vars(cls):
-            for claim in ("is_affine", "is_pixelwise", "inverse_is_capturable"):
+        for method, claims in CLAIMS.items():
+            for claim in claims if method in vars(cls) else ():
                 if claim not in vars(cls):
                     setattr(cls, claim, False)
 
@@ -65,26 +74,6 @@ class Layer(nn.Module, ABC):
         if self.image_size is not None and (height, width) != self.image_size:
             size = f"{self.image_size[0]} x {self.image_size[1]}"
             raise InputError(f"this {type(self).__name__} is for images of {size} pixels, not {height} x {width}")
-
-
-class Composite(Layer):
-    """Layers one after the other, as one layer: ``z = f_n(... f_1(x))`` and ``log_det = sum_i log |det df_i|``."""
-
-    @abstractmethod
-    def parts(self) -> Iterable[Layer]:
-        """The layers in data order; none at all is the identity."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        total = x.new_zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
-        for part in self.parts():
-            x, log_det = part(x)
-            total = total + log_det
-        return x, total
-
-    def inverse(self, z: Tensor) -> Tensor:
-        for part in reversed(list(self.parts())):
-            z = part.inverse(z)
-        return z
 
 
 def require_channels(num_channels: int) -> None:

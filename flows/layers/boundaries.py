@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from flows.layers.matrices import log_abs_det
 from flows.numerics import at_least_float32
 
 
@@ -35,12 +37,27 @@ class Boundary(ABC):
         """The images of a spectrum."""
 
     @abstractmethod
-    def matrices(self, filters: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """The matrix of each frequency, ``(C, C, k, k) -> (U, V, C, C)``, in double precision."""
+    def waves(self, image_size: tuple[int, int], kernel_size: int) -> Tensor:
+        """What each tap of a filter counts with at each frequency, ``(U, V, k, k)``, in double precision."""
 
     @abstractmethod
-    def multiplicity(self, matrices: Tensor, width: int) -> Tensor:
-        """How many frequencies of the whole spectrum each column stands for, ``(V,)``."""
+    def multiplicity(self, image_size: tuple[int, int]) -> Tensor:
+        """How many frequencies of the whole spectrum each one stands for, ``(U, V)``; 0 where another stands for it."""
+
+    def matrices(self, filters: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """The matrix of each frequency, ``(C, C, k, k) -> (U, V, C, C)``, in double precision."""
+        waves, _, _ = _constants(self, image_size, filters.shape[-1], filters.device)
+        return self._matrices(waves.flatten(0, 1), filters).unflatten(0, waves.shape[:2])
+
+    def log_abs_det(self, filters: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """``log |det|`` of the whole convolution in nats, a scalar in float64."""
+        _, distinct, multiplicity = _constants(self, image_size, filters.shape[-1], filters.device)
+        return log_abs_det(self._matrices(distinct, filters)) @ multiplicity
+
+    def _matrices(self, waves: Tensor, filters: Tensor) -> Tensor:
+        """``(F, k, k), (C, C, k, k) -> (F, C, C)``: one product for all."""
+        taps = filters.permute(2, 3, 0, 1).to(waves.dtype)
+        return (waves.flatten(1) @ taps.flatten(2).flatten(0, 1)).unflatten(1, filters.shape[:2])
 
     def extend(self, x: Tensor, reach: int) -> Tensor:
         """``x`` with ``reach`` more pixels on every side; more than its own size is fine."""
@@ -66,26 +83,25 @@ class Wrap(Boundary):
     def restore(self, spectrum: Tensor, image_size: tuple[int, int]) -> Tensor:
         return torch.fft.irfft2(spectrum, s=image_size)
 
-    def matrices(self, filters: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Complex128 ``(H, W // 2 + 1, C, C)``.
+    def waves(self, image_size: tuple[int, int], kernel_size: int) -> Tensor:
+        """Complex128, half of the spectrum: ``(H, W // 2 + 1, k, k)``.
 
         A cross-correlation reads ``x`` at ``p + tap``, so in the transform the tap at ``(dy, dx)`` counts with
-        ``exp(+2 pi i (u dy / H + v dx / W))``: the tap's place on the torus is ``(-dy, -dx)``.
+        ``exp(+2 pi i (u dy / H + v dx / W))``.
         """
-        reach = filters.shape[-1] // 2
-        offsets = torch.arange(-reach, reach + 1, device=filters.device)
-        rows, columns = (-offsets % size for size in image_size)
-        torus = filters.new_zeros(*image_size, *filters.shape[:2], dtype=torch.float64)
-        taps = filters.double().permute(2, 3, 0, 1)
-        # Taps that wrap onto each other add up.
-        torus = torus.index_put((rows[:, None], columns[None, :]), taps, accumulate=True)
-        return torch.fft.rfft2(torus, dim=(0, 1))
+        rows, columns = (_angles(size, kernel_size, 2 * math.pi / size) for size in image_size)
+        angles = rows[:, None, :, None] + columns[None, : image_size[1] // 2 + 1, None, :]
+        return torch.polar(torch.ones_like(angles), angles)
 
-    def multiplicity(self, matrices: Tensor, width: int) -> Tensor:
-        multiplicity = matrices.new_full((width // 2 + 1,), 2.0, dtype=torch.float64)
-        multiplicity[0] = 1.0
-        if width % 2 == 0:
-            multiplicity[-1] = 1.0
+    def multiplicity(self, image_size: tuple[int, int]) -> Tensor:
+        """Frequencies ``uv`` and ``-u-v`` are conjugate; in the columns where ``v = -v`` half of the rows suffices."""
+        height, width = image_size
+        multiplicity = torch.full((height, width // 2 + 1), 2.0, dtype=torch.float64)
+        for column in [0, width // 2] if width % 2 == 0 else [0]:
+            multiplicity[height // 2 + 1 :, column] = 0.0
+            multiplicity[0, column] = 1.0
+            if height % 2 == 0:
+                multiplicity[height // 2, column] = 1.0
         return multiplicity
 
 
@@ -116,17 +132,29 @@ class Reflect(Boundary):
         rows, columns = (_cosines(size, like=spectrum) for size in image_size)
         return rows.T @ spectrum @ columns
 
-    def matrices(self, filters: Tensor, image_size: tuple[int, int]) -> Tensor:
-        reach = filters.shape[-1] // 2
-        offsets = torch.arange(-reach, reach + 1, device=filters.device, dtype=torch.float64)
-        waves = []
-        for size in image_size:
-            frequencies = torch.arange(size, device=filters.device, dtype=torch.float64)
-            waves.append(torch.cos(math.pi * frequencies[:, None] * offsets / size))
-        return torch.einsum("uy,vx,oiyx->uvoi", *waves, filters.double())
+    def waves(self, image_size: tuple[int, int], kernel_size: int) -> Tensor:
+        rows, columns = (_angles(size, kernel_size, math.pi / size).cos() for size in image_size)
+        return rows[:, None, :, None] * columns[None, :, None, :]
 
-    def multiplicity(self, matrices: Tensor, width: int) -> Tensor:
-        return matrices.new_ones(width)
+    def multiplicity(self, image_size: tuple[int, int]) -> Tensor:
+        return torch.ones(image_size, dtype=torch.float64)
+
+
+def _angles(size: int, kernel_size: int, unit: float) -> Tensor:
+    """Frequency times offset times ``unit``, ``(size, k)``."""
+    reach = kernel_size // 2
+    return unit * torch.outer(torch.arange(size).double(), torch.arange(-reach, reach + 1).double())
+
+
+@lru_cache(maxsize=64)
+def _constants(
+    boundary: Boundary, image_size: tuple[int, int], kernel_size: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The waves of all frequencies; those of the distinct ones, and how many frequencies each of these stands for."""
+    with torch.inference_mode(False):  # they serve later calls in any autograd mode
+        waves, multiplicity = boundary.waves(image_size, kernel_size), boundary.multiplicity(image_size)
+        once = multiplicity > 0
+        return waves.to(device), waves[once].to(device), multiplicity[once].to(device)
 
 
 def _cosines(size: int, like: Tensor) -> Tensor:

@@ -6,19 +6,18 @@ from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
-from torch.nn.functional import conv2d
 
 from flows.errors import InputError
-from flows.layers.base import Layer, require_channels
+from flows.layers.base import require_channels
 from flows.layers.matrices import InvertibleMatrix, PlainMatrix, PLUMatrix, QRMatrix
+from flows.layers.pixelwise import PixelMap, PixelwiseLayer
 from flows.layers.weight_cache import WeightCache
-from flows.numerics import same_for_every_image
 
 Parametrization = Literal["plain", "plu", "qr"] | Callable[[int], InvertibleMatrix]
 """A name, or what makes the matrix from the number of channels, such as ``OrthogonalMatrix``."""
 
 
-class Conv1x1(Layer):
+class Conv1x1(PixelwiseLayer):
     """Multiplies the channels of every pixel by one invertible matrix.
 
     Map: ``z[:, :, i, j] = W x[:, :, i, j]``. Log-det: ``H W log |det W|``. Inverse: the same with ``W^-1``, which is
@@ -67,17 +66,15 @@ class Conv1x1(Layer):
         self.weight = _matrix(num_channels, parametrization, num_reflections)
         self._inverse_matrix: WeightCache[Tensor] = WeightCache()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_det = x.shape[2] * x.shape[3] * self.weight.log_abs_det()
-        return _multiply(self.weight.matrix(), x), same_for_every_image(log_det, x)
+    def pixel_map(self) -> PixelMap:
+        return PixelMap(self.weight.matrix())
+
+    def log_abs_det(self) -> Tensor:
+        return self.weight.log_abs_det()
 
     def inverse(self, z: Tensor) -> Tensor:
         inverse_matrix = self._inverse_matrix.get(self.weight.inverse_matrix, *self.weight.tensors())
-        return _multiply(inverse_matrix, z)
-
-
-def _multiply(matrix: Tensor, x: Tensor) -> Tensor:
-    return conv2d(x, matrix[:, :, None, None])
+        return PixelMap(inverse_matrix)(z)
 
 
 def _matrix(num_channels: int, parametrization: Parametrization, num_reflections: int | None) -> InvertibleMatrix:

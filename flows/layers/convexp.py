@@ -13,7 +13,8 @@ from torch.nn.functional import conv2d, conv_transpose2d
 from torch.nn.grad import conv2d_weight
 
 from flows.errors import InputError
-from flows.layers.base import NOISE_STD, Composite, Layer, require_channels, require_odd_kernel
+from flows.layers.base import NOISE_STD, Layer, require_channels, require_odd_kernel
+from flows.layers.composite import Composite
 from flows.layers.conv1x1 import Conv1x1, Parametrization
 from flows.layers.masks import autoregressive_mask
 from flows.layers.weight_cache import WeightCache

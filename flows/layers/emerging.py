@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from flows.layers.autoregressive import AutoregressiveConv2d, Diagonal
-from flows.layers.base import Composite, Layer
+from flows.layers.base import Layer
+from flows.layers.composite import Composite
 from flows.layers.conv1x1 import Conv1x1, Parametrization
 from flows.layers.masks import MaskShape
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from flows.errors import InputError
 from flows.layers.autoregressive import AutoregressiveConv2d, Diagonal
-from flows.layers.base import Composite, Layer, require_channels
+from flows.layers.base import Layer, require_channels
+from flows.layers.composite import Composite
 from flows.layers.conv1x1 import Conv1x1, Parametrization
 
 CORNERS = ((), (3,), (2,), (2, 3))

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from flows.errors import InputError
-from flows.layers.base import Composite, Layer
+from flows.layers.base import Layer
+from flows.layers.composite import Composite
 from flows.layers.factories import make
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
 from flows.errors import InputError
-from flows.layers.base import Composite, Layer, require_channels
+from flows.layers.base import Layer, require_channels
+from flows.layers.composite import Composite
 from flows.layers.conv1x1 import Conv1x1, Parametrization
 from flows.layers.networks import WEIGHT_STD
 from flows.layers.weight_cache import WeightCache

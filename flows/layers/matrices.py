@@ -7,10 +7,11 @@ Each offers the matrix, the logarithm of its absolute determinant, and its inver
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from flows.errors import InputError, NonFiniteError
 from flows.layers.base import NOISE_STD
@@ -54,10 +55,42 @@ def checked_inverse(matrix: Tensor, inverse: Tensor, what: str, dtype: torch.dty
 
 
 def reflected(below: Tensor) -> Tensor:
-    """The product of the Householder reflections of the columns of ``(C, k)``, which hold what is below their ones."""
+    """The product of the Householder reflections of the columns of ``(C, k)``, which hold what is below their ones.
+
+    ``H_1 ... H_k = I - V S^-1 V^T`` with ``S = striu(V^T V) + diag(V^T V) / 2``: a few matrix products, whatever k is.
+
+    Reference: Joffrain et al., *Accumulating Householder Transformations, Revisited*, ACM TOMS 2006, section 3.
+    """
     num_channels, num_reflections = below.shape
-    tau = 2.0 / (1.0 + below.square().sum(dim=0))
-    return torch.linalg.householder_product(nn.functional.pad(below, (0, num_channels - num_reflections)), tau)
+    identity = torch.eye(num_channels, dtype=below.dtype, device=below.device)
+    vectors = below + identity[:, :num_reflections]
+    gram = vectors.T @ vectors
+    upper = gram.triu(1) + torch.diag(gram.diagonal() / 2)
+    return identity - vectors @ torch.linalg.solve_triangular(upper, vectors.T, upper=True)
+
+
+def log_abs_det(matrices: Tensor) -> Tensor:
+    """``log |det M|`` of real or complex matrices, ``(..., C, C) -> (...)``; minus infinity where it is singular.
+
+    One factorisation gives the value and, as ``M^-H``, the gradient.
+    """
+    return _LogAbsDet.apply(matrices)
+
+
+class _LogAbsDet(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, matrices: Tensor) -> Tensor:
+        factors, pivots, _ = torch.linalg.lu_factor_ex(matrices)
+        if ctx.needs_input_grad[0]:
+            identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+            ctx.save_for_backward(torch.linalg.lu_solve(factors, pivots, identity.expand_as(matrices)).mH)
+        return factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (inverse_transposed,) = ctx.saved_tensors
+        return gradients[0][..., None, None] * inverse_transposed
 
 
 def random_reflections(num_channels: int) -> Tensor:
@@ -109,7 +142,7 @@ class PlainMatrix(InvertibleMatrix):
         return self.weight
 
     def log_abs_det(self) -> Tensor:
-        return torch.linalg.slogdet(self.weight.double()).logabsdet.to(self.weight.dtype)
+        return log_abs_det(self.weight.double()).to(self.weight.dtype)
 
     def inverse_matrix(self) -> Tensor:
         weight = self.weight.double()
@@ -177,8 +210,7 @@ class QRMatrix(InvertibleMatrix):
     Note:
         The ``i``-th reflection vector is scaled to ``v_i = 1`` and starts with ``i`` zeros, LAPACK's form, where the
         paper leaves all C entries free. Both describe the same orthogonal matrices with the same number of degrees of
-        freedom; this one has no redundant direction, cannot degenerate to ``v = 0``, and
-        ``torch.linalg.householder_product`` evaluates it at once.
+        freedom; this one has no redundant direction and cannot degenerate to ``v = 0``.
     """
 
     reflections_mask: Tensor

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d, linear, pad
 
 from flows.layers.actnorm import LOG_SCALE_FACTOR, ActNorm
+from flows.layers.pixelwise import PixelMap, is_watched, pad_and_mark
 
 WEIGHT_STD = 0.05
 """Standard deviation of the convolutions' initial weights (Glow's released code)."""
@@ -17,8 +18,8 @@ WEIGHT_STD = 0.05
 class EdgeBias(nn.Module):
     """What a convolution adds when it sees one extra input channel that is 1 on the zero padding and 0 on the image.
 
-    The channel is the same for every image, so its convolution is computed once per forward pass, for a single
-    image, instead of as one more channel of the whole batch: the same numbers at next to no cost.
+    The channel is the same for every image, so its convolution can be computed once per forward pass, for a single
+    image, instead of as one more channel of the whole batch.
 
     Args:
         num_channels: output channels.
@@ -71,9 +72,31 @@ class PaddedConv2d(nn.Module):
         has_edge = edge_bias and kernel_size > 1
         self.edge_bias = EdgeBias(out_channels, kernel_size, std) if has_edge else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        z = conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
-        return z if self.edge_bias is None else z.add_(self.edge_bias(x.shape[2], x.shape[3]))
+    def forward(self, x: Tensor, after: PixelMap | None = None, *, relu: bool = False) -> Tensor:
+        """The convolution; then a diagonal map of its channels, which scales its weights and no output; then a ReLU."""
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        edge = self.edge_bias
+        # Where the input has fewer channels than the output, one more of them is cheaper than an addition.
+        as_channel = edge is not None and weight.shape[1] < weight.shape[0]
+        if edge is not None and as_channel:
+            weight = torch.cat([weight, edge.weight], dim=1)
+        if after is not None:
+            weight = weight * after.matrix[:, None, None, None]
+            bias = after.of_shift(bias)
+        if weight.shape[-1] == 1:
+            pixels = linear(x.permute(0, 2, 3, 1).flatten(0, 2), weight[:, :, 0, 0], bias)
+            pixels = pixels.relu_() if relu else pixels
+            return pixels.unflatten(0, (len(x), *x.shape[2:])).permute(0, 3, 1, 2)
+        reach = weight.shape[-1] // 2
+        if as_channel:
+            z = conv2d(pad_and_mark(x, [reach] * 4, inside=0.0), weight, bias)
+        else:
+            z = conv2d(x, weight, bias, padding=reach)
+            if edge is not None:
+                added = edge(x.shape[2], x.shape[3])
+                z.add_(added if after is None else added * after.matrix[:, None, None])
+        return z.relu_() if relu else z
 
 
 class ZeroConv2d(nn.Module):
@@ -92,7 +115,7 @@ class ZeroConv2d(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(out_channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.convolution(x) * torch.exp(LOG_SCALE_FACTOR * self.log_scale)
+        return self.convolution(x, PixelMap(torch.exp(LOG_SCALE_FACTOR * self.log_scale).flatten()))
 
 
 class Network(nn.Module, ABC):
@@ -107,11 +130,6 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The outputs; ``x`` is not written to."""
-
-    @torch.no_grad()
-    def infer(self, x: Tensor) -> Tensor:
-        """What ``forward`` returns, without autograd; a subclass may save time or memory."""
-        return self(x)
 
 
 class GlowNetwork(Network):
@@ -152,22 +170,10 @@ class GlowNetwork(Network):
         self.last = ZeroConv2d(hidden_channels, out_channels, edge_bias=edge_bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)  # the layout in which convolutions are fastest
         for convolution, norm in ((self.first, self.first_norm), (self.second, self.second_norm)):
-            x = convolution(x)
-            if norm is not None:
-                x, _ = norm(x)
-            x = torch.relu(x)
-        return self.last(x)
-
-    @torch.no_grad()
-    def infer(self, x: Tensor) -> Tensor:
-        """What ``forward`` returns, bit for bit, but without autograd and with each intermediate written in place.
-
-        New memory for each would have to be mapped and brought into the cache first.
-        """
-        for convolution, norm in ((self.first, self.first_norm), (self.second, self.second_norm)):
-            x = convolution(x)
-            if norm is not None:
-                norm.normalize_(x)
-            x.relu_()
+            if norm is not None and is_watched(norm):
+                x = torch.relu(norm(convolution(x))[0])
+            else:
+                x = convolution(x, None if norm is None else norm.pixel_map(), relu=True)
         return self.last(x)

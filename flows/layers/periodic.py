@@ -12,6 +12,7 @@ from flows.errors import InputError
 from flows.layers.base import NOISE_STD, Layer, require_channels, require_odd_kernel
 from flows.layers.boundaries import BOUNDARIES
 from flows.layers.matrices import checked_inverse, random_reflections, reflected
+from flows.layers.pixelwise import PixelMap
 from flows.layers.weight_cache import WeightCache
 from flows.numerics import same_for_every_image
 
@@ -49,8 +50,8 @@ class PeriodicConv2d(Layer):
     Warns:
         IllConditionedWarning: once for each size, from ``inverse``, if fewer than about four digits can be right.
 
-    Cost: forward, ``k^2 C^2`` multiplications per pixel; log-det, ``H W / 2`` factorisations of C x C matrices, in
-    complex128; inverse, two FFTs and ``C^2`` complex multiplications per frequency.
+    Cost: forward, ``k^2 C^2`` multiplications per pixel; log-det with its gradient, ``H W / 2`` factorisations and
+    inverses of C x C matrices, in complex128; inverse, two FFTs and ``C^2`` complex multiplications per frequency.
 
     Reference: section 3.2 of the paper, figure 6; for mirrors Karami et al., *Invertible Convolutional Flow*, NeurIPS
     2019; for ``orthogonal`` Trockman & Kolter, *Orthogonalizing Convolutional Layers with the Cayley Transform*, ICLR
@@ -69,7 +70,7 @@ class PeriodicConv2d(Layer):
         True
     """
 
-    is_affine = True
+    is_affine = absorbs_pixel_maps = True
     inverse_is_capturable = True
     start: Tensor
 
@@ -98,14 +99,20 @@ class PeriodicConv2d(Layer):
                 self.weight[:, :, centre, centre] += nn.init.orthogonal_(torch.empty(num_channels, num_channels))
         self._inverse_matrices: WeightCache[Tensor] = WeightCache()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, before: PixelMap | None = None) -> tuple[Tensor, Tensor]:
         image_size = (x.shape[2], x.shape[3])
         if self.orthogonal:
+            x = x if before is None else before(x)
             z = self._multiply(self.frequency_matrices(*image_size), x) + self.bias[:, None, None]
             return z, same_for_every_image(self.weight.new_zeros(()), x)
-        z = conv2d(self.boundary.extend(x, self.reach), self.boundary.filter(self.weight), self.bias)
-        log_abs_dets = torch.linalg.slogdet(self.frequency_matrices(*image_size)).logabsdet
-        log_det = (log_abs_dets * self.boundary.multiplicity(log_abs_dets, image_size[1])).sum()
+        taps = self.boundary.filter(self.weight)
+        bias: Tensor = self.bias
+        if before is not None:  # what continues an image beyond its border continues a shift too
+            if before.shift is not None:
+                bias = bias + taps.sum(dim=(2, 3)) @ before.shift
+            taps = PixelMap(before.matrix).folded_into(taps)
+        z = conv2d(self.boundary.extend(x, self.reach), taps, bias)
+        log_det = self.boundary.log_abs_det(self.boundary.filter(self.weight), image_size)
         return z, same_for_every_image(log_det.to(self.weight.dtype), x)
 
     def inverse(self, z: Tensor) -> Tensor:

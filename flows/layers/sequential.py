@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from flows.layers.base import Composite, Layer
+from flows.layers.base import Layer
+from flows.layers.composite import Composite
 
 
 class Sequential(Composite):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from flows.layers.actnorm import ActNorm
-from flows.layers.base import Composite, Layer
+from flows.layers.base import Layer
+from flows.layers.composite import Composite
 
 
 class FlowStep(Composite):

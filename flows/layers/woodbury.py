@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from flows.errors import InputError
-from flows.layers.base import Composite, Layer, require_channels
-from flows.layers.matrices import checked_inverse
+from flows.layers.base import Layer, require_channels
+from flows.layers.composite import Composite
+from flows.layers.matrices import checked_inverse, log_abs_det
 from flows.layers.weight_cache import WeightCache
 from flows.numerics import same_for_every_image
 
@@ -60,7 +61,7 @@ class LowRankUpdate(Layer):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z = x + self._multiplied(x, self.left, self.right)
         num_vectors = x.shape[1:].numel() // len(self.left)
-        log_det = num_vectors * torch.linalg.slogdet(self._core()).logabsdet
+        log_det = num_vectors * log_abs_det(self._core())
         return z, same_for_every_image(log_det.to(self.left.dtype), x)
 
     def inverse(self, z: Tensor) -> Tensor:

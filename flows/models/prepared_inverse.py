@@ -26,7 +26,7 @@ from torch.nn.functional import conv2d
 
 from flows.errors import NonFiniteError
 from flows.layers import Layer
-from flows.layers.base import Composite
+from flows.layers.composite import Composite
 from flows.layers.weight_cache import WeightCache, frozen_copy, remembers_weights
 from flows.solvers.graphs import GraphStore, may_capture
 

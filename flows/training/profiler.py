@@ -12,7 +12,8 @@ from pytorch_lightning.profilers import Profiler
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from flows.layers.base import Composite, Layer
+from flows.layers.base import Layer
+from flows.layers.composite import Composite
 from flows.layers.networks import Network
 from flows.models.priors import FactorOut
 

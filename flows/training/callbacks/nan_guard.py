@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flows.errors import InputError, NonFiniteError
-from flows.layers.base import Composite, Layer
+from flows.layers.base import Layer
+from flows.layers.composite import Composite
 from flows.measures.diagnostics import first_non_finite, gradient_norm
 from flows.models.priors import FactorOut
 from flows.runs.checkpoint import newest_good

@@ -1,0 +1,106 @@
+"""Affine maps of the channels that are the same at every pixel. They compose with each other and with what follows."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, cat, nn
+from torch.nn.functional import linear, pad
+
+from flows.layers.base import Layer
+from flows.numerics import same_for_every_image
+
+
+@dataclass(frozen=True)
+class PixelMap:
+    """``h[:, :, i, j] -> matrix h[:, :, i, j] + shift``.
+
+    Attributes:
+        matrix: (C', C), or (C,), the diagonal of one.
+        shift: (C',), or ``None`` for none.
+    """
+
+    matrix: Tensor
+    shift: Tensor | None = None
+
+    def then(self, other: PixelMap) -> PixelMap:
+        """The one map that does what this one and then ``other`` do; neither is applied to any pixel for it."""
+        if self.matrix.ndim == 1:
+            matrix = other.matrix * self.matrix
+        else:
+            matrix = other.matrix @ self.matrix if other.matrix.ndim == 2 else other.matrix[:, None] * self.matrix
+        return PixelMap(matrix, other.of_shift(self.shift))
+
+    def of_shift(self, shift: Tensor | None) -> Tensor | None:
+        """What a shift in front of the map comes to behind it, its own one added."""
+        if shift is None:
+            return self.shift
+        shift = self.matrix @ shift if self.matrix.ndim == 2 else self.matrix * shift
+        return shift if self.shift is None else shift + self.shift
+
+    def folded_into(self, taps: Tensor) -> Tensor:
+        """The filter of a convolution that does what this map does and then the one with ``taps``.
+
+        Args:
+            taps: ``(O, C', k, k)``.
+
+        Returns:
+            ``(O, C, k, k)``; with a shift ``(O, C + 1, k, k)``, for images with one more channel. That is 1 on the image
+            and 0 on the zero padding, where the convolution does not see the shift (:func:`pad_and_mark`).
+        """
+        taps = taps.permute(0, 2, 3, 1)
+        folded = taps * self.matrix if self.matrix.ndim == 1 else taps @ self.matrix
+        if self.shift is not None:
+            folded = cat([folded, (taps @ self.shift)[..., None]], dim=-1)
+        return folded.permute(0, 3, 1, 2)
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """``(B, C, H, W) -> (B, C', H, W)``; a matrix leaves the channels innermost in memory (channels-last)."""
+        if self.matrix.ndim == 2:
+            return linear(h.permute(0, 2, 3, 1), self.matrix, self.shift).permute(0, 3, 1, 2)
+        h = h * self.matrix[:, None, None]
+        return h if self.shift is None else h + self.shift[:, None, None]
+
+
+def pad_and_mark(x: Tensor, padding: list[int], *, inside: float) -> Tensor:
+    """Zero-padded images with one more channel that tells the image from its padding.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        padding: left, right, top, bottom.
+        inside: the channel's value on the image, 0 or 1; on the padding it is the other.
+    """
+    marks = pad(x.new_full((1, 1, *x.shape[2:]), inside), padding, value=1.0 - inside)
+    return pad(x, [*padding, 0, 1]).add_(pad(marks, [0, 0, 0, 0, x.shape[1], 0]))
+
+
+class PixelwiseLayer(Layer):
+    """One affine map of the channels, the same at every pixel.
+
+    Map: ``z[:, :, i, j] = W x[:, :, i, j] + b``. Log-det: ``H W log |det W|``. A subclass gives ``W`` and ``b`` by
+    :meth:`pixel_map` and the log-det of one pixel by :meth:`log_abs_det`, both differentiable, and its inverse.
+
+    A :class:`~flows.layers.base.Composite` does not run such a layer by itself: it composes the map with those that
+    follow, and with the filter of a convolution behind them. That saves passes over the images.
+    """
+
+    is_affine = is_pixelwise = True
+    inverse_is_capturable = True
+
+    @abstractmethod
+    def pixel_map(self) -> PixelMap:
+        """``W`` and ``b``."""
+
+    @abstractmethod
+    def log_abs_det(self) -> Tensor:
+        """``log |det W|`` in nats, a scalar."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        log_det = x.shape[2] * x.shape[3] * self.log_abs_det()
+        return self.pixel_map()(x), same_for_every_image(log_det, x)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a hook looks at what the module does, so that it has to run by itself."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
