@@ -46,8 +46,8 @@ class PixelMap:
             taps: ``(O, C', k, k)``.
 
         Returns:
-            ``(O, C, k, k)``; with a shift ``(O, C + 1, k, k)``, for images with one more channel. That is 1 on the image
-            and 0 on the zero padding, where the convolution does not see the shift (:func:`pad_and_mark`).
+            ``(O, C, k, k)``; with a shift ``(O, C + 1, k, k)``, for images with one more channel, that of
+            :func:`pad_and_mark`: 1 on the image, 0 on the zero padding, where the convolution sees no shift.
         """
         taps = taps.permute(0, 2, 3, 1)
         folded = taps * self.matrix if self.matrix.ndim == 1 else taps @ self.matrix
