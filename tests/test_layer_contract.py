@@ -12,7 +12,7 @@ from support.contract import CHECKS, images, make
 from torch import nn
 
 import flows
-from flows.layers import Conv1x1, Layer
+from flows.layers import AutoregressiveConv2d, Conv1x1, Layer
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -167,10 +167,15 @@ def test_contract_rejects_what_is_broken(broken, check):
         check(make(broken), *further, images((2, 3, 4)))
 
 
-def test_a_class_that_replaces_the_inverse_inherits_no_claim_of_it():
-    class Replaced(Conv1x1):
+def test_a_class_that_replaces_a_direction_inherits_no_claim_of_it():
+    class OtherInverse(Conv1x1):
         def inverse(self, z):
             return super().inverse(z)
 
+    class OtherForward(AutoregressiveConv2d):
+        def forward(self, x):
+            return super().forward(x)
+
     assert Conv1x1.is_affine and Conv1x1.is_pixelwise and Conv1x1.inverse_is_capturable
-    assert not (Replaced.is_affine or Replaced.is_pixelwise or Replaced.inverse_is_capturable)
+    assert not (OtherInverse.is_affine or OtherInverse.is_pixelwise or OtherInverse.inverse_is_capturable)
+    assert AutoregressiveConv2d.absorbs_pixel_maps and not OtherForward.absorbs_pixel_maps

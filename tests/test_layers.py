@@ -93,6 +93,54 @@ def test_actnorm_survives_a_constant_channel():
     assert torch.isfinite(layer.log_scale).all()
 
 
+# -- maps of the channels fold into what follows -----------------------------------------------------------------------
+
+MIXINGS = [
+    Conv1x1,
+    EmergingConv2d,
+    partial(EmergingConv2d, mask="raster", dilation=2, parametrization="plu"),
+    PeriodicConv2d,
+    partial(PeriodicConv2d, boundary="reflect"),
+    partial(PeriodicConv2d, orthogonal=True),
+    Reverse,
+]
+
+
+def step_of(mixing):
+    return make(lambda: Sequential(ActNorm(4), ActNorm(4), mixing(4), AffineCoupling(4, 6), Conv1x1(4)))
+
+
+def answers_and_gradients(layer, x):
+    x = x.clone().requires_grad_()
+    z, log_det = layer(x)
+    (z.square().sum() + log_det.sum()).backward()
+    return [z, log_det, x.grad, *(parameter.grad.clone() for parameter in layer.parameters())]
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_folded_maps_are_what_the_layers_are_one_by_one(mixing):
+    layer, x = step_of(mixing), images((4, 3, 5))
+    folded = answers_and_gradients(layer, x)
+    layer.zero_grad()
+    for module in layer.modules():
+        module.register_forward_hook(lambda *_: None)  # nothing that is watched is folded
+    torch.testing.assert_close(folded, answers_and_gradients(layer, x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_no_pixelwise_layer_runs_by_itself_unless_a_hook_looks_at_it(mixing):
+    layer, seen = step_of(mixing), []
+    for kind in (ActNorm, Conv1x1):
+        for module in layer.modules():
+            if type(module) is kind:
+                module.forward = lambda x, forward=module.forward: seen.append(1) or forward(x)
+    layer(images((4, 3, 5)))
+    assert not seen
+    layer.layers[0].register_forward_hook(lambda *_: None)
+    layer(images((4, 3, 5)))
+    assert seen == [1]
+
+
 # -- the networks ------------------------------------------------------------------------------------------------------
 
 
