@@ -29,6 +29,7 @@ from benchmarks.program import conclude, format_time, new_parser, say, show_mach
 from benchmarks.program import run as run_program
 from benchmarks.training import MIXINGS, add_model, make_model
 from flows import Flow, InputError
+from flows.numerics import in_precision
 
 
 class Loss(nn.Module):
@@ -57,7 +58,7 @@ def make_steps(options: argparse.Namespace, rank: int, num_processes: int) -> di
 
     def step(together: bool) -> None:
         optimizer.zero_grad()
-        with nullcontext() if together else model.no_sync():
+        with nullcontext() if together else model.no_sync(), in_precision(options.precision, device):
             model(images).backward()
         optimizer.step()
         if device.type == "cuda":

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 import torch
 
@@ -31,6 +32,7 @@ from flows.layers import (
     Shuffle,
 )
 from flows.measures.timing import fastest_of_many
+from flows.numerics import Precision, in_precision
 
 MIXINGS: dict[str, Callable[[int], Layer]] = {
     "conv1x1": Conv1x1,
@@ -51,6 +53,7 @@ def add_model(parser: argparse.ArgumentParser, batch: int) -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=batch, help="images in a step")
+    parser.add_argument("--precision", choices=get_args(Precision), default="exact", help="of a step")
 
 
 def make_model(name: str, options: argparse.Namespace, device: torch.device) -> tuple[Flow, torch.Tensor]:
@@ -66,12 +69,14 @@ def make_model(name: str, options: argparse.Namespace, device: torch.device) -> 
 
 def make_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
     """One step of training with random images."""
-    flow, images = make_model(name, options, torch.device(options.device))
+    device = torch.device(options.device)
+    flow, images = make_model(name, options, device)
     optimizer = torch.optim.Adamax(flow.parameters(), lr=1e-3)
 
     def step() -> None:
         optimizer.zero_grad()
-        flow.bits_per_dim(images).mean().backward()
+        with in_precision(options.precision, device):
+            flow.bits_per_dim(images).mean().backward()
         optimizer.step()
 
     return step

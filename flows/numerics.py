@@ -1,29 +1,31 @@
 """Every numerical decision of the project, taken once.
 
 * **Log-determinants are never less precise than float32.** They are sums over thousands of dimensions, and one bit
-  lost there shows in the second decimal of a bits/dim. Under autocast the activations may be half precision;
-  ``per_image_sum`` accumulates in float32 all the same.
+  lost there shows in the second decimal of a bits/dim. Should the activations be half precision, ``per_image_sum``
+  accumulates in float32 all the same.
 * **Small matrices are factorised in float64.** They are the matrix of a 1x1 convolution, the centre tap of an
   autoregressive one and the frequency matrices of a periodic one. They have a few hundred rows at most. So
   determinants and inverses cost nothing beside the convolutions, and decide how exact the round trip is.
 * **What a network decides about a scale or a shift is bounded, by one function.** An affine layer inverts by dividing
   by a scale that a network reads off the activations. Without a bound, one activation that is too large makes the next
   one larger still, and within a few layers a sample overflows. ``bounded`` keeps every such answer in ``[-b, b]``.
-* **No TF32 unless asked for.** A forward pass in TF32 (10 bits of mantissa) followed by an exact inverse does not
-  return to the image it started from. ``set_matmul_precision`` switches matrix products and convolutions together,
-  for both directions.
-* **Encoding and decoding are exact whatever is on.** They run under ``full_precision``: neither TF32 nor autocast, so
-  that ``decode(encode(x))`` is ``x``, pixel for pixel. Affine layers run in float64 there: their sums over channels and
+* **One choice of precision, exact unless asked.** ``in_precision`` makes it: ``exact``, ``tf32`` or ``bf16``. Densities
+  are computed in the choice around them, whatever torch's own switches and autocast say; without one they are exact.
+* **Half precision is for networks alone.** With ``bf16`` those inside couplings and masked layers run under autocast.
+  Their answers are float32 again before a scale or a shift is made of them. ``x``, scales, log-determinants, mixing
+  layers and priors never are half precision: rounding there costs 0.02 bits/dim.
+* **Encoding and decoding are exact whatever is chosen.** They run under ``full_precision``, so that
+  ``decode(encode(x))`` is ``x``, pixel for pixel. Affine layers run in float64 there: their sums over channels and
   pixels lose ten times the digits that couplings do, and images unlike the data have none to spare.
-* **Every score is exact.** Validation, test and evaluation run under ``full_precision`` too; training alone follows the
-  user's choice.
+* **Every score is exact.** Initialisation, validation and test run under ``full_precision`` too; training alone follows
+  the user's choice, and ``evaluate.py`` where it is asked to.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -31,7 +33,9 @@ from torch import Tensor
 
 from flows.errors import InputError
 
-MatmulPrecision = Literal["exact", "tf32"]
+Precision = Literal["exact", "tf32", "bf16"]
+"""``exact``: the tensors' own type. ``tf32``: float32 products and convolutions on GPUs keep 10 bits of the mantissa.
+``bf16``: networks run in half precision, all else is exact."""
 
 MAX_LOG_SCALE = 1.0
 """Default bound of a log-scale that a network predicts, in nats. docs/STABILITY.md has the measurements."""
@@ -57,16 +61,51 @@ SCALE_OFFSET = 2.0
 """Added before the sigmoid of the paper's scales, so that a layer starts with the scale sigmoid(2) = 0.88."""
 
 
-def set_matmul_precision(precision: MatmulPrecision) -> None:
-    """Choose how float32 matrix products and convolutions are computed on GPUs: ``exact`` or, faster, ``tf32``.
+_chosen: Precision = "exact"
+"""Of the process, as torch's switches are: a backward pass, on threads of its own, may compute something again."""
+
+
+def require_precision(precision: str) -> None:
+    """Refuse what is not a :data:`Precision`.
+
+    Raises:
+        InputError: naming those that there are.
+    """
+    if precision not in get_args(Precision):
+        raise InputError(f"precision must be one of {', '.join(get_args(Precision))}, not '{precision}'")
+
+
+@contextlib.contextmanager
+def in_precision(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Compute in this precision on ``device``, forward and backward, whatever autocast and torch's switches say.
 
     Raises:
         InputError: another name.
     """
-    if precision not in get_args(MatmulPrecision):
-        raise InputError(f"precision must be {' or '.join(get_args(MatmulPrecision))}, not '{precision}'")
-    for switch in _switches():
-        switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    global _chosen
+    require_precision(precision)
+    switches = _switches() if device.type == "cuda" else []
+    before, before_of_switches = _chosen, [switch.fp32_precision for switch in switches]
+    try:
+        _chosen = precision
+        for switch in switches:
+            switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        _chosen = before
+        for switch, previous in zip(switches, before_of_switches, strict=True):
+            switch.fp32_precision = previous
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Compute exactly, whatever is chosen."""
+    return in_precision("exact", device)
+
+
+def chosen_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Compute in the precision of the ``in_precision`` around, exactly if there is none."""
+    return in_precision(_chosen, device)
 
 
 def _switches() -> list[Any]:
@@ -74,19 +113,13 @@ def _switches() -> list[Any]:
     return [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]
 
 
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Multiply and convolve in the tensors' own type: neither autocast nor TF32, whatever the user has turned on."""
-    switches = _switches() if device.type == "cuda" else []
-    before = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for switch, precision in zip(switches, before, strict=True):
-            switch.fp32_precision = precision
+def run_network(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``network(x)``, computed in the type that networks run in now, and returned in the type of ``x``."""
+    if _chosen != "bf16":
+        return network(x)
+    # Not from a cache of weights, which lives as long as the outermost autocast: for many steps of the optimiser.
+    with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+        return network(x).to(x.dtype)
 
 
 def bounded(h: Tensor, bound: float | None) -> Tensor:

@@ -11,7 +11,7 @@ from support.configs import NEEDED, compose, compose_typed
 from flows import InputError
 from flows.config.building import build, check, nodes
 from flows.config.matching import matches
-from flows.numerics import set_matmul_precision
+from flows.numerics import require_precision
 from flows.randomness import require_seed
 from flows.training.optimizers import make_optimizer
 from flows.training.run import build_trainer
@@ -49,7 +49,7 @@ def _build(config, path):
     else:
         matches(config)
         require_seed(config["seed"])
-        set_matmul_precision(config["precision"])
+        require_precision(config["precision"])
         build_trainer(config, [])
 
 

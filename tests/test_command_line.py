@@ -20,7 +20,7 @@ from flows.cli.command_line import check_command_line, compose_resolved, help_fo
 from flows.cli.entry import EXIT_CODES
 from flows.config.building import build, is_node, nodes, type_hints
 from flows.config.overrides import SINGLE, with_whole_values
-from flows.numerics import MatmulPrecision
+from flows.numerics import Precision
 from flows.processes import signals
 from flows.programs.sample import MODES
 from flows.runs.checkpoint import Weights
@@ -140,7 +140,7 @@ def test_exit_codes_tell_the_failures_apart():
     assert len(set(codes)) == len(codes)
 
 
-ROOT_CHOICES = {"precision": get_args(MatmulPrecision), "weights": get_args(Weights), "mode": [*MODES]}
+ROOT_CHOICES = {"precision": get_args(Precision), "weights": get_args(Weights), "mode": [*MODES]}
 """Words that a key at a program's root takes, besides its default."""
 
 

@@ -68,6 +68,8 @@ def test_an_evaluation_leaves_a_record_that_says_what_it_may_be_compared_with(tr
     record = json.loads((folder / "runs/first/evaluations/best-averaged-K2-seed0.json").read_text())
     assert (record["num_noise_samples"], record["weights"], record["split"]) == (2, "averaged", "test")
     assert record["data"] == json.loads((folder / "runs/first/results.json").read_text())["data"]
+    half = run_forked("evaluate.py", "checkpoint=runs/first", "precision=bf16", "seed=5", cwd=folder)
+    assert "raw weights, precision bf16" in half and "record" not in half  # only exact scores are compared
 
 
 def test_same_seed_same_picture_whatever_the_batch_size(trained):
@@ -216,6 +218,7 @@ def test_other_loggers_need_no_account_and_no_network(tmp_path, logger):
         ("sample.py", ["device=toaster"], "device=toaster"),
         ("evaluate.py", ["data=digits"], "1 x 8 x 8, but the model's 3 x 32 x 32"),
         ("evaluate.py", ["split=all"], "split must be"),
+        ("evaluate.py", ["precision=half"], "precision must be"),
         ("evaluate.py", ["data=hubble", "images=x"], "give one of them"),
     ],
 )

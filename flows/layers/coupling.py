@@ -22,6 +22,7 @@ from flows.numerics import (
     bounded,
     per_image_sum,
     require_bound,
+    run_network,
     same_for_every_image,
     shared_bound,
 )
@@ -77,12 +78,12 @@ class Coupling(Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x1, x2 = x.chunk(2, dim=1)
-        z2, log_det = self.transform(x2, self.network(bounded(x1, self.max_input)))
+        z2, log_det = self.transform(x2, run_network(self.network, bounded(x1, self.max_input)))
         return torch.cat([x1, z2], dim=1), log_det
 
     def inverse(self, z: Tensor) -> Tensor:
         z1, z2 = z.chunk(2, dim=1)
-        outputs = self.network(bounded(z1, self.max_input))
+        outputs = run_network(self.network, bounded(z1, self.max_input))
         return torch.cat([z1, self.inverse_transform(z2, outputs)], dim=1)
 
 

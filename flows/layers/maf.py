@@ -22,6 +22,7 @@ from flows.numerics import (
     bounded,
     per_image_sum,
     require_bound,
+    run_network,
     shared_bound,
 )
 from flows.solvers.masked import (
@@ -124,6 +125,9 @@ class MaskedAutoregressiveTransform(Layer):
         as close to zero as the network likes. Each number that is solved feeds those after it, so a large one makes
         the next larger still. A recursion over all numbers of an image may thus overflow.
 
+        With networks in half precision (:mod:`flows.numerics`) the map is rounded and its inverse is not: substitution
+        always computes in the parameters' own type.
+
     Example:
         >>> import torch
         >>> from flows.layers import MaskedAutoregressiveTransform
@@ -171,9 +175,12 @@ class MaskedAutoregressiveTransform(Layer):
         self._solver: WeightCache[MaskedSolver] = WeightCache()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self.last(torch.relu(self.second(torch.relu(self.first(bounded(x, self.max_input))))))
+        outputs = run_network(self._network, bounded(x, self.max_input))
         shift, log_scale = shift_and_log_scale(outputs[:, 0::2], outputs[:, 1::2], self.max_log_scale, self.max_shift)
         return x * torch.exp(log_scale) + shift, per_image_sum(log_scale)
+
+    def _network(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.second(torch.relu(self.first(x)))))
 
     def inverse(self, z: Tensor) -> Tensor:
         parameters, image_size = list(self.parameters()), (z.shape[2], z.shape[3])

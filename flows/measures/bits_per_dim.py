@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flows.errors import InputError
 from flows.models.base import DensityModel
-from flows.numerics import full_precision
+from flows.numerics import Precision, in_precision
 from flows.randomness import evaluation_noise
 
 
@@ -67,6 +67,7 @@ def bits_per_dim(
     *,
     seed: int = 0,
     num_samples: int = 1,
+    precision: Precision = "exact",
     on_batch: Callable[[int], object] = lambda num_images: None,
 ) -> Tensor:
     """Bits/dim of every image, ``(N,)`` float64 on the CPU: an upper bound, by ``num_samples`` noise draws each.
@@ -74,17 +75,18 @@ def bits_per_dim(
     With ``b_k`` the bits/dim of an image under its k-th draw of noise, D its number of dimensions, the bound is
     ``-log2(1/K sum_k 2^(-D b_k)) / D``: that of importance weighting with the dequantiser's ``q`` as proposal. In
     expectation it falls with K, towards the bits/dim that the flow gives to the pixel's whole bin; K = 1 is the usual
-    bound. The cost is K forward passes, in the model's own precision: neither autocast nor TF32 changes a score.
+    bound. The cost is K forward passes.
 
     Args:
         flow: the model.
         batches: pairs of uint8 images ``(B, C, H, W)`` and their indices ``(B,)``.
         seed: of the dequantisation noise, which depends on it, an image's index and k alone.
         num_samples: K, at least 1.
+        precision: of every score, whatever is chosen around (:mod:`flows.numerics`).
         on_batch: told the number of images after each batch, for a progress bar.
 
     Raises:
-        InputError: ``num_samples`` below 1.
+        InputError: ``num_samples`` below 1, or another precision.
 
     Reference: Burda et al., *Importance Weighted Autoencoders*, ICLR 2016, section 3; for dequantisation, Ho et al.,
     *Flow++*, ICML 2019, section 3.1.
@@ -98,7 +100,7 @@ def bits_per_dim(
             noise = evaluation_noise(flow.dequantizer.noise, indices, flow.image_shape, seed, draw).to(
                 flow.device, flow.dtype
             )
-            with full_precision(flow.device):
+            with in_precision(precision, flow.device):
                 draws.append(flow.bits_per_dim(images, noise).cpu())
         scores.append(_importance_weighted(torch.stack(draws), flow.num_dims))
         on_batch(len(images))

@@ -13,7 +13,7 @@ from flows.errors import InputError, NonFiniteError
 from flows.layers import Layer
 from flows.models.dequantizers import Dequantizer
 from flows.models.initialization import initialize_from_data
-from flows.numerics import at_least_float32, full_precision, per_image_sum
+from flows.numerics import at_least_float32, chosen_precision, full_precision, per_image_sum
 from flows.randomness import draw_noise
 
 Latents = list[Tensor]
@@ -93,15 +93,17 @@ class DensityModel(nn.Module, ABC):
 
     def log_prob(self, v: Tensor) -> Tensor:
         """Log-density of real-valued images, nats, ``(B, C, H, W) -> (B,)``."""
-        latents, log_det = self(v)
-        return sum((_standard_normal_log_prob(z) for z in latents), start=log_det)
+        with chosen_precision(self.device):
+            latents, log_det = self(v)
+            return sum((_standard_normal_log_prob(z) for z in latents), start=log_det)
 
     def bits_per_dim(
         self, images: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Upper bound on the bits/dim of uint8 images ``(B, C, H, W) -> (B,)``, for one draw of dequantisation noise.
 
-        ``n + (log q(u | x) - log p(v)) / (D log 2)``, see :mod:`flows.models.dequantizers`.
+        ``n + (log q(u | x) - log p(v)) / (D log 2)``, see :mod:`flows.models.dequantizers`. Neither TF32 nor autocast
+        changes it; :func:`flows.numerics.in_precision` does.
 
         Args:
             images: uint8, a tensor or an array.
@@ -112,8 +114,9 @@ class DensityModel(nn.Module, ABC):
         if noise is None:
             kind = self.dequantizer.noise
             noise = draw_noise(kind, images.shape, generator, device=images.device, dtype=self.dtype)
-        v, log_q = self.dequantizer(images, noise.to(self.dtype))
-        nats = log_q - self.log_prob(v)
+        with chosen_precision(self.device):
+            v, log_q = self.dequantizer(images, noise.to(self.dtype))
+            nats = log_q - self.log_prob(v)
         return self.dequantizer.num_bits + nats / (self.num_dims * math.log(2.0))
 
     # -- images and latents --------------------------------------------------------------------------------------------
@@ -199,7 +202,8 @@ class DensityModel(nn.Module, ABC):
         if not len(images):
             raise InputError("initialisation needs at least one image")
         noise = draw_noise(self.dequantizer.noise, images.shape, generator).to(images.device, self.dtype)
-        initialize_from_data(self, self.dequantizer(images, noise)[0])
+        with full_precision(self.device):
+            initialize_from_data(self, self.dequantizer(images, noise)[0])
 
     def _check_images(self, images: Tensor) -> Tensor:
         self._check_type()
@@ -214,7 +218,7 @@ class DensityModel(nn.Module, ABC):
         if self.dtype not in (torch.float32, torch.float64):
             raise InputError(
                 f"a model computes likelihoods and inverses in float32 or float64, not in {self.dtype}: call float() "
-                f"on it, and use torch.autocast for networks in half precision"
+                f"on it; flows.numerics.in_precision('bf16', device) runs its networks alone in half precision"
             )
 
     def _check_latents(self, latents: Latents) -> None:

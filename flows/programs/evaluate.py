@@ -18,6 +18,7 @@ from flows.files import atomic_write, growing_csv
 from flows.measures.bits_per_dim import Score, bits_per_dim
 from flows.measures.codecs import CODEC_OPTIONS, codec_bits_per_dim
 from flows.models.base import DensityModel
+from flows.numerics import require_precision
 from flows.programs.inputs import Pictures, data_of_run, numbers_of, pick_device, ready, require_positive, spread
 from flows.randomness import require_seed
 from flows.runs.checkpoint import find_checkpoint
@@ -44,6 +45,7 @@ def evaluate(cfg: DictConfig) -> None:
     """Load, score, report; with ``images=FOLDER`` or ``output=FILE`` also a CSV file with one line per image."""
     require_positive(cfg, "batch_size", "num_samples")
     require_seed(cfg.seed)
+    require_precision(cfg.precision)
     if cfg.split not in SPLITS:
         raise InputError(f"split must be train, val or test, not '{cfg.split}'")
     if cfg.images is not None and cfg.data is not None:
@@ -52,7 +54,9 @@ def evaluate(cfg: DictConfig) -> None:
     flow = load_flow(checkpoint, cfg.weights, pick_device(cfg.device), ("flows", *cfg.packages))
 
     def measure(images: Tensor, numbers: Tensor) -> Tensor:
-        return bits_per_dim(flow, [(images, numbers)], seed=cfg.seed, num_samples=cfg.num_samples)
+        return bits_per_dim(
+            flow, [(images, numbers)], seed=cfg.seed, num_samples=cfg.num_samples, precision=cfg.precision
+        )
 
     if cfg.images is None:
         data = _data_to_score(cfg, checkpoint, flow)
@@ -154,16 +158,17 @@ def _show(
     cfg: DictConfig, what: str, checkpoint: Path, scores: Sequence[Score], output: str | None, record: Path | None
 ) -> None:
     draws = "" if cfg.num_samples == 1 else f", {cfg.num_samples} noise draws per image"
-    names = [f"bits/dim, {cfg.weights} weights{draws}", "PNG bits/dim", "lossless WebP bits/dim"]
+    precision = "" if cfg.precision == "exact" else f", precision {cfg.precision}"
+    names = [f"bits/dim, {cfg.weights} weights{draws}{precision}", "PNG bits/dim", "lossless WebP bits/dim"]
     console.show_table(what, zip(names, scores, strict=False))
     left = [("checkpoint", checkpoint), ("scores", output), ("record", record)]
     console.show_paths((name, Path(path)) for name, path in left if path is not None)
 
 
 def _record(cfg: DictConfig, checkpoint: Path, data: ImageDataModule, score: Score) -> Path | None:
-    """Leave the score in the run's folder, with all that says what it may be compared with, for ``report.py``."""
+    """Leave an exact score in the run's folder, with all that says what it may be compared with, for ``report.py``."""
     run_dir = run_folder_of(checkpoint)
-    if run_dir is None or cfg.data is not None or cfg.split != "test":
+    if run_dir is None or cfg.data is not None or (cfg.split, cfg.precision) != ("test", "exact"):
         return None
     path = run_dir / EVALUATIONS / f"{checkpoint.stem}-{cfg.weights}-K{cfg.num_samples}-seed{cfg.seed}.json"
     record = {

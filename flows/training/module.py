@@ -106,7 +106,7 @@ class FlowModule(pl.LightningModule):
         self.log(name, mean, prog_bar=weights == "raw", batch_size=len(batch[0]), on_step=False, on_epoch=True)
 
     def bits_per_dim(self, batch: Batch) -> Tensor:
-        """Bits/dim of the images of an evaluation batch, with each image's own noise; exact in every precision."""
+        """Bits/dim of the images of an evaluation batch, with each image's own noise; exact whatever is chosen."""
         images, indices = batch
         noise = evaluation_noise(self.flow.dequantizer.noise, indices, self.flow.image_shape)
         with full_precision(self.device):

@@ -28,7 +28,7 @@ from flows.console import say
 from flows.errors import InputError, NonFiniteError, one_line
 from flows.measures.diagnostics import count_parameters
 from flows.models.base import DensityModel
-from flows.numerics import set_matmul_precision
+from flows.numerics import in_precision, require_precision
 from flows.processes import ranks, signals
 from flows.randomness import Stream, generator_for, require_seed
 from flows.runs import claim, resume
@@ -46,6 +46,7 @@ WITHOUT_EFFECT = {
     "callbacks": "the group callbacks says what there is",
     "logger": "the group logger says what there is",
     "plugins": "the run brings its own",
+    "precision": "precision=bf16 trains with networks in half precision",
     "enable_model_summary": "the run says its number of parameters, those behind masks left out",
     "overfit_batches": "debug=overfit learns the same few images",
 }
@@ -107,7 +108,7 @@ class Run:
         config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
         overrides = [line for line in given if not line.startswith("resume=")]
         remark = resolve_width(config)
-        set_matmul_precision(config["precision"])
+        require_precision(config["precision"])
         require_seed(config["seed"])
         _require_loadable(config)
         pl.seed_everything(config["seed"], workers=True, verbose=False)
@@ -204,8 +205,9 @@ class Run:
         while True:
             for logger in self.trainer.loggers:
                 logger.log_hyperparams(self.config)
+            precision = in_precision(self.config["precision"], self.trainer.strategy.root_device)
             try:
-                with ranks.explain_lost_connection(self.trainer), signals.deferred():
+                with ranks.explain_lost_connection(self.trainer), signals.deferred(), precision:
                     self.trainer.fit(self.make_module(), self.data, ckpt_path=resumed, weights_only=True)
                 return
             except NonFiniteError as error:
@@ -325,11 +327,6 @@ def build_trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
     )
     if trainer.max_epochs == 0 or trainer.max_steps == 0:
         raise InputError("trainer.max_epochs and trainer.max_steps must not be 0: there would be nothing to report")
-    if trainer.precision in ("16-true", "bf16-true"):
-        raise InputError(
-            f"trainer.precision={trainer.precision}: weights in half precision have no exact likelihoods; "
-            f"trainer.precision={trainer.precision.replace('true', 'mixed')} trains with networks in half precision"
-        )
     best = callback_of(trainer, BestCheckpoint)
     if callback_of(trainer, LastCheckpoint) is None:
         raise InputError("callbacks.last cannot be left out: without it a run may end with nothing saved")

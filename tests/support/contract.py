@@ -5,6 +5,7 @@ import copy
 import torch
 
 from flows.models.prepared_inverse import PixelMap
+from flows.numerics import in_precision
 from support.weights import CHANGES, move_parameters
 
 
@@ -112,6 +113,8 @@ def check_float32(layer, x):
     assert log_det.dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(x)[1].dtype == torch.float32
+    with in_precision("bf16", x.device):
+        assert all(tensor.dtype == torch.float32 for tensor in layer(x))
 
 
 @torch.no_grad()

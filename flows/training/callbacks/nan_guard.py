@@ -56,8 +56,6 @@ class StopOnNonFinite(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            return  # half precision's loss scaler finds its scale by overflowing, and skips those steps itself
         named = [(name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None]
         if not torch.isfinite(gradient_norm([gradient for _, gradient in named])):
             where = next(name for name, gradient in named if not torch.isfinite(gradient).all())
@@ -85,9 +83,6 @@ class StopAtLayer(StopOnNonFinite):
         self._hooks: list[Any] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: FlowModule) -> None:
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            return  # half precision: the scaler takes gradients that overflow into account, and skips their step
-
         def watch(name: str, inputs: tuple[Any, ...]) -> None:
             def look(gradient: Tensor) -> None:
                 if not torch.isfinite(gradient).all():
