@@ -6,11 +6,11 @@ from functools import partial
 import pytest
 import torch
 from support.concurrency import assert_threads_may_share
-from support.contract import check_inverse_gradients, make
+from support.contract import check_inverse_gradients, images, make
 from support.filters import COMPILED, NEEDS_COMPILED
 
 from flows import InputError, NonFiniteError
-from flows.layers import MaskedAutoregressiveFlow, MaskedAutoregressiveTransform
+from flows.layers import MaCow, MaskedAutoregressiveFlow, MaskedAutoregressiveTransform, MaskedConvTransform
 from flows.measures.diagnostics import count_parameters
 
 UNBOUNDED = {"max_log_scale": None, "max_shift": None, "max_input": None}
@@ -54,6 +54,58 @@ def test_the_papers_new_layer_scales_by_sigmoid_two():
     x = torch.randn(2, 3, 4, 4)
     layer = MaskedAutoregressiveTransform(3, **UNBOUNDED)
     torch.testing.assert_close(layer(x)[0], x * torch.sigmoid(torch.tensor(2.0)))
+
+
+@pytest.mark.parametrize("side", ["above", "below", "left", "right"])
+def test_a_masked_convolution_sees_the_rows_of_its_filter_on_its_side(side):
+    layer = make(partial(MaskedConvTransform, 2, 8, 2, 3, side=side), std=0.5)
+    x = torch.randn(1, 2, 5, 5).double()
+    jacobian = torch.autograd.functional.jacobian(lambda x: layer(x)[0][..., 2, 2], x)
+    turned = {"above": 0, "right": 1, "below": 2, "left": 3}[side]
+    seen = (jacobian != 0).any(dim=1)[0, :, 0].any(dim=0).rot90(turned)
+    assert seen.int().tolist() == [[0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [0] * 5, [0] * 5]
+
+
+def test_the_four_sides_together_let_every_number_see_all_around_it():
+    layer = make(partial(MaCow, 2, 12), std=0.5)
+    jacobian = torch.autograd.functional.jacobian(lambda x: layer(x)[0].sum(0).flatten(), images((2, 3, 3)))
+    assert jacobian.abs().amax(1).flatten(1).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 3, 1, 4), (2, 3, 4, 1), (1, 3, 1, 1)])
+@torch.no_grad()
+def test_macow_inverts_what_is_thin_or_empty(shape):
+    layer, x = make(partial(MaCow, 3, 6)), torch.randn(shape).double()
+    torch.testing.assert_close(layer.inverse(layer(x)[0]), x, atol=1e-10, rtol=0)
+
+
+@torch.no_grad()
+def test_a_masked_convolution_keeps_what_is_not_finite_to_its_own_image():
+    layer, z = make(partial(MaCow, 3, 6)), images((3, 4, 4))
+    expected = layer.inverse(z)
+    for value in (float("nan"), float("inf")):
+        z[1, 2, 0, 3] = value
+        x = layer.inverse(z)
+        assert not x[1].isfinite().all()
+        torch.testing.assert_close(x[[0, 2]], expected[[0, 2]])
+
+
+@pytest.mark.parametrize("factory", [MaCow, MaskedAutoregressiveFlow])
+def test_a_unit_diagonal_leaves_shifts_alone(factory):
+    layer = make(partial(factory, 3, 6, diagonal="unit"), std=0.5)
+    x = images((3, 3, 4))
+    assert torch.equal(layer(x)[1], layer.conv1x1(x)[1])
+    assert not torch.equal(layer(x)[0], layer.conv1x1(x)[0])
+    with pytest.raises(InputError, match="positive or unit"):
+        factory(3, diagonal="free")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_the_inverse_of_a_masked_convolution_is_bounded_for_every_latent(dtype):
+    layer = make(partial(MaskedConvTransform, 3, 12, max_log_scale=0.7, max_shift=2.0), std=3.0).to(dtype)
+    z = 1e4 * torch.randn(4, 3, 6, 6, dtype=dtype)
+    assert (layer.inverse(z).abs() <= (z.abs() + 2.0) * math.exp(0.7) * (1 + 1e-6)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
