@@ -12,10 +12,11 @@ from support.filters import COMPILED, NEEDS_COMPILED
 from flows import InputError, NonFiniteError
 from flows.layers import MaCow, MaskedAutoregressiveFlow, MaskedAutoregressiveTransform, MaskedConvTransform
 from flows.measures.diagnostics import count_parameters
+from flows.solvers import masked
 
 UNBOUNDED = {"max_log_scale": None, "max_shift": None, "max_input": None}
 NARROW = {"max_shift": None, "max_input": 0.7}
-SOLVERS = ["torch", COMPILED]
+SOLVERS = ["torch", "jacobi", COMPILED]
 
 
 def transform(num_channels, hidden_channels, solver=None, dtype=torch.float64, std=0.1, **options):
@@ -144,7 +145,7 @@ def test_masked_weights_do_not_count_as_parameters():
     ],
 )
 @torch.no_grad()
-def test_compiled_and_torch_invert(num_channels, hidden_channels, image_size, reverse, dtype, bounds):
+def test_every_solver_inverts(num_channels, hidden_channels, image_size, reverse, dtype, bounds):
     layer = transform(num_channels, hidden_channels, dtype=dtype, std=0.05, reverse=reverse, **bounds)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
     for batch in (0, 1, 2, 5, 9):
@@ -152,7 +153,7 @@ def test_compiled_and_torch_invert(num_channels, hidden_channels, image_size, re
         z = layer(x)[0]
         if batch == 5:
             z = z.to(memory_format=torch.channels_last)
-        for solver in ("compiled", "torch"):
+        for solver in ("compiled", "torch", *(["jacobi"] if batch in (0, 2) else [])):
             layer.solver = solver
             torch.testing.assert_close(layer.inverse(z), x, atol=tolerance, rtol=tolerance)
 
@@ -182,10 +183,44 @@ def test_what_cannot_be_inverted_is_refused(solver):
         layer.inverse(z.float())
 
 
-@NEEDS_COMPILED
-def test_compiled_refuses_to_lose_a_gradient_and_is_not_chosen_where_one_is_recorded():
-    layer = transform(2, 4, "compiled")
-    with pytest.raises(InputError, match="gradient"):
+@pytest.mark.parametrize("reverse", [False, True])
+@torch.no_grad()
+def test_sweeps_end_at_the_fixed_point_early_or_when_the_last_number_is_right(monkeypatch, reverse):
+    counts, fixed_point = [], masked.fixed_point
+
+    def counted(step, x, depth):
+        counts.append([0, depth])
+
+        def count(x):
+            counts[-1][0] += 1
+            return step(x)
+
+        return fixed_point(count, x, depth)
+
+    monkeypatch.setattr(masked, "fixed_point", counted)
+    z = torch.randn(2, 3, 6, 5).double()
+    for std, options in ((0.05, {}), (1.0, {"max_log_scale": 2.0, "max_shift": None, "max_input": None})):
+        layer = transform(3, 12, "jacobi", std=std, reverse=reverse, **options)
+        x = layer.inverse(z)
+        layer.solver = "torch"
+        torch.testing.assert_close(x, layer.inverse(z), rtol=1e-9, atol=1e-9)
+    (few, depth), (many, _) = counts
+    assert few < many <= depth == 3 * (5 + 2 * 6 - 2)
+
+
+@torch.no_grad()
+def test_an_image_that_overflows_in_a_sweep_is_substituted():
+    layer, z = transform(3, 12, "jacobi", torch.float32, std=3.0, **UNBOUNDED), 1e4 * torch.randn(4, 3, 6, 6)
+    x = layer.inverse(z)
+    layer.solver = "torch"
+    assert not x.isfinite().all()
+    torch.testing.assert_close(x, layer.inverse(z), equal_nan=True)
+
+
+@pytest.mark.parametrize("solver", ["jacobi", COMPILED])
+def test_solvers_refuse_to_lose_a_gradient_and_are_not_chosen_where_one_is_recorded(solver):
+    layer = transform(2, 4, solver)
+    with pytest.raises(InputError, match=f"the {solver} backend records no gradient"):
         layer.inverse(torch.randn(1, 2, 3, 3).double().requires_grad_())
     layer.solver = None
     layer.requires_grad_(False)

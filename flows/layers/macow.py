@@ -162,8 +162,8 @@ class MaCow(Composite):
     Raises:
         InputError: as :class:`MaskedConvTransform` and :class:`Conv1x1` do.
 
-    Cost: four times that of :class:`MaskedConvTransform`; the inverse takes ``2 (H + W)`` steps one after the other.
-    With the authors' filter that is a tenth of the multiplications of ``maf``.
+    Cost: four times that of :class:`MaskedConvTransform`; the inverse takes ``2 (H + W)`` steps one after the other,
+    where :class:`MaskedAutoregressiveFlow` takes ``2 C (2 H + W - 2)``.
 
     Reference: Ma et al., *MaCow: Masked Convolutional Generative Flow*, NeurIPS 2019, sections 3.1 and 3.2.
 

@@ -115,7 +115,7 @@ class MaskedAutoregressiveTransform(Layer):
         hidden_channels: U, at least 1; below C some channels share what the network says of their own pixel.
         reverse: take the reverse order.
         diagonal: of the Jacobian: ``"positive"``, or ``"unit"`` for ``s = 0``, so that the log-det is 0.
-        solver: ``"torch"`` or ``"compiled"`` for the inverse; ``None`` chooses by device.
+        solver: ``"compiled"``, ``"torch"`` or ``"jacobi"`` for the inverse; ``None`` chooses by device.
         max_log_scale: m in a level of at most 8 steps, positive, in nats; ``None`` takes the paper's scale,
             ``s = log sigmoid(h + 2)``, which has no lower bound.
         num_steps: D, the number of steps in the layer's level, which :class:`flows.Flow` fills in.
@@ -235,7 +235,7 @@ class MaskedAutoregressiveFlow(Composite):
         hidden_channels: of each masked network, at least 1.
         parametrization: of the 1x1, see :class:`Conv1x1`.
         diagonal: see :class:`MaskedAutoregressiveTransform`.
-        solver: ``"torch"`` or ``"compiled"`` for the inverse; ``None`` chooses by device.
+        solver: ``"compiled"``, ``"torch"`` or ``"jacobi"`` for the inverse; ``None`` chooses by device.
         max_log_scale, num_steps, max_shift, max_input: see :class:`MaskedAutoregressiveTransform`; bounds of ``None``
             give the paper's layer.
 
