@@ -1,14 +1,15 @@
 """Time sampling from whole models, emerging and MAF against 1x1: the rows of the paper's table 5.
 
     python -m benchmarks.sampling
-    python -m benchmarks.sampling --models 1x1 emerging --batches 1 16 --num-steps 8 --naive --output sampling.json
+    python -m benchmarks.sampling --models conv1x1 emerging macow --batches 1 16 --num-steps 8 --output sampling.json
 
-The models are the paper's: L 3, D 32 for CIFAR10 and L 4, D 48 for ImageNet64; width 512, and the paper's 462 for
-MAF. What is timed is ``flow.decode``: from latents to pixels. A row is a model and the
-solver of its mixing layers; behind each time stands its ratio to the first row. ``naive`` is the textbook's
-substitution in torch, one pixel and channel at a time, all images at once. One such model takes hours, so one mixing
-layer of each level is timed, and its time is counted D times, on top of the 1x1 model's (marked ~). Nothing here fails
-on a time: where a bar is set, ``!`` marks a figure beyond it.
+The models are named after their mixing layers in ``conf/mixing``, and as large as the paper's: L 3, D 32 for CIFAR10
+and L 4, D 48 for ImageNet64; width 512, and the paper's 462 for MAF. What is timed is ``flow.decode``: from latents to
+pixels. A row is a model and the solver of its mixing layers; behind each time stands its ratio to the first row.
+``naive`` is the textbook's substitution in torch, one pixel and channel at a time, all images at once. One such model
+takes hours, so one mixing layer of each level is timed, and its time is counted D times, on top of the first model's
+(marked ~). Weights are the initial ones, at which MAF is the identity: ``jacobi`` needs two sweeps there, and dozens
+after a training. Nothing here fails on a time: where a bar is set, ``!`` marks a figure beyond it.
 """
 
 from __future__ import annotations
@@ -25,18 +26,11 @@ from torch import Tensor
 from benchmarks.inverse import naive_inverse
 from benchmarks.program import add_device, conclude, format_time, new_parser, pick_device, run, say, show_machine
 from flows import Flow
-from flows.layers import (
-    AffineCoupling,
-    AutoregressiveConv2d,
-    Conv1x1,
-    EmergingConv2d,
-    Layer,
-    MaskedAutoregressiveFlow,
-    MaskedAutoregressiveTransform,
-)
+from flows.config.mixings import MIXINGS, mixing
+from flows.layers import AffineCoupling, AutoregressiveConv2d, Layer, MaskedAutoregressiveTransform
 from flows.measures.timing import fastest_of_many
 from flows.numerics import bounded
-from flows.solvers import find_backend
+from flows.solvers import BACKENDS, find_backend, masked
 from flows.solvers.compiled import CompiledSolver
 from flows.solvers.masked import shift_and_log_scale
 
@@ -51,7 +45,12 @@ class Data:
 
 
 DATA = {"cifar10": Data((3, 32, 32), 3, 32), "imagenet64": Data((3, 64, 64), 4, 48)}
-MODELS = {"1x1": (Conv1x1, 512), "maf": (MaskedAutoregressiveFlow, 462), "emerging": (EmergingConv2d, 512)}
+WIDTHS = {"maf": 462, "maf_sigmoid": 462}
+"""Of the couplings, where it is not 512."""
+
+SOLVED = {AutoregressiveConv2d: BACKENDS, MaskedAutoregressiveTransform: masked.BACKENDS}
+"""Layers with a choice of solvers."""
+
 # By model and batch size: its time over that of the 1x1 model, at most.
 BARS = {("emerging", 1): 1.10, ("emerging", 16): 1.05, ("maf", 16): 5.0}
 
@@ -81,11 +80,13 @@ def naive_masked(z: Tensor, layer: MaskedAutoregressiveTransform) -> Tensor:
 
 
 def naive_inverse_of(layer: Layer, z: Tensor) -> Tensor:
-    """Both sequential parts of a mixing layer; its 1x1 is counted with the 1x1 model."""
-    if isinstance(layer, EmergingConv2d):
-        return naive_convolution(naive_convolution(z, layer.upper), layer.lower)
-    assert isinstance(layer, MaskedAutoregressiveFlow)
-    return naive_masked(naive_masked(z, layer.reverse_order), layer.forward_order)
+    """All that is sequential in a mixing layer; its 1x1 is counted with the 1x1 model."""
+    for part in reversed(list(layer.modules())):
+        if isinstance(part, AutoregressiveConv2d):
+            z = naive_convolution(z, part)
+        elif isinstance(part, MaskedAutoregressiveTransform):
+            z = naive_masked(z, part)
+    return z
 
 
 def seconds_of_naive_layers(flow: Flow, batch: int, device: torch.device) -> float:
@@ -103,23 +104,27 @@ def with_solver(flow: Flow, solver: str) -> Flow:
     """The same model, sharing its parameters, with another solver in its mixing layers."""
     twin = copy.deepcopy(flow, {id(parameter): parameter for parameter in flow.parameters()})
     for module in twin.modules():
-        if isinstance(module, (AutoregressiveConv2d, MaskedAutoregressiveTransform)):
-            module.solver = solver
+        if isinstance(module, tuple(SOLVED)):
+            module.solver = solver  # type: ignore[assignment]
     return twin
+
+
+def solvers_of(flow: Flow, device: torch.device) -> list[str]:
+    """The backends that serve its mixing layers here; a dash if they need none."""
+    names = {name for module in flow.modules() for kind in SOLVED if isinstance(module, kind) for name in SOLVED[kind]}
+    fast = [name for name in BACKENDS if name in names and name != "reference"]
+    return [name for name in fast if find_backend(name).unavailable(device) is None] or ["-"]
 
 
 def make_rows(data: Data, options: argparse.Namespace, device: torch.device) -> dict[tuple[str, str], Flow]:
     """The models by name and solver."""
     rows = {}
     for name in options.models:
-        mixing, width = MODELS[name]
-        num_steps = options.num_steps or data.num_steps
-        flow = Flow(data.image_shape, mixing, AffineCoupling, data.num_levels, num_steps, options.width or width)
+        width, num_steps = options.width or WIDTHS.get(name, 512), options.num_steps or data.num_steps
+        flow = Flow(data.image_shape, mixing(name), AffineCoupling, data.num_levels, num_steps, width)
         flow.to(device).eval()
-        solvers = ["-"]
-        if name != "1x1":
-            solvers = ["torch", "compiled"] + (["cuda"] if name == "emerging" else [])
-            solvers = [solver for solver in solvers if find_backend(solver).unavailable(device) is None]
+        solvers = solvers_of(flow, device)
+        if solvers != ["-"]:
             solvers = [solver for solver in solvers if options.solvers is None or solver in options.solvers]
         rows.update({(name, solver): with_solver(flow, solver) for solver in solvers})
     return rows
@@ -137,7 +142,7 @@ def measure(
     results: list[dict[str, object]] = []
     for name in options.models:
         times = {solver: best[f"{name} {solver}"] for row, solver in rows if row == name}
-        if options.naive and name != "1x1":
+        if options.naive and "-" not in times:
             flow = next(flow for (row, _), flow in rows.items() if row == name)
             times = {"naive": reference + seconds_of_naive_layers(flow, batch, device), **times}
         for solver, seconds in times.items():
@@ -174,8 +179,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, measure, print, write."""
     parser = new_parser(__doc__)
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="ratios are to the first")
-    parser.add_argument("--solvers", nargs="+", choices=["torch", "compiled", "cuda"], help="default: all that run")
+    parser.add_argument(
+        "--models", nargs="+", choices=MIXINGS, default=["conv1x1", "maf", "emerging"], help="ratios are to the first"
+    )
+    parser.add_argument("--solvers", nargs="+", choices=[*BACKENDS], help="default: all that run but reference")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64, 256])
     parser.add_argument("--num-steps", type=int, help="D; default: the paper's")
     parser.add_argument("--width", type=int, help="of the coupling networks; default: the paper's")
@@ -199,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows = make_rows(DATA[name], options, device)
             for batch in options.batches:
                 say(f"{name}, batch {batch} ...")
-                whole = options.num_steps is None and options.width is None and options.models[0] == "1x1"
+                whole = options.num_steps is None and options.width is None and options.models[0] == "conv1x1"
                 for result in measure(rows, batch, options, device):
                     bars_apply = name == "cifar10" and device.type == "cpu" and whole
                     results.append({"data": name, **result, "bars_apply": bars_apply})

@@ -27,8 +27,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.program import conclude, format_time, new_parser, say, show_machine
 from benchmarks.program import run as run_program
-from benchmarks.training import MIXINGS, add_model, make_model
+from benchmarks.training import add_model, make_model
 from flows import Flow, InputError
+from flows.config.mixings import MIXINGS
 from flows.numerics import in_precision
 
 

@@ -1,7 +1,7 @@
 """Glow as a textbook writes it, for comparison: one module for each box of the figure, nothing merged, no option.
 
 It stands in for public implementations in eager PyTorch, which do the same work: at L 3, D 4, width 128, batch 16 on
-one thread of a CPU its step takes about as long as that of y0ast/Glow-PyTorch (commit 13c7b01); docs/USAGE.md has the ratio.
+one thread of a CPU its step takes about as long as that of y0ast/Glow-PyTorch, commit 13c7b01.
 """
 
 from __future__ import annotations

@@ -54,10 +54,20 @@ LAYERS = {
     "emerging raster": (layer("EmergingConv2d", 2, mask="raster"), (2, 5, 4)),
     "emerging qr": (layer("EmergingConv2d", 3, parametrization="qr"), (3, 4, 3)),
     "logit": (layer("Logit", 3.0), (2, 3, 4)),
+    "macow": (layer("MaCow", 3, 7), (3, 4, 5)),
+    "macow without bounds": (
+        layer("MaCow", 2, 4, 1, 5, max_log_scale=None, max_shift=None, max_input=None),
+        (2, 2, 3),
+    ),
+    "masked convolution, unit": (layer("MaskedConvTransform", 3, 6, 3, 1, side="right", diagonal="unit"), (3, 5, 4)),
     "maf": (layer("MaskedAutoregressiveFlow", 3, 7), (3, 3, 4)),
     "maf qr": (layer("MaskedAutoregressiveFlow", 2, 4, parametrization="qr"), (2, 4, 3)),
     "maf without bounds": (
         layer("MaskedAutoregressiveFlow", 3, 7, max_log_scale=None, max_shift=None, max_input=None),
+        (3, 3, 4),
+    ),
+    "maf, unit": (
+        layer("MaskedAutoregressiveFlow", 3, 7, diagonal="unit", max_log_scale=None),
         (3, 3, 4),
     ),
     "masked autoregressive": (layer("MaskedAutoregressiveTransform", 3, 8), (3, 4, 3)),

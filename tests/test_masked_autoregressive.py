@@ -6,16 +6,17 @@ from functools import partial
 import pytest
 import torch
 from support.concurrency import assert_threads_may_share
-from support.contract import check_inverse_gradients, make
+from support.contract import check_inverse_gradients, images, make
 from support.filters import COMPILED, NEEDS_COMPILED
 
 from flows import InputError, NonFiniteError
-from flows.layers import MaskedAutoregressiveFlow, MaskedAutoregressiveTransform
+from flows.layers import MaCow, MaskedAutoregressiveFlow, MaskedAutoregressiveTransform, MaskedConvTransform
 from flows.measures.diagnostics import count_parameters
+from flows.solvers import masked
 
 UNBOUNDED = {"max_log_scale": None, "max_shift": None, "max_input": None}
 NARROW = {"max_shift": None, "max_input": 0.7}
-SOLVERS = ["torch", COMPILED]
+SOLVERS = ["torch", "jacobi", COMPILED]
 
 
 def transform(num_channels, hidden_channels, solver=None, dtype=torch.float64, std=0.1, **options):
@@ -56,6 +57,58 @@ def test_the_papers_new_layer_scales_by_sigmoid_two():
     torch.testing.assert_close(layer(x)[0], x * torch.sigmoid(torch.tensor(2.0)))
 
 
+@pytest.mark.parametrize("side", ["above", "below", "left", "right"])
+def test_a_masked_convolution_sees_the_rows_of_its_filter_on_its_side(side):
+    layer = make(partial(MaskedConvTransform, 2, 8, 2, 3, side=side), std=0.5)
+    x = torch.randn(1, 2, 5, 5).double()
+    jacobian = torch.autograd.functional.jacobian(lambda x: layer(x)[0][..., 2, 2], x)
+    turned = {"above": 0, "right": 1, "below": 2, "left": 3}[side]
+    seen = (jacobian != 0).any(dim=1)[0, :, 0].any(dim=0).rot90(turned)
+    assert seen.int().tolist() == [[0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [0] * 5, [0] * 5]
+
+
+def test_the_four_sides_together_let_every_number_see_all_around_it():
+    layer = make(partial(MaCow, 2, 12), std=0.5)
+    jacobian = torch.autograd.functional.jacobian(lambda x: layer(x)[0].sum(0).flatten(), images((2, 3, 3)))
+    assert jacobian.abs().amax(1).flatten(1).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 3, 1, 4), (2, 3, 4, 1), (1, 3, 1, 1)])
+@torch.no_grad()
+def test_macow_inverts_what_is_thin_or_empty(shape):
+    layer, x = make(partial(MaCow, 3, 6)), torch.randn(shape).double()
+    torch.testing.assert_close(layer.inverse(layer(x)[0]), x, atol=1e-10, rtol=0)
+
+
+@torch.no_grad()
+def test_a_masked_convolution_keeps_what_is_not_finite_to_its_own_image():
+    layer, z = make(partial(MaCow, 3, 6)), images((3, 4, 4))
+    expected = layer.inverse(z)
+    for value in (float("nan"), float("inf")):
+        z[1, 2, 0, 3] = value
+        x = layer.inverse(z)
+        assert not x[1].isfinite().all()
+        torch.testing.assert_close(x[[0, 2]], expected[[0, 2]])
+
+
+@pytest.mark.parametrize("factory", [MaCow, MaskedAutoregressiveFlow])
+def test_a_unit_diagonal_leaves_shifts_alone(factory):
+    layer = make(partial(factory, 3, 6, diagonal="unit"), std=0.5)
+    x = images((3, 3, 4))
+    assert torch.equal(layer(x)[1], layer.conv1x1(x)[1])
+    assert not torch.equal(layer(x)[0], layer.conv1x1(x)[0])
+    with pytest.raises(InputError, match="positive or unit"):
+        factory(3, diagonal="free")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_the_inverse_of_a_masked_convolution_is_bounded_for_every_latent(dtype):
+    layer = make(partial(MaskedConvTransform, 3, 12, max_log_scale=0.7, max_shift=2.0), std=3.0).to(dtype)
+    z = 1e4 * torch.randn(4, 3, 6, 6, dtype=dtype)
+    assert (layer.inverse(z).abs() <= (z.abs() + 2.0) * math.exp(0.7) * (1 + 1e-6)).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("solver", SOLVERS)
 @torch.no_grad()
@@ -92,7 +145,7 @@ def test_masked_weights_do_not_count_as_parameters():
     ],
 )
 @torch.no_grad()
-def test_compiled_and_torch_invert(num_channels, hidden_channels, image_size, reverse, dtype, bounds):
+def test_every_solver_inverts(num_channels, hidden_channels, image_size, reverse, dtype, bounds):
     layer = transform(num_channels, hidden_channels, dtype=dtype, std=0.05, reverse=reverse, **bounds)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
     for batch in (0, 1, 2, 5, 9):
@@ -100,7 +153,7 @@ def test_compiled_and_torch_invert(num_channels, hidden_channels, image_size, re
         z = layer(x)[0]
         if batch == 5:
             z = z.to(memory_format=torch.channels_last)
-        for solver in ("compiled", "torch"):
+        for solver in ("compiled", "torch", *(["jacobi"] if batch in (0, 2) else [])):
             layer.solver = solver
             torch.testing.assert_close(layer.inverse(z), x, atol=tolerance, rtol=tolerance)
 
@@ -130,10 +183,44 @@ def test_what_cannot_be_inverted_is_refused(solver):
         layer.inverse(z.float())
 
 
-@NEEDS_COMPILED
-def test_compiled_refuses_to_lose_a_gradient_and_is_not_chosen_where_one_is_recorded():
-    layer = transform(2, 4, "compiled")
-    with pytest.raises(InputError, match="gradient"):
+@pytest.mark.parametrize("reverse", [False, True])
+@torch.no_grad()
+def test_sweeps_end_at_the_fixed_point_early_or_when_the_last_number_is_right(monkeypatch, reverse):
+    counts, fixed_point = [], masked.fixed_point
+
+    def counted(step, x, depth):
+        counts.append([0, depth])
+
+        def count(x):
+            counts[-1][0] += 1
+            return step(x)
+
+        return fixed_point(count, x, depth)
+
+    monkeypatch.setattr(masked, "fixed_point", counted)
+    z = torch.randn(2, 3, 6, 5).double()
+    for std, options in ((0.05, {}), (1.0, {"max_log_scale": 2.0, "max_shift": None, "max_input": None})):
+        layer = transform(3, 12, "jacobi", std=std, reverse=reverse, **options)
+        x = layer.inverse(z)
+        layer.solver = "torch"
+        torch.testing.assert_close(x, layer.inverse(z), rtol=1e-9, atol=1e-9)
+    (few, depth), (many, _) = counts
+    assert few < many <= depth == 3 * (5 + 2 * 6 - 2)
+
+
+@torch.no_grad()
+def test_an_image_that_overflows_in_a_sweep_is_substituted():
+    layer, z = transform(3, 12, "jacobi", torch.float32, std=3.0, **UNBOUNDED), 1e4 * torch.randn(4, 3, 6, 6)
+    x = layer.inverse(z)
+    layer.solver = "torch"
+    assert not x.isfinite().all()
+    torch.testing.assert_close(x, layer.inverse(z), equal_nan=True)
+
+
+@pytest.mark.parametrize("solver", ["jacobi", COMPILED])
+def test_solvers_refuse_to_lose_a_gradient_and_are_not_chosen_where_one_is_recorded(solver):
+    layer = transform(2, 4, solver)
+    with pytest.raises(InputError, match=f"the {solver} backend records no gradient"):
         layer.inverse(torch.randn(1, 2, 3, 3).double().requires_grad_())
     layer.solver = None
     layer.requires_grad_(False)

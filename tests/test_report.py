@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
+from support import configs
 from support.configs import compose
 from support.forks import run_forked
 
 from flows import InputError
+from flows.config.building import is_node, nodes
 from flows.reporting import SamplingTimes, collect, compare, make_report, write_report
-from flows.reporting.comparison import comparable, mixing_name
+from flows.reporting.comparison import LAYERS, comparable, mixing_name
 from flows.reporting.contents import EVERY_RUN, MISSING
 from flows.reporting.figures import training_curves
 from flows.reporting.page import Bold, as_markdown
@@ -259,6 +261,10 @@ def test_runs_of_the_shipped_configurations_that_differ_in_their_seed_are_repeti
 
 
 def test_shipped_layers_have_short_names_and_the_papers_tables_are_whole():
+    for option in configs.MIXINGS:
+        node = compose(f"mixing={option}")["mixing"]
+        assert {part["_target_"] for _, part in nodes(node) if is_node(part)} <= LAYERS.keys(), option
+        assert "_" not in mixing_name(node)
     assert mixing_name(compose("mixing=maf")["model"]["mixing"]) == "MAF"
     assert mixing_name(compose("mixing=maf", "mixing.max_input=1.0")["model"]["mixing"]) == "MAF, max_input 1.0"
     assert len(paper_scores()) == 21

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from support import weights
+from support import configs, weights
 from support.filters import NEEDS_CUDA
 
 from flows.layers import (
@@ -34,14 +34,8 @@ def mixed(num_channels):
     return Sequential(Shuffle(num_channels), Sequential(), *affine)
 
 
-KINDS = {
-    "conv1x1": Conv1x1,
-    "emerging": EmergingConv2d,
-    "periodic": PeriodicConv2d,
-    "maf": maf,
-    "maf in torch": partial(maf, solver="torch"),
-    "mixed": mixed,
-}
+OWN_KINDS = {"maf in torch": partial(maf, solver="torch"), "mixed": mixed}
+"""Beside those of the configuration."""
 
 
 make_flow = partial(weights.moved_flow, margin=None)
@@ -67,9 +61,9 @@ def assert_current(flow, batch=2):
     torch.testing.assert_close(prepared(flow, latents), expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("mixing", KINDS.values(), ids=KINDS)
-def test_the_prepared_inverse_is_the_inverse(mixing):
-    flow = make_flow(mixing=mixing).double()
+@pytest.mark.parametrize("kind", [*configs.MIXINGS, *OWN_KINDS])
+def test_the_prepared_inverse_is_the_inverse(kind):
+    flow = make_flow(mixing=OWN_KINDS.get(kind) or configs.mixing(kind)).double()
     for batch in (3, 1, 3):
         assert_current(flow, batch)
 

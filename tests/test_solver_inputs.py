@@ -45,7 +45,7 @@ REFUSED = {
     "no direction": (dict(direction="left"), "direction must be one of lower, upper; got 'left'"),
     "no dilation": (dict(dilation=0), "dilation must be a positive integer"),
     "misspelt backend": (dict(backend="torhc"), "unknown solver backend 'torhc': did you mean 'torch'"),
-    "unknown backend": (dict(backend="fft"), "there are reference, torch, compiled, cuda"),
+    "unknown backend": (dict(backend="fft"), "there are reference, jacobi, torch, compiled, cuda"),
     "backend for GPUs": (dict(backend="cuda"), "the cuda backend cannot be used: it runs on CUDA devices"),
     "more than the memory": (dict(z=LATENT.new_zeros(1, 3, 80, 80), backend="reference"), "at most 16384 unknowns"),
 }

@@ -11,6 +11,7 @@ from flows.layers.emerging import EmergingConv2d
 from flows.layers.finc import FIncConv2d, FlipQuarters
 from flows.layers.inverted import Inverted
 from flows.layers.logit import Logit
+from flows.layers.macow import MaCow, MaskedConvTransform
 from flows.layers.maf import MaskedAutoregressiveFlow, MaskedAutoregressiveTransform
 from flows.layers.matrices import CirculantMatrix, ExpMatrix, InvertibleMatrix, OrthogonalMatrix, SVDMatrix
 from flows.layers.periodic import PeriodicConv2d
@@ -41,8 +42,10 @@ __all__ = [
     "Layer",
     "Logit",
     "LowRankUpdate",
+    "MaCow",
     "MaskedAutoregressiveFlow",
     "MaskedAutoregressiveTransform",
+    "MaskedConvTransform",
     "OrthogonalMatrix",
     "PeriodicConv2d",
     "Reverse",

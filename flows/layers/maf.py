@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from flows.layers.conv1x1 import Conv1x1, Parametrization
 from flows.layers.networks import WEIGHT_STD
 from flows.layers.weight_cache import WeightCache
 from flows.numerics import (
+    MAX_LOG_SCALE,
     MAX_MASKED_INPUT,
     MAX_MASKED_LOG_SCALE,
     MAX_SHIFT,
@@ -32,6 +34,19 @@ from flows.solvers.masked import (
     find_masked_backend,
     shift_and_log_scale,
 )
+
+Scaling = Literal["positive", "unit"]
+"""Diagonals of a Jacobian that a network's scales make up. One that is free would pass through zero."""
+
+
+def require_scaling(diagonal: str) -> None:
+    """Refuse another diagonal.
+
+    Raises:
+        InputError: naming those that there are.
+    """
+    if diagonal not in get_args(Scaling):
+        raise InputError(f"diagonal must be {' or '.join(get_args(Scaling))} where a network scales, not '{diagonal}'")
 
 
 class MaskedConv2d(nn.Module):
@@ -101,7 +116,8 @@ class MaskedAutoregressiveTransform(Layer):
         num_channels: C, at least 1.
         hidden_channels: U, at least 1; below C some channels share what the network says of their own pixel.
         reverse: take the reverse order.
-        solver: ``"torch"`` or ``"compiled"`` for the inverse; ``None`` chooses by device.
+        diagonal: of the Jacobian: ``"positive"``, or ``"unit"`` for ``s = 0``, so that the log-det is 0.
+        solver: ``"compiled"``, ``"torch"`` or ``"jacobi"`` for the inverse; ``None`` chooses by device.
         max_log_scale: m in a level of at most 8 steps, positive, in nats; ``None`` takes the paper's scale,
             ``s = log sigmoid(h + 2)``, which has no lower bound.
         num_steps: D, the number of steps in the layer's level, which :class:`flows.Flow` fills in.
@@ -111,7 +127,7 @@ class MaskedAutoregressiveTransform(Layer):
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``, any H and W.
 
     Raises:
-        InputError: C or ``hidden_channels`` below 1, an unknown solver, or a bound that is not positive.
+        InputError: C or ``hidden_channels`` below 1, an unknown diagonal or solver, or a bound that is not positive.
 
     Cost: ``18 C U + U^2`` multiplications per pixel forward; about ``13.5 C U + U^2 / 2`` in the inverse, which leaves
     out what is masked but takes ``(W + 2 H - 2) C`` steps one after the other.
@@ -144,6 +160,7 @@ class MaskedAutoregressiveTransform(Layer):
         hidden_channels: int = 96,
         *,
         reverse: bool = False,
+        diagonal: Scaling = "positive",
         solver: str | None = None,
         max_log_scale: float | None = MAX_MASKED_LOG_SCALE,
         num_steps: int = 1,
@@ -152,6 +169,7 @@ class MaskedAutoregressiveTransform(Layer):
     ) -> None:
         super().__init__()
         require_channels(num_channels)
+        require_scaling(diagonal)
         require_bound("max_log_scale", max_log_scale)
         require_bound("max_shift", max_shift)
         require_bound("max_input", max_input)
@@ -159,7 +177,7 @@ class MaskedAutoregressiveTransform(Layer):
             raise InputError(f"hidden_channels must be at least 1, not {hidden_channels}")
         if solver is not None:
             find_masked_backend(solver)
-        self.reverse, self.solver = reverse, solver
+        self.reverse, self.diagonal, self.solver = reverse, diagonal, solver
         self.max_log_scale = shared_bound(max_log_scale, num_steps)
         self.max_shift, self.max_input = max_shift, max_input
         position = torch.arange(num_channels)
@@ -167,7 +185,7 @@ class MaskedAutoregressiveTransform(Layer):
             position = position.flip(0)
         # A number is no part of what predicts it, hence the 1 between a channel as an input and as an output.
         into, within = position + 1, torch.arange(hidden_channels) * num_channels // hidden_channels
-        out = position.repeat_interleave(2)
+        out = position.repeat_interleave(2) if diagonal == "positive" else position
         self.first = MaskedConv2d(into, within, 3, reverse=reverse, std=WEIGHT_STD)
         self.second = MaskedConv2d(within, within, 1, reverse=reverse, std=WEIGHT_STD)
         self.last = MaskedConv2d(within, out, 3, reverse=reverse, std=0.0)
@@ -176,6 +194,10 @@ class MaskedAutoregressiveTransform(Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         outputs = run_network(self._network, bounded(x, self.max_input))
+        if self.diagonal == "unit":
+            return x + bounded(outputs, self.max_shift), x.new_zeros(
+                len(x), dtype=torch.promote_types(x.dtype, torch.float32)
+            )
         shift, log_scale = shift_and_log_scale(outputs[:, 0::2], outputs[:, 1::2], self.max_log_scale, self.max_shift)
         return x * torch.exp(log_scale) + shift, per_image_sum(log_scale)
 
@@ -191,10 +213,17 @@ class MaskedAutoregressiveTransform(Layer):
         return solver(z)
 
     def _make_solver(self, backend: str, image_size: tuple[int, int]) -> MaskedSolver:
+        layers: list[tuple[Tensor, Tensor]] = [
+            (layer.filter(), layer.bias) for layer in (self.first, self.second, self.last)
+        ]
+        max_log_scale = self.max_log_scale
+        if self.diagonal == "unit":  # h = 0 between the outputs, and a bound to go with it, so that exp(s) is 1
+            weight, bias = (torch.stack([part, 0 * part], dim=1).flatten(0, 1) for part in layers[2])
+            layers[2], max_log_scale = (weight, bias), MAX_LOG_SCALE
         network = MaskedNetwork.from_filters(
-            [(layer.filter(), layer.bias) for layer in (self.first, self.second, self.last)],
+            layers,
             self._degrees.tolist(),
-            self.max_log_scale,
+            max_log_scale,
             self.max_shift,
             self.max_input,
             reverse=self.reverse,
@@ -213,15 +242,16 @@ class MaskedAutoregressiveFlow(Composite):
         num_channels: C, at least 1.
         hidden_channels: of each masked network, at least 1.
         parametrization: of the 1x1, see :class:`Conv1x1`.
-        solver: ``"torch"`` or ``"compiled"`` for the inverse; ``None`` chooses by device.
+        diagonal: see :class:`MaskedAutoregressiveTransform`.
+        solver: ``"compiled"``, ``"torch"`` or ``"jacobi"`` for the inverse; ``None`` chooses by device.
         max_log_scale, num_steps, max_shift, max_input: see :class:`MaskedAutoregressiveTransform`; bounds of ``None``
             give the paper's layer.
 
     Shapes: ``(B, C, H, W) -> (B, C, H, W)``, any H and W.
 
     Raises:
-        InputError: C or ``hidden_channels`` below 1, an unknown parametrisation or solver, a bound that is not
-            positive.
+        InputError: C or ``hidden_channels`` below 1, an unknown parametrisation, diagonal or solver, a bound that is
+            not positive.
 
     Cost: twice that of :class:`MaskedAutoregressiveTransform`; its inverse is sequential over pixels and channels.
 
@@ -249,6 +279,7 @@ class MaskedAutoregressiveFlow(Composite):
         hidden_channels: int = 96,
         *,
         parametrization: Parametrization = "plain",
+        diagonal: Scaling = "positive",
         solver: str | None = None,
         max_log_scale: float | None = MAX_MASKED_LOG_SCALE,
         num_steps: int = 1,
@@ -261,6 +292,7 @@ class MaskedAutoregressiveFlow(Composite):
             MaskedAutoregressiveTransform,
             num_channels,
             hidden_channels,
+            diagonal=diagonal,
             solver=solver,
             max_log_scale=max_log_scale,
             num_steps=num_steps,

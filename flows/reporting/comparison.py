@@ -7,7 +7,9 @@ column. Inside it, rows that differ in nothing but mixing layer and width are a 
 
 from __future__ import annotations
 
+import inspect
 import json
+import pkgutil
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -46,6 +48,7 @@ LAYERS = {
     "flows.layers.EmergingConv2d": "emerging",
     "flows.layers.PeriodicConv2d": "periodic",
     "flows.layers.MaskedAutoregressiveFlow": "MAF",
+    "flows.layers.MaCow": "MaCow",
     "flows.layers.Reverse": "reverse",
     "flows.layers.Shuffle": "shuffle",
     "flows.layers.AutoregressiveConv2d": "autoregressive",
@@ -59,23 +62,6 @@ LAYERS = {
     "flows.layers.OrthogonalMatrix": "orthogonal",
     "flows.layers.SVDMatrix": "SVD",
 }
-
-USUAL = {
-    "dilation": 1,
-    "mask": "square",
-    "hidden_channels": 96,
-    "max_log_scale": 0.25,
-    "max_shift": 4.0,
-    "max_input": 2.0,
-    "diagonal": "free",
-    "direction": "lower",
-    "boundary": "wrap",
-    "orthogonal": False,
-    "symmetry": "none",
-    "max_norm": 1.0,
-    "memory_efficient": False,
-}
-"""Settings of mixing layers that go without saying."""
 
 MAX_NAME = 40
 """Letters of a row's name; where one needs more, a letter of the alphabet stands for each row."""
@@ -234,12 +220,19 @@ def mixing_name(node: Mapping[str, Any]) -> str:
     parts = [mixing_name(value) for value in node.values() if isinstance(value, Mapping)]
     said = ("kernel_size", "parametrization")
     extras = {key: value for key, value in node.items() if not key.startswith("_") and key not in said}
+    usual = _settings_of_its_own(target)
     unusual = [
         f"{key} {value}"
         for key, value in extras.items()
-        if value is not None and value != USUAL.get(key) and not isinstance(value, Mapping)
+        if value is not None and value != usual.get(key) and not isinstance(value, Mapping)
     ]
     return ", ".join([name, *parts, *unusual])
+
+
+def _settings_of_its_own(target: str) -> dict[str, Any]:
+    """What a layer of ours is unless told otherwise, which goes without saying."""
+    parameters = inspect.signature(pkgutil.resolve_name(target)).parameters if target in LAYERS else {}
+    return {name: parameter.default for name, parameter in parameters.items()}
 
 
 def differing_keys(rows: Sequence[Row]) -> list[str]:

@@ -12,11 +12,12 @@ from flows.solvers.base import AutoregressiveConvSolver
 from flows.solvers.checks import warn_once
 from flows.solvers.compiled import CompiledSolver
 from flows.solvers.cuda import CudaSolver
+from flows.solvers.jacobi import JacobiSolver
 from flows.solvers.reference import ReferenceSolver
 from flows.solvers.torch_rows import TorchSolver
 
 BACKENDS: dict[str, type[AutoregressiveConvSolver]] = {
-    solver.name: solver for solver in (ReferenceSolver, TorchSolver, CompiledSolver, CudaSolver)
+    solver.name: solver for solver in (ReferenceSolver, JacobiSolver, TorchSolver, CompiledSolver, CudaSolver)
 }
 """Every backend, by its name."""
 

@@ -1,4 +1,4 @@
-"""Inverses of masked autoregressive networks: substitution over pixels and channels, in torch or compiled.
+"""Inverses of masked autoregressive networks: substitution over pixels and channels, or sweeps over all of them.
 
 A number ``x_c`` of a pixel follows from ``z_c`` once all before it are known::
 
@@ -32,6 +32,7 @@ from flows.numerics import SCALE_OFFSET, bounded, full_precision
 from flows.solvers.backends import choose_backend
 from flows.solvers.checks import check_finite, check_latent, check_type, non_finite_image
 from flows.solvers.compiled import _autoregressive, num_threads, why_not_compiled
+from flows.solvers.jacobi import around, fixed_point
 
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1))
 """(row, column) of the pixels that are read besides the own one, in the order of substitution."""
@@ -132,6 +133,7 @@ class MaskedSolver(ABC):
     """
 
     name: ClassVar[str]
+    records_gradients: ClassVar[bool] = False
 
     def __init__(self, network: MaskedNetwork, image_size: tuple[int, int]) -> None:
         check_type(network.first_bias)
@@ -141,6 +143,8 @@ class MaskedSolver(ABC):
     def __call__(self, z: Tensor) -> Tensor:
         like = self.network.first_bias
         check_latent(z, self.network.num_channels, self.image_size, like.dtype, like.device)
+        if z.requires_grad and torch.is_grad_enabled() and not self.records_gradients:
+            raise InputError(f"the {self.name} backend records no gradient: use backend torch, or torch.no_grad()")
         return self._solve(z) if len(z) else torch.empty_like(z)
 
     @abstractmethod
@@ -156,6 +160,7 @@ class TorchMaskedSolver(MaskedSolver):
     """
 
     name = "torch"
+    records_gradients = True
 
     def _solve(self, z: Tensor) -> Tensor:
         check_finite(z)
@@ -209,6 +214,52 @@ def independent_pixels(height: int, width: int) -> Iterator[list[tuple[int, int]
 
 
 @final
+class JacobiMaskedSolver(MaskedSolver):
+    """Sweeps of the whole network over the whole image, ``x <- (z - t(x)) exp(-s(x))``, until ``x`` stays as it is.
+
+    A number is right one sweep after those before it are, so there are at most ``(W + 2 H - 2) C`` sweeps, the number
+    of steps of ``torch``. With bounded scales a few dozen are usual. See :func:`flows.solvers.jacobi.fixed_point` for
+    the rule that stops them. Any device; records no gradients.
+
+    Note:
+        When to stop depends on the numbers, for which a GPU must wait at each sweep, so that no CUDA graph can capture
+        this backend. It is never chosen by itself: on a CPU the ``compiled`` backend is faster, and on GPUs it has not
+        been measured. An image of a network without bounds may overflow in a sweep and not in the end. Where the
+        answer is not finite, ``torch`` substitutes instead.
+
+    Cost: ``B H W (15 C U + U^2)`` multiplications a sweep, in some twenty operations.
+    """
+
+    name = "jacobi"
+
+    @torch.no_grad()
+    def _solve(self, z: Tensor) -> Tensor:
+        check_finite(z)
+        net, (height, width) = self.network, self.image_size
+        offsets = [*NEIGHBOURS, (0, 0)]
+        first, last = torch.cat([net.first_before, net.first_own]).T, torch.cat([net.last_before, net.last_own]).T
+        first_bias, second_bias, last_bias = (
+            bias[:, None] for bias in (net.first_bias, net.second_bias, net.last_bias)
+        )
+        z_CHWB = (z.flip(1, 2, 3) if net.reverse else z).permute(1, 2, 3, 0).contiguous()
+
+        def sweep(x_CHWB: Tensor) -> Tensor:
+            hidden = torch.relu(torch.addmm(first_bias, first, around(bounded(x_CHWB, net.max_input), offsets)))
+            hidden = torch.relu(torch.addmm(second_bias, net.second.T, hidden))
+            out = torch.addmm(last_bias, last, around(hidden.view(-1, height, width, len(z)), offsets)).view(
+                -1, 2, height, width, len(z)
+            )
+            shift, log_scale = shift_and_log_scale(out[:, 0], out[:, 1], net.max_log_scale, net.max_shift)
+            return (z_CHWB - shift) * torch.exp(-log_scale)
+
+        with full_precision(z.device):
+            x = fixed_point(sweep, z_CHWB, (width + 2 * height - 2) * net.num_channels).permute(3, 0, 1, 2)
+        if not torch.isfinite(x).all():
+            return TorchMaskedSolver(net, self.image_size)(z)
+        return x.flip(1, 2, 3) if net.reverse else x.contiguous()
+
+
+@final
 class CompiledMaskedSolver(MaskedSolver):
     """Substitution in a C kernel, vectorised over hidden units, up to four pixels or images at a time.
 
@@ -248,8 +299,6 @@ class CompiledMaskedSolver(MaskedSolver):
         )
 
     def _solve(self, z: Tensor) -> Tensor:
-        if z.requires_grad and torch.is_grad_enabled():
-            raise InputError("the compiled backend records no gradient: use backend torch, or torch.no_grad()")
         z = z.resolve_neg().contiguous()
         x = torch.empty_like(z)
         bad = self._plan.solve(z, x, num_threads())
@@ -258,7 +307,9 @@ class CompiledMaskedSolver(MaskedSolver):
         return x
 
 
-BACKENDS: dict[str, type[MaskedSolver]] = {solver.name: solver for solver in (TorchMaskedSolver, CompiledMaskedSolver)}
+BACKENDS: dict[str, type[MaskedSolver]] = {
+    solver.name: solver for solver in (JacobiMaskedSolver, TorchMaskedSolver, CompiledMaskedSolver)
+}
 
 
 def choose_masked_backend(*tensors: Tensor) -> str:

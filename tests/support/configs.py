@@ -7,10 +7,23 @@ import hydra
 from hydra import initialize_config_dir
 
 from flows.cli.command_line import check_command_line, compose_resolved, register_schemas
-from flows.config.building import build
+from flows.config.mixings import MIXINGS, mixing
 from support.programs import ROOT
 
 CONF = ROOT / "conf"
+__all__ = [
+    "CONF",
+    "GROUPS",
+    "MIXINGS",
+    "NEEDED",
+    "OPTIONS",
+    "check_train",
+    "compose",
+    "compose_typed",
+    "mixing",
+    "options",
+]
+
 register_schemas(CONF)
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "local"))
 OPTIONS = [
@@ -46,12 +59,5 @@ def compose_typed(*overrides, root):
         return hydra.compose(root, list(overrides))
 
 
-MIXINGS = options("mixing")
-
 NEEDED = {"train": [], "prepare": [], "evaluate": ["checkpoint=x"], "sample": ["checkpoint=x"], "report": ["runs=x"]}
 """The programs, and what each of them must be given."""
-
-
-def mixing(name):
-    """The factory that an option of ``conf/mixing`` gives."""
-    return build(compose(f"mixing={name}")["mixing"])
