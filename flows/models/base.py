@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,14 @@ class DensityModel(nn.Module, ABC):
     def finish(self, h: Tensor) -> Tensor:
         """From the features of :meth:`decode_features` to ``v``: what never overflows, and hides how large they are."""
         return h
+
+    def compile_parts(self, **options: Any) -> None:
+        """Have ``torch.compile`` fuse what a training step runs; the names of the state dict stay.
+
+        Args:
+            options: those of ``torch.compile``.
+        """
+        self.compile(**options)
 
     def mixing_layers(self) -> list[tuple[str, Layer, tuple[int, int, int]]]:
         """Each mixing layer with its name and the (channels, height, width) that it works on; none by default."""

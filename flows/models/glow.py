@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -173,6 +174,11 @@ class Flow(DensityModel):
                     shape = (len(step.actnorm.bias), height, width)
                     found.append((f"levels.{number}.layers.{place}", step, shape))
         return found
+
+    def compile_parts(self, **options: Any) -> None:
+        """Each step of flow by itself: those of one level share a compilation, and the whole would take minutes."""
+        for _, step, _ in self.steps():
+            step.compile(**options)
 
     def mixing_layers(self) -> list[tuple[str, Layer, tuple[int, int, int]]]:
         return [(name, step.mixing, shape) for name, step, shape in self.steps()]
