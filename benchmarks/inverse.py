@@ -2,18 +2,22 @@
 
     python -m benchmarks.inverse
     python -m benchmarks.inverse --shapes cifar10 --batches 1 64 --naive --output inverse.json
+    python -m benchmarks.inverse --layer maf --shapes cifar10
 
-Rows are the levels of the paper's models (3 x 3 square masks: 2 x 2 taps). ``forward`` is the cheapest way in which
-torch runs the convolution; ``naive`` is the textbook's substitution in torch, one pixel and channel at a time, all
-images at once. Behind each time stands its ratio to ``forward``, behind the last column the error relative to the
-reference, and the work rate counts the filter's entries that are not zero. Nothing here fails on a time: where a bar is
-set, ``!`` marks a figure beyond it.
+Rows are the levels of the paper's models (3 x 3 square masks: 2 x 2 taps). ``--layer maf`` times a masked
+autoregressive transform instead, its weights away from the initial ones. ``forward`` is the cheapest way in which torch
+runs the layer; ``naive`` is the textbook's substitution in torch, one pixel and channel at a time, all images at once.
+Behind each time stands its ratio to ``forward``, behind the last column the error relative to the reference, and the
+work rate counts the filter's entries that are not zero. Nothing here fails on a time: where a bar is set, ``!`` marks a
+figure beyond it.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,8 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.program import add_device, conclude, format_time, new_parser, pick_device, run, say, show_machine
+from flows.layers import MaskedAutoregressiveTransform
+from flows.measures.diagnostics import count_parameters
 from flows.measures.timing import fastest_of_many
-from flows.solvers import BACKENDS, find_backend, prepare_autoregressive_conv
+from flows.solvers import BACKENDS, find_backend, masked, prepare_autoregressive_conv
 from flows.solvers.reference import MAX_UNKNOWNS
 
 # (height, width, channels) after the squeeze of each level
@@ -63,48 +69,96 @@ def forward_passes(x: Tensor, weight: Tensor) -> dict[str, Callable[[], Tensor]]
     }
 
 
+@dataclass(frozen=True)
+class Problem:
+    """A layer that is inverted.
+
+    Attributes:
+        forward: from ``x``, the ways to run it.
+        prepare: from the name of a backend, its inverse.
+        exact: the inverse in float64, if that is not too large.
+        naive: the textbook's inverse, if there is one.
+        operations: for a pixel.
+    """
+
+    forward: Callable[[Tensor], dict[str, Callable[[], Tensor]]]
+    prepare: Callable[[str], Callable[[Tensor], Tensor]]
+    exact: Callable[[Tensor], Tensor] | None
+    naive: Callable[[Tensor], Tensor] | None
+    operations: int
+
+
+def convolution(num_channels: int, image_size: tuple[int, int], device: torch.device) -> Problem:
+    """An autoregressive convolution."""
+    weight = random_filter(num_channels).to(device)
+    options = {"direction": "lower", "image_size": image_size}
+    is_small = num_channels * image_size[0] * image_size[1] <= MAX_UNKNOWNS // 4
+    return Problem(
+        forward=lambda x: forward_passes(x, weight),
+        prepare=lambda name: prepare_autoregressive_conv(weight, **options, backend=name),
+        exact=prepare_autoregressive_conv(weight.double(), **options, backend="reference") if is_small else None,
+        naive=partial(naive_inverse, weight=weight),
+        operations=2 * int(weight.count_nonzero()),
+    )
+
+
+def maf(num_channels: int, image_size: tuple[int, int], device: torch.device) -> Problem:
+    """A masked autoregressive transform; ``benchmarks.sampling`` times its naive inverse."""
+    layer = MaskedAutoregressiveTransform(num_channels).to(device)
+    for parameter in layer.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+
+    def prepare(name: str) -> Callable[[Tensor], Tensor]:
+        twin = copy.deepcopy(layer)
+        twin.solver = name
+        twin.inverse(torch.zeros(1, num_channels, *image_size, device=device))
+        return twin.inverse
+
+    return Problem(
+        forward=lambda x: {"forward": lambda: layer(x)[0]},
+        prepare=prepare,
+        exact=copy.deepcopy(layer).double().inverse,
+        naive=None,
+        operations=2 * count_parameters(layer),
+    )
+
+
+LAYERS = {"autoregressive": (convolution, BACKENDS), "maf": (maf, masked.BACKENDS)}
+"""How to make the problem, and the backends that solve it."""
+
+
 def measure(
-    image_size: tuple[int, int],
-    num_channels: int,
-    batch: int,
-    backends: list[str],
-    naive: bool,
-    seconds: float,
-    device: torch.device,
+    problem: Problem, z: Tensor, backends: list[str], naive: bool, seconds: float, device: torch.device
 ) -> dict[str, object]:
     """All figures of one shape and batch size."""
-    weight = random_filter(num_channels).to(device)
-    z = torch.randn(batch, num_channels, *image_size).to(device)
-    prepare = partial(prepare_autoregressive_conv, weight, direction="lower", image_size=image_size)
     preparing = {
-        name: fastest_of_many({name: partial(prepare, backend=name)}, seconds=0, device=device)[name]
+        name: fastest_of_many({name: partial(problem.prepare, name)}, seconds=0, device=device)[name]
         for name in backends
     }
-    solvers = {name: prepare(backend=name) for name in backends}
+    solvers = {name: problem.prepare(name) for name in backends}
 
-    forward = forward_passes(z, weight)
+    forward = problem.forward(z)
     best = fastest_of_many(
         {**forward, **{name: partial(solver, z) for name, solver in solvers.items()}}, seconds=seconds, device=device
     )
     times = {"forward": min(best[name] for name in forward)}
-    if naive:
-        loop = {"naive": partial(naive_inverse, z, weight)}
+    if naive and problem.naive is not None:
+        loop = {"naive": partial(problem.naive, z)}
         times["naive"] = fastest_of_many(loop, seconds=0, device=device, min_rounds=2)["naive"]
     times.update({name: best[name] for name in backends})
 
     errors = {}
-    if num_channels * image_size[0] * image_size[1] <= MAX_UNKNOWNS // 4:
+    if problem.exact is not None:
         few = z[:4]
-        exact = prepare_autoregressive_conv(
-            weight.double(), direction="lower", image_size=image_size, backend="reference"
-        )(few.double())
+        exact = problem.exact(few.double())
         errors = {
             name: float((solver(few) - exact).abs().max() / exact.abs().max()) for name, solver in solvers.items()
         }
-    operations = 2 * int(weight.count_nonzero()) * batch * image_size[0] * image_size[1]
+    batch, num_channels, height, width = z.shape
+    operations = problem.operations * batch * height * width
     return {
-        "height": image_size[0],
-        "width": image_size[1],
+        "height": height,
+        "width": width,
         "channels": num_channels,
         "batch": batch,
         "seconds": times,
@@ -133,6 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64, 256])
+    parser.add_argument("--layer", choices=LAYERS, default="autoregressive")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, help="default: all that are fast and run here")
     add_device(parser)
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each row, besides the naive loop")
@@ -140,10 +195,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     device = pick_device(options)
-    usable = [name for name in BACKENDS if name != "reference" and find_backend(name).unavailable(device) is None]
+    make_problem, its_backends = LAYERS[options.layer]
+    usable = [name for name in its_backends if name != "reference" and find_backend(name).unavailable(device) is None]
     backends = options.backends or usable
     judged = backends[-1]  # the table of backends lists the fastest for each device last
-    columns = ["forward", *(["naive"] if options.naive else []), *backends]
+    columns = ["forward", *(["naive"] if options.naive and options.layer != "maf" else []), *backends]
 
     machine = show_machine(device)
     results = []
@@ -153,10 +209,11 @@ def main(arguments: list[str] | None = None) -> None:
             for height, width, num_channels in SHAPES[name]:
                 for batch in options.batches:
                     say(f"{name} {height}x{width}x{num_channels}, batch {batch} ...")
-                    result = measure(
-                        (height, width), num_channels, batch, backends, options.naive, options.seconds, device
-                    )
-                    results.append({**result, "bars_apply": name == "cifar10" and device.type == "cpu"})
+                    problem = make_problem(num_channels, (height, width), device)
+                    z = torch.randn(batch, num_channels, height, width).to(device)
+                    result = measure(problem, z, backends, options.naive, options.seconds, device)
+                    bars_apply = name == "cifar10" and device.type == "cpu" and options.layer == "autoregressive"
+                    results.append({**result, "bars_apply": bars_apply})
     say(f"measured for {time.perf_counter() - started:.0f} s")
     header = ["HxWxC", "batch", *columns, f"naive/{judged}", "GFLOP/s", "prepare", "error"]
     rows = [as_row(result, columns, judged) for result in results]

@@ -28,6 +28,22 @@ def test_layer_survives_saving_and_loading(name):
     contract.check_save_and_load(make(factory), factory, images(shape))
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_inverts_in_float32_after_it_has_learned_to_whiten(name):
+    factory, shape = LAYERS[name]
+    layer, x = factory(), torch.randn(32, 1, 1, 1) + 0.2 * torch.randn(32, *shape)
+    if parameters := list(layer.parameters()):
+        optimizer = torch.optim.Adam(parameters, lr=0.1)
+        for _ in range(12):
+            z, log_det = layer(x)
+            optimizer.zero_grad()
+            (0.5 * z.square().flatten(1).sum(dim=1) - log_det).mean().backward()
+            optimizer.step()
+    with torch.no_grad():
+        error = (layer.inverse(layer(x)[0]) - x).abs().max() / x.abs().max()
+    assert error <= 1e-5
+
+
 def test_every_layer_class_has_an_entry():
     for module in pkgutil.walk_packages(flows.__path__, "flows."):
         if not module.name.rpartition(".")[2].startswith("_"):
