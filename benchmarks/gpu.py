@@ -30,20 +30,11 @@ from benchmarks.program import add_device, conclude, new_parser, pick_device, ru
 from benchmarks.sampling import seconds_of_naive_layers
 from flows import Flow
 from flows.config.mixings import MIXINGS, mixing
-from flows.layers import AffineCoupling, Conv1x1, EmergingConv2d, Layer, MaskedAutoregressiveFlow, PeriodicConv2d
+from flows.layers import AffineCoupling
 from flows.measures.timing import fastest_of_many
 from flows.models.memory import Memory
 from flows.numerics import Precision, in_precision
 from flows.solvers import BACKENDS, find_backend, prepare_autoregressive_conv
-
-PAPERS: dict[str, Callable[..., Layer]] = {
-    "conv1x1": Conv1x1,
-    "emerging": EmergingConv2d,
-    "periodic": PeriodicConv2d,
-    "maf": MaskedAutoregressiveFlow,
-}
-"""The mixing layers where there is no Hydra to read those of ``conf/mixing``."""
-
 
 @dataclass(frozen=True)
 class Size:
@@ -93,8 +84,6 @@ class Bench:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.size = device, SIZES["cuda" if device.type == "cuda" else "cpu"]
-        has_hydra = importlib.util.find_spec("hydra") is not None
-        self.factories = {name: mixing(name) for name in MIXINGS} if has_hydra else PAPERS
         self.seconds: dict[str, float] = {}  # of steps that later rows compare with
 
     def rows(self) -> Iterator[Measured]:
@@ -180,7 +169,7 @@ class Bench:
         return exact / self.seconds_of_step(name, precision, how)
 
     def mixings(self) -> Iterator[Measured]:
-        for name in self.factories:
+        for name in MIXINGS:
             if name != "conv1x1":
                 row = Row(f"step, {name} : 1x1", "x", target=1.05 if name == "emerging" else None)
                 yield row, partial(self.ratio_of_steps, name)
@@ -294,7 +283,7 @@ class Bench:
         torch.manual_seed(0)
         steps = self.size.num_steps if num_steps is None else num_steps
         width = 462 if name.startswith("maf") and self.size.width == 512 else self.size.width  # as in the paper
-        flow = Flow((3, 32, 32), self.factories[name], AffineCoupling, self.size.num_levels, steps, width)
+        flow = Flow((3, 32, 32), mixing(name), AffineCoupling, self.size.num_levels, steps, width)
         flow.to(self.device).initialize(self.images())
         return flow
 
