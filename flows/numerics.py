@@ -122,6 +122,21 @@ def run_network(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return network(x).to(x.dtype)
 
 
+def same_precision(device: torch.device) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Enters again, later and on any thread, the precision that ``device`` computes in now, autocast included."""
+    precision = _chosen
+    dtype, halves = torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type)
+
+    @contextlib.contextmanager
+    def enter() -> Iterator[None]:
+        # Without the cache of weights: one converted without autograd must not be found by what records.
+        autocast = torch.autocast(device.type, dtype, enabled=halves, cache_enabled=False)
+        with in_precision(precision, device), autocast:
+            yield
+
+    return enter
+
+
 def bounded(h: Tensor, bound: float | None) -> Tensor:
     """``b tanh(h / b)``: smooth, odd, slope 1 at zero and at most 1 everywhere, values in ``[-b, b]``.
 

@@ -53,9 +53,9 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """The same run by two processes, each of which takes two batches a step; in a folder whose name has a space."""
+    """The same run by two processes, two batches a step each, which keep little; in a folder whose name has a space."""
     folder = tmp_path_factory.mktemp("a user folder")
-    options = ["trainer=ddp_cpu", "trainer.accumulate_grad_batches=2", "run_dir='a run'"]
+    options = ["trainer=ddp_cpu", "trainer.accumulate_grad_batches=2", "model.memory=invert", "run_dir='a run'"]
     return folder, run("train.py", *DIGITS, *options, cwd=folder)
 
 

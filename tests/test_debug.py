@@ -5,7 +5,7 @@ import json
 
 import pytest
 from support.forks import fork, output, wait
-from support.small_training import ShuffledEmerging, fit
+from support.small_training import ShuffledEmerging, fit, flow
 
 from flows import Flow, NonFiniteError
 from flows.layers import AffineCoupling
@@ -38,8 +38,11 @@ def test_overfit_learns_the_same_images_by_heart(tmp_path):
     assert losses[-1] < losses[0] - 2
 
 
-def test_profiler_counts_every_second_once(tmp_path):
-    fit(tmp_path, profiler=(table := TimeTable()))
+@pytest.mark.parametrize("memory", ["store", "recompute"])
+def test_profiler_counts_every_second_once(memory, tmp_path):
+    model = flow()
+    model.memory = memory
+    fit(tmp_path, model=model, profiler=(table := TimeTable()))
     rows = {line[:40].strip(): float(line[40:49]) for line in table.summary().splitlines()[1:]}
     assert {"forward  GlowNetwork", "backward GlowNetwork", "forward  AutoregressiveConv2d"} <= set(rows)
     assert sum(rows.values()) == pytest.approx(2 * rows["in all"], abs=0.1)
@@ -56,12 +59,13 @@ class BreaksBackwards(Layer):
         return z
 
 
-def test_anomaly_names_the_layer_whose_gradient_breaks(tmp_path):
+@pytest.mark.parametrize("memory", ["store", "invert"])
+def test_anomaly_names_the_layer_whose_gradient_breaks(memory, tmp_path):
     def mixing(num_channels):
         layers = ShuffledEmerging(num_channels)
         layers.layers.append(BreaksBackwards())
         return layers
 
-    model = Flow((1, 4, 4), mixing, AffineCoupling, num_levels=1, num_steps=2, hidden_channels=4)
+    model = Flow((1, 4, 4), mixing, AffineCoupling, num_levels=1, num_steps=2, hidden_channels=4, memory=memory)
     with pytest.raises(NonFiniteError, match=r"backward pass of layer flow\.levels\.0\.layers\.2\.mixing\.layers\.2;"):
         fit(tmp_path, [StopAtLayer()], model)

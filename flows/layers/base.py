@@ -19,6 +19,10 @@ CLAIMS = {
 """What a class says of each of its methods."""
 
 
+Recorded = tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]
+"""An input, in parts along the channels that require gradients, and what ``forward`` makes of it under autograd."""
+
+
 class Layer(nn.Module, ABC):
     """An invertible map between images of features, data side to latent side.
 
@@ -67,6 +71,13 @@ class Layer(nn.Module, ABC):
     @abstractmethod
     def inverse(self, z: Tensor) -> Tensor:
         """Map latent to data: ``(B, C', H', W') -> (B, C, H, W)``."""
+
+    def rebuild(self, z: Tensor) -> Recorded:
+        """The input that belongs to ``z``, and ``forward`` of it; a subclass may do both at the price of one."""
+        with torch.no_grad():
+            x = self.inverse(z)
+        x = x.detach().requires_grad_()
+        return (x,), self(x)
 
     def require_image_size(self, x: Tensor) -> None:
         """Refuse images of another size than ``image_size``."""

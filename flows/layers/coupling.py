@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from flows.errors import InputError
-from flows.layers.base import Layer
+from flows.layers.base import Layer, Recorded
 from flows.layers.factories import make
 from flows.layers.networks import GlowNetwork, Network
 from flows.numerics import (
@@ -85,6 +85,16 @@ class Coupling(Layer):
         z1, z2 = z.chunk(2, dim=1)
         outputs = run_network(self.network, bounded(z1, self.max_input))
         return torch.cat([z1, self.inverse_transform(z2, outputs)], dim=1)
+
+    def rebuild(self, z: Tensor) -> Recorded:
+        """One run of the network serves both directions."""
+        x1, z2 = (half.detach() for half in z.chunk(2, dim=1))
+        outputs = run_network(self.network, bounded(x1.requires_grad_(), self.max_input))
+        with torch.no_grad():
+            x2 = self.inverse_transform(z2, outputs)
+        x2 = x2.detach().requires_grad_()
+        z2, log_det = self.transform(x2, outputs)
+        return (x1, x2), (torch.cat([x1, z2], dim=1), log_det)
 
 
 class AffineCoupling(Coupling):

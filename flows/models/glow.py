@@ -13,6 +13,7 @@ from flows.layers import FlowStep, Layer, Logit, Sequential, Squeeze
 from flows.layers.factories import make
 from flows.models.base import DensityModel, Latents
 from flows.models.dequantizers import Dequantizer, UniformDequantizer
+from flows.models.memory import Memory, require_memory, run
 from flows.models.prepared_inverse import InvertLayer, Observe, PreparedInverse, exact_forward, unobserved
 from flows.models.priors import LEARNED, FactorOut, Prior, Standardize
 from flows.numerics import MARGIN, full_precision
@@ -39,6 +40,7 @@ class Flow(DensityModel):
         dequantizer: makes what turns pixels into reals; a parameter ``image_shape`` gets that.
         margin: how far beyond the pixels' range an image may lie, through a :class:`flows.layers.Logit` in front of the
             first level; ``None`` for neither, as in the paper.
+        memory: what is kept for the backward pass, :mod:`flows.models.memory`; may be changed at any time.
 
     Raises:
         InputError: an argument out of range, or an image size that the levels cannot halve.
@@ -72,11 +74,14 @@ class Flow(DensityModel):
         prior: Prior = LEARNED,
         dequantizer: Callable[..., Dequantizer] = UniformDequantizer,
         margin: float | None = MARGIN,
+        memory: Memory = "store",
     ) -> None:
         super().__init__(image_shape, make(dequantizer, image_shape=tuple(image_shape)))
         _require_levels(self.image_shape, num_levels)
         if not 1 <= num_steps <= MAX_STEPS:
             raise InputError(f"num_steps must be from 1 to {MAX_STEPS}, not {num_steps}")
+        require_memory(memory)
+        self.memory = memory
 
         self.front = Sequential() if margin is None else Sequential(Logit(margin))
         self.levels = nn.ModuleList()
@@ -109,7 +114,7 @@ class Flow(DensityModel):
         latents = []
         h, total = self.front(v)
         for level, factor_out in self._stages():
-            h, log_det = level(h)
+            h, log_det = run(level, h, self.memory)
             total = total + log_det
             if factor_out is not None:
                 h, z, log_det = factor_out(h)

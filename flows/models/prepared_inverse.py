@@ -120,7 +120,7 @@ class PreparedInverse:
         return x, lost
 
     def _current(self, model: nn.Module, layers: Iterable[Layer]) -> _State:
-        parts = {layer: list(_innermost(layer)) for layer in layers}
+        parts = {layer: list(innermost(layer)) for layer in layers}
         every_part = list(chain.from_iterable(parts.values()))
         tensors = [tensor for part in every_part if _is_prepared(part) for tensor in _contents(part)]
         return self._state.get(lambda: _State(model, parts), *tensors, key=tuple(every_part))
@@ -224,16 +224,16 @@ def _in_float64(step: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
 
 def exact_forward(layer: Layer, x: Tensor) -> Tensor:
     """``layer(x)`` without its log-det, affine parts in float64: what the prepared inverse undoes best."""
-    for part in reversed(list(_innermost(layer))):
+    for part in reversed(list(innermost(layer))):
         x = copy.deepcopy(part).double()(x.double())[0].to(x.dtype) if part.is_affine else part(x)[0]
     return x
 
 
-def _innermost(layer: Layer) -> Iterator[Layer]:
+def innermost(layer: Layer) -> Iterator[Layer]:
     """The layers without parts whose inverses, in this order, are the inverse of ``layer``."""
     if isinstance(layer, Composite) and type(layer).inverse is Composite.inverse:
         for part in reversed(list(layer.parts())):
-            yield from _innermost(part)
+            yield from innermost(part)
     else:
         yield layer
 

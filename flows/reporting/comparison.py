@@ -190,6 +190,7 @@ def comparable(config: Mapping[str, Any]) -> Flat:
     """A configuration as dotted keys, without what says where and as which repetition it ran."""
     run_dir = config.get("run_dir")
     kept = {key: config[key] for key in BUILT if key in config}
+    kept["model"] = {key: value for key, value in config["model"].items() if key != "memory"}
     kept["data"] = {key: value for key, value in config["data"].items() if key not in LOADING_KEYS}
     flat = {key: value for key, value in _flatten("", kept) if key.split(".")[-1] != "seed"}
     return {key: value for key, value in flat.items() if not (run_dir and str(value).startswith(str(run_dir)))}

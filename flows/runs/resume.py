@@ -34,7 +34,7 @@ LOADING_KEYS = (
 NOT_OF_THE_RUN = ("run_dir", "data_dir", "resume", "packages", "logger", *(f"data.{name}" for name in LOADING_KEYS))
 """Settings that say where a run is, how it starts, is read and is logged. Two runs may be the same but for these."""
 
-TAKEN_ANEW = ("trainer", "callbacks", "schedule.num_steps", "precision", "on_nan", "keep_last")
+TAKEN_ANEW = ("trainer", "callbacks", "schedule.num_steps", "precision", "model.memory", "on_nan", "keep_last")
 """Settings that a resumed run takes from its command line. All others are in its checkpoint, and stay."""
 
 NOT_REPLAYED = ("run_dir", "resume", "packages")

@@ -94,24 +94,37 @@ class TimeTable(Profiler):
         self._since = now
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._is_told_apart(module):
+        is_forward = self._is_told_apart(module)
+        if is_forward or self._runs_again(module):
             outside = self._open[-1][0]
-            self._begin(f"forward  {type(module).__name__}", True)
+            if is_forward:
+                self._begin(f"forward  {type(module).__name__}", True)
+            else:
+                self._go_on(f"backward {type(module).__name__}")
             if isinstance(module, Network) and args[0].requires_grad:
                 args[0].register_hook(lambda gradient: self._go_on(outside.replace("forward ", "backward")))
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._is_told_apart(module):
+        is_forward = self._is_told_apart(module)
+        if is_forward:
             self.stop("")
+        if is_forward or self._runs_again(module):
             for tensor in output if isinstance(output, tuple) else (output,):
                 if isinstance(tensor, Tensor) and tensor.requires_grad:
                     tensor.register_hook(lambda gradient: self._go_on(f"backward {type(module).__name__}"))
 
     def _is_told_apart(self, module: nn.Module) -> bool:
-        is_one = isinstance(module, (Layer, Network, FactorOut)) and not isinstance(module, Composite)
-        return is_one and bool(self._open) and self._open[-1][1]
+        return _has_a_row(module) and bool(self._open) and self._open[-1][1]
+
+    def _runs_again(self, module: nn.Module) -> bool:
+        """In the backward pass, for what was not kept (:mod:`flows.models.memory`)."""
+        return _has_a_row(module) and bool(self._open) and self._open[-1][0].startswith("backward")
 
     def _go_on(self, label: str) -> None:
         """In the backward pass: what follows, until the next call, belongs to this row."""
         self._count()
         self._open[-1] = (label, False)
+
+
+def _has_a_row(module: nn.Module) -> bool:
+    return isinstance(module, (Layer, Network, FactorOut)) and not isinstance(module, Composite)

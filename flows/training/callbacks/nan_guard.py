@@ -92,6 +92,9 @@ class StopAtLayer(StopOnNonFinite):
             if inputs[0].requires_grad:
                 inputs[0].register_hook(look)
 
+        if getattr(pl_module.flow, "memory", "store") == "invert":
+            pl_module.flow.memory = "recompute"  # type: ignore[assignment]  # which calls every layer under autograd
+
         # A gradient comes to the layers from the last to the first, and to the parts of one as to layers.
         for name, module in pl_module.named_modules():
             if isinstance(module, (Layer, FactorOut)) and not isinstance(module, Composite):
