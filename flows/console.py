@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from math import floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,15 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(description, total=total)
         yield lambda num_images: bar.advance(task, num_images)
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits, never in powers of ten.
+
+    >>> [three_digits(value) for value in (0, 0.01234, 5.0, 1234.5)]
+    ['0', '0.0123', '5.00', '1,230']
+    """
+    return f"{float(f'{value:.3g}'):,.{max(0, 2 - floor(log10(value)))}f}" if value else "0"
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.forks import fork, output, wait
 from support.programs import ROOT, execute
-from support.short_runs import SHORT, assert_same_end, at_step, send
+from support.short_runs import SHORT, assert_same_end, at_step, final_state, send
 from support.waiting import wait_until
 
 from flows.runs import claim
@@ -37,6 +37,7 @@ def test_interrupted_runs_end_with_the_same_weights(undisturbed, tmp_path):
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3 + 4 + 6 + 1
     assert wait(fork(AUTO, tmp_path)) == 0, output(tmp_path)
     assert_same_end(tmp_path / "run", undisturbed)
+    assert final_state(tmp_path / "run")["callbacks"]["CostMeter"]["images"] == 48 * 8
 
 
 def test_a_program_that_cannot_go_on_promises_nothing():
@@ -112,6 +113,7 @@ def test_a_training_that_diverges_goes_back_beyond_its_step_and_learns_more_slow
     assert json.loads((tmp_path / "run/results.json").read_text())["steps"] == 48
     content = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert content["callbacks"]["Rollback"] == {"times": 1}
+    assert content["callbacks"]["CostMeter"]["images"] > 48 * 8  # what was lost has cost something too
     config = content["config"]["optimizer"]
     assert content["lr_schedulers"][0]["base_lrs"] == [config["lr"] / 2]
     assert content["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(config["lr"] / 2)

@@ -34,7 +34,14 @@ def trained(tmp_path_factory):
 
 def test_training_leaves_all_that_it_promises(trained):
     folder, done = trained
-    for words in ("test bits/dim, raw weights", "averaged weights", "PNG", "lossless WebP", "parameters", "time"):
+    for words in (
+        "test bits/dim, raw weights",
+        "averaged weights",
+        "PNG",
+        "lossless WebP",
+        "parameters",
+        "device-hours",
+    ):
         assert words in done.stdout
     assert "Warning" not in done.stderr, done.stderr
     run_dir = folder / "runs" / "first"
@@ -47,9 +54,18 @@ def test_training_leaves_all_that_it_promises(trained):
         assert str(run_dir / name) in done.stdout
     rows = list(csv.DictReader((run_dir / "metrics/version_0/metrics.csv").open()))
     logged = {name for row in rows for name, value in row.items() if value}
-    assert {"lr-Adamax", "train/bits_per_dim", "val/samples_not_finite", "val/mixing_gain"} <= logged
+    assert {
+        "cost/device_hours",
+        "lr-Adamax",
+        "train/bits_per_dim",
+        "val/samples_not_finite",
+        "val/mixing_gain",
+    } <= logged
     assert {f"{split}/bits_per_dim{kind}" for split in ("val", "test") for kind in ("", "_averaged")} <= logged
     assert "${" not in (run_dir / "config.yaml").read_text()
+    results = json.loads((run_dir / layout.RESULTS).read_text())
+    numbers = ("seconds", "device_hours", "images_per_second", "peak_memory_bytes", "flops_per_image", "num_devices")
+    assert all(results[name] > 0 for name in numbers) and results["device"]
 
 
 def test_evaluation_repeats_the_training_s_score_whatever_the_batch_size(trained):
@@ -200,6 +216,8 @@ def test_other_loggers_need_no_account_and_no_network(tmp_path, logger):
         ("train.py", ["trainer.max_epochs=0"], "nothing to report"),
         ("train.py", ["trainer=gpu"], "no CUDA GPU here"),
         ("train.py", ["+trainer.overfit_batches=1"], "debug=overfit"),
+        ("train.py", ["estimate=true", "-m"], "for a single run: leave -m out"),
+        ("train.py", ["estimate=true", "trainer.max_epochs=-1", "schedule=constant"], "needs a training with an end"),
         ("train.py", ["+trainer.enable_model_summary=true"], "would have no effect"),
         ("train.py", ["+trainer.strategy=ddp_spawn"], "trainer=ddp does that"),
         ("train.py", ["callbacks.samples.temperatures=[]"], "callbacks.samples.temperatures"),

@@ -17,7 +17,7 @@ from support.forks import run_forked
 
 from flows import InputError
 from flows.config.building import is_node, nodes
-from flows.reporting import SamplingTimes, collect, compare, make_report, write_report
+from flows.reporting import Curve, SamplingTimes, collect, compare, make_report, write_report
 from flows.reporting.comparison import LAYERS, comparable, mixing_name
 from flows.reporting.contents import EVERY_RUN, MISSING
 from flows.reporting.figures import training_curves
@@ -71,8 +71,8 @@ def write_run(folder, mixing="1x1", seed=1, score=3.5, *, data="photos", finishe
 def write_metrics(folder, rows):
     path = folder / CSV
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{step // 10},{step},{train},\n{step // 10},{step},,{val}\n" for step, train, val in rows]
-    path.write_text("epoch,step,train/bits_per_dim,val/bits_per_dim\n" + "".join(lines))
+    lines = [f"{step // 10},{step},{train},,\n{step // 10},{step},,{val},{step / 7}\n" for step, train, val in rows]
+    path.write_text("epoch,step,train/bits_per_dim,val/bits_per_dim,cost/device_hours\n" + "".join(lines))
 
 
 def read(*places):
@@ -207,6 +207,25 @@ def test_samples_that_are_not_finite_are_added_up_over_the_seeds(tmp_path):
     table = main_table(report_on(tmp_path))
     assert table.header[-2:] == [f"samples not finite, {kind}" for kind in ("raw", "averaged")]
     assert [row[-2:] for row in cells(table)] == [["43 of 2,000", "0 of 2,000"], ["-", "-"]]
+
+
+def test_what_runs_cost_stands_beside_their_scores(tmp_path):
+    for seed, hours in ((1, 2.0), (2, 3.0)):
+        cost = {"device": "H100", "num_devices": 2, "seconds": 1800 * hours, "device_hours": hours}
+        cost |= {"images_per_second": 1234.5, "peak_memory_bytes": 2**31, "flops_per_image": 5 * 10**9}
+        write_run(tmp_path / f"new-{seed}", seed=seed, results=cost)
+    write_run(tmp_path / "old", mixing="emerging")  # from before anybody counted
+    report = report_on(tmp_path)
+    table = main_table(report)
+    assert table.header[-2:] == ["device-hours per run", "GFLOPs per image and step"]
+    assert [row[-2:] for row in cells(table)] == [["2.50", "5.00"], ["-", "-"]]
+    rows = cells(section(report, EVERY_RUN).tables[0])
+    assert rows[0][-6:] == ["1 h 00 min", "2.00", "1,230", "2.00", "5.00", "2 x H100"]
+    assert rows[2][-6:] == ["-"] * 6
+
+
+def test_a_curve_against_another_has_the_steps_that_both_have():
+    assert Curve([1, 3, 5], [9.0, 8.0, 7.0]).against(Curve([3, 4, 5], [0.1, 0.2, 0.3])) == ([0.1, 0.3], [8.0, 7.0])
 
 
 def test_repeated_seeds_and_other_images_by_the_same_name_are_noticed(runs):
@@ -359,6 +378,7 @@ def test_the_page_has_everything_inside_and_refers_to_nothing(page):
     assert all(figure.data_uri in text for figure in figures)
     drawn = {figure.name: figure.content for figure in figures}
     assert {"1-curves.svg", "1-samples-1.png"} <= drawn.keys()
+    assert b"<!-- optimiser steps -->" in drawn["1-curves.svg"] and b"<!-- device-hours -->" in drawn["1-curves.svg"]
     assert drawn["1-curves.svg"] == training_curves(read(html.parent.parent / "runs")[1][0], "1").content
 
     for part in report.sections:

@@ -96,7 +96,8 @@ def check_command_line(
     overrides = parse(arguments.overrides)
     is_replayed = given is not None
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir)):
-        if not arguments.multirun and "hydra.mode=MULTIRUN" not in arguments.overrides:
+        is_sweep = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
+        if not is_sweep:
             _require_single_run(overrides, is_replayed)
         choices = {str(override.input_line): _choices(override) for override in overrides}
         for lines in _single_runs(list(choices.values())):
@@ -106,6 +107,8 @@ def check_command_line(
             if given is not None:
                 require_targets(config, _trusted_targets(config_dir, given), config["packages"])
             check(config)
+            if is_sweep and config.get("estimate"):
+                raise InputError("estimate=true is for a single run: leave -m out")
             if "run_dir" in config:
                 require_writable(Path(config["run_dir"]))
                 require_writable(Path(HydraConfig.get().sweep.dir))

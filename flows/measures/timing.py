@@ -54,6 +54,14 @@ def _time_once(candidate: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's, or the processor's with the number of its threads that PyTorch uses."""
+    machine = describe_machine(device)
+    if machine["gpu"] is not None:
+        return str(machine["gpu"])
+    return f"{machine['cpu']}, {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+
+
 def describe_machine(device: torch.device) -> dict[str, object]:
     """What the figures depend on besides the code."""
     cpuinfo = Path("/proc/cpuinfo")

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from flows import InputError, NonFiniteError, console, load_flow
-from flows.measures.timing import describe_machine, fastest_of_many
+from flows.measures.timing import describe_machine, device_name, fastest_of_many
 from flows.programs.inputs import pick_device, require_positive
 from flows.reporting import (
     Collection,
@@ -75,7 +75,5 @@ def _time_sampling(
 
 def _machine(device: torch.device) -> str:
     machine = describe_machine(device)
-    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
-    where = machine["gpu"] if device.type == "cuda" else f"{machine['cpu']}, {threads}"
     load = "" if machine["load"] is None else f", load {machine['load']:.1f}"
-    return f"{where}{load}, torch {machine['torch']}"
+    return f"{device_name(device)}{load}, torch {machine['torch']}"

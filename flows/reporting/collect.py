@@ -42,6 +42,10 @@ NOT_FINITE: dict[Weights, str] = {"raw": "samples_not_finite", "averaged": "samp
 """How many of a run's ``num_samples`` samples at temperature 1 overflow, by the weights that draw them."""
 
 
+COST = "cost/device_hours"
+"""The metric that says, at every validation, what the training has cost so far."""
+
+
 class Status(Enum):
     """How far a run has come."""
 
@@ -58,12 +62,22 @@ class Problem:
     what: str
 
 
+Points = tuple[Sequence[float], Sequence[float]]
+"""The coordinates of a line."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """A metric over training, by increasing optimiser step."""
 
     steps: list[int]
     values: list[float]
+
+    def against(self, other: Curve) -> Points:
+        """Points of another metric and this one, at the steps where both are known."""
+        known = dict(zip(other.steps, other.values, strict=True))
+        points = [(known[step], value) for step, value in zip(self.steps, self.values, strict=True) if step in known]
+        return [x for x, _ in points], [y for _, y in points]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import floor, log10
+from statistics import fmean
 from typing import Any, get_args
 
 import torch
 
-from flows.console import duration
+from flows.console import duration, three_digits
 from flows.measures.bits_per_dim import Score
 from flows.reporting.collect import NOT_FINITE, SCORES, Collection, Run, Status
 from flows.reporting.comparison import BASELINE, Block, Comparison, Row
@@ -126,6 +126,8 @@ def _scores(comparison: Comparison, weights: Weights, times: SamplingTimes | Non
         *(f"bits/dim, {kind} weights, K = {comparison.setting.num_noise_samples}" for kind in kinds),
         f"difference to {BASELINE}, same seeds, {weights}",
         *(f"samples not finite, {kind}" for kind in kinds),
+        "device-hours per run",
+        "GFLOPs per image and step",
         "ms per sample",
         "the paper, raw weights, K = 1",
     ]
@@ -139,7 +141,9 @@ def _scores(comparison: Comparison, weights: Weights, times: SamplingTimes | Non
                 *scores,
                 _difference(block, row, weights),
                 *(_not_finite(row, kind) for kind in kinds),
-                _three_digits(times.milliseconds.get(row) if times else None),
+                _figure(_mean([run.result("device_hours") for run in row.finished])),
+                _figure(row.first_result("flops_per_image"), 1e9),
+                _figure(times.milliseconds.get(row) if times else None),
                 "; ".join(score.show() for score in scores_beside(row)) or NONE,
             ]
             for row, *scores in zip(block.rows, *(_best_in_bold(block, kind) for kind in kinds), strict=True)
@@ -199,13 +203,14 @@ def _show(value: Any, style: str = "") -> str:
     return NONE if value is None else format(value, style)
 
 
-def _three_digits(value: float | None) -> str:
-    """Three significant digits, never in powers of ten.
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are known."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
-    >>> [_three_digits(value) for value in (0.01234, 5.0, 1234.5)]
-    ['0.0123', '5.00', '1,230']
-    """
-    return NONE if value is None else f"{float(f'{value:.3g}'):,.{max(0, 2 - floor(log10(value)))}f}"
+
+def _figure(value: float | None, unit: float = 1.0) -> str:
+    return NONE if value is None else three_digits(value / unit)
 
 
 def _key(comparison: Comparison) -> Table:
@@ -301,6 +306,7 @@ def _every_run(collection: Collection, names: Mapping[Comparison, str]) -> Secti
             _show(run.best_validation, f".{DIGITS}f"),
             *(_score(run, score) for score in SCORES.values()),
             NONE if (seconds := run.result("seconds")) is None else duration(seconds),
+            *_cost(run),
             *(entry or NONE for entry in (run.started, run.commit, run.host)),
         ]
         for comparison, name in names.items()
@@ -318,6 +324,11 @@ def _every_run(collection: Collection, names: Mapping[Comparison, str]) -> Secti
         "test bits/dim, raw",
         "test bits/dim, averaged",
         "time",
+        "device-hours",
+        "images/s in training",
+        "peak memory, GiB",
+        "GFLOPs per image and step",
+        "devices",
         "started",
         "commit",
         "host",
@@ -325,9 +336,22 @@ def _every_run(collection: Collection, names: Mapping[Comparison, str]) -> Secti
     text = (
         "Test bits/dim ± standard error over the images of one run, which is not the spread over seeds; by group where "
         "images of one group are alike, such as the neighbours in a photograph; K as above, "
-        f"1 in validation. Folders are below {collection.top}."
+        "1 in validation. Time is the training's, with validations and with what it took before it was resumed; memory "
+        "is of the first device. FLOPs are those of matrix products and convolutions, forward and backward. "
+        f"Folders are below {collection.top}."
     )
     return Section(EVERY_RUN, [text], [Table.of(header, {"": lines}, num_left=5)])
+
+
+def _cost(run: Run) -> list[str]:
+    results = run.results or {}
+    return [
+        _figure(run.result("device_hours")),
+        _figure(run.result("images_per_second")),
+        _figure(run.result("peak_memory_bytes"), 2**30),
+        _figure(run.result("flops_per_image"), 1e9),
+        f"{results['num_devices']} x {results['device']}" if "device" in results else NONE,
+    ]
 
 
 def _progress(run: Run) -> str:

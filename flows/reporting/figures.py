@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -11,8 +12,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
 
-from flows.reporting.collect import Curve
+from flows.reporting.collect import COST, Curve, Points, Run
 from flows.reporting.comparison import Comparison, Row
 from flows.reporting.page import Figure
 
@@ -50,31 +52,55 @@ MAX_MARKED = 15
 MAX_POINTS = 300
 """Points of a drawn curve; a longer one is averaged over as many equal parts."""
 
+NO_CURVE = Curve([], [])
+
+
+def _by_step(name: str, run: Run) -> Points:
+    curve = run.curves.get(name, NO_CURVE)
+    return curve.steps, curve.values
+
+
+def _by_cost(name: str, run: Run) -> Points:
+    return run.curves.get(name, NO_CURVE).against(run.curves.get(COST, NO_CURVE))
+
+
+PANELS: Sequence[tuple[str, str, Callable[[Run], Points]]] = (
+    ("training", "optimiser steps", partial(_by_step, "train/bits_per_dim")),
+    ("validation, raw weights", "optimiser steps", partial(_by_step, "val/bits_per_dim")),
+    ("validation, raw weights", "device-hours", partial(_by_cost, "val/bits_per_dim")),
+)
+"""What stands in each panel: its title, the measure of the training, and the points of a run."""
+
 
 def training_curves(comparison: Comparison, name: str) -> Figure | None:
-    """Training and validation bits/dim by step, a line for each run; ``None`` if no run has logged any."""
-    metrics = {"train/bits_per_dim": "training", "val/bits_per_dim": "validation, raw weights"}
-    known = {
-        metric: [(row, run.curves[metric]) for row in comparison.rows for run in row.runs if metric in run.curves]
-        for metric in metrics
-    }
-    if not any(known.values()):
+    """Training and validation bits/dim by step and by device-hours, a line for each run.
+
+    Returns:
+        ``None`` if no run has logged any. What no run has logged has no panel.
+    """
+    panels = [
+        (title, measure, [(row, points) for row in comparison.rows for run in row.runs if (points := read(run))[0]])
+        for title, measure, read in PANELS
+    ]
+    panels = [panel for panel in panels if panel[-1]]
+    if not panels:
         return None
     coloured = _best_rows(comparison.rows)
     styles = line_styles(coloured)
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(10, 3.6 + 0.08 * len(coloured)), layout="constrained")
-        for number, (metric, title) in enumerate(metrics.items()):
-            axes = canvas.add_subplot(1, 2, number + 1)
+        for number, (title, measure, lines) in enumerate(panels, 1):
+            axes = canvas.add_subplot(1, len(panels), number)
             labelled: set[Row] = set()
-            for row, curve in known[metric]:
-                (color, dashes), (steps, values) = styles.get(row, GREY), thinned(curve)
-                (line,) = axes.plot(steps, values, dashes, color=color, linewidth=1.1, alpha=0.85)
-                line.set(marker="." if len(steps) < MAX_MARKED else "", zorder=2 if row in styles else 1)
+            for row, points in lines:
+                (color, dashes), (xs, ys) = styles.get(row, GREY), thinned(points)
+                (line,) = axes.plot(xs, ys, dashes, color=color, linewidth=1.1, alpha=0.85)
+                line.set(marker="." if len(xs) < MAX_MARKED else "", zorder=2 if row in styles else 1)
                 line.set_label("" if row in labelled or row not in styles else comparison.titles[row])
                 labelled.add(row)
-            _show_all_but_the_start(axes, [curve for _, curve in known[metric]])
-            axes.set(title=title, xlabel="optimiser steps", ylabel="bits/dim")
+            _show_all_but_the_start(axes, [points for _, points in lines])
+            axes.set(title=title, xlabel=measure, ylabel="bits/dim")
+            axes.xaxis.set_major_locator(MaxNLocator(5))
         legends = [axes.get_legend_handles_labels() for axes in canvas.axes]
         canvas.legend(*max(legends, key=lambda legend: len(legend[0])), loc="outside lower center", ncols=3)
         file = io.BytesIO()
@@ -82,9 +108,9 @@ def training_curves(comparison: Comparison, name: str) -> Figure | None:
     return Figure(
         f"{name}-curves.svg",
         file.getvalue(),
-        alt=f"Training and validation bits/dim over training, {comparison.setting.data}",
+        alt=f"Training and validation bits/dim over steps and device-hours, {comparison.setting.data}",
         caption="Bits/dim over training, one line for each seed. Raw weights, one draw of noise per image. The first "
-        "steps may lie above the frame."
+        "steps may lie above the frame. Device-hours: time of the training, validations included, times devices."
         + (
             f" Coloured: the {MAX_COLOURED} configurations that are best on validation images; the others are grey."
             if len(coloured) < len(comparison.rows)
@@ -100,9 +126,9 @@ def _best_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row in chosen]
 
 
-def thinned(curve: Curve) -> tuple[list[float], list[float]]:
-    """A curve of at most ``MAX_POINTS`` points, each the mean of equally many neighbours."""
-    parts = np.array_split(np.array([curve.steps, curve.values], dtype=float), min(len(curve.steps), MAX_POINTS), 1)
+def thinned(points: Points) -> Points:
+    """At most ``MAX_POINTS`` points, each the mean of equally many neighbours."""
+    parts = np.array_split(np.array(points, dtype=float), min(len(points[0]), MAX_POINTS), 1)
     means = np.array([part.mean(axis=1) for part in parts])
     return means[:, 0].tolist(), means[:, 1].tolist()
 
@@ -112,10 +138,10 @@ def line_styles(rows: Sequence[Row]) -> dict[Row, tuple[str, str]]:
     return dict(zip(rows, ((color, dashes) for dashes in DASHES for color in COLORS), strict=False))
 
 
-def _show_all_but_the_start(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Choose the frame by what comes after the first tenth of the steps, where bits/dim fall from far above."""
-    last = max((curve.steps[-1] for curve in curves), default=0)
-    values = [v for curve in curves for step, v in zip(*thinned(curve), strict=True) if step >= last / 10]
-    if values and max(values) > min(values):
+def _show_all_but_the_start(axes: Axes, lines: Sequence[Points]) -> None:
+    """Choose the frame by what comes after the first tenth, where bits/dim fall from far above."""
+    last = max(xs[-1] for xs, _ in lines)
+    values = [y for points in lines for x, y in zip(*thinned(points), strict=True) if x >= last / 10]
+    if max(values) > min(values):
         margin = 0.05 * (max(values) - min(values))
         axes.set_ylim(min(values) - margin, max(values) + margin)

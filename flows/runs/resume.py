@@ -31,7 +31,15 @@ LOADING_KEYS = (
 )
 """Settings of the data that say where they are or how they are read, not what they are."""
 
-NOT_OF_THE_RUN = ("run_dir", "data_dir", "resume", "packages", "logger", *(f"data.{name}" for name in LOADING_KEYS))
+NOT_OF_THE_RUN = (
+    "run_dir",
+    "data_dir",
+    "resume",
+    "packages",
+    "logger",
+    "estimate",
+    *(f"data.{name}" for name in LOADING_KEYS),
+)
 """Settings that say where a run is, how it starts, is read and is logged. Two runs may be the same but for these."""
 
 TAKEN_ANEW = ("trainer", "callbacks", "schedule.num_steps", "precision", "model.memory", "on_nan", "keep_last")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from flows import console, load_flow
 from flows.files import atomic_write, write_csv
 from flows.measures.bits_per_dim import Score, bits_per_dim
 from flows.measures.codecs import codec_bits_per_dim
+from flows.measures.cost import Cost
 from flows.measures.diagnostics import count_not_finite, count_parameters
 from flows.models.base import DensityModel
 from flows.pictures import save_png, sheet, side_by_side
@@ -40,7 +40,7 @@ def conclude(
     data: ImageDataModule,
     validation: Mapping[str, float],
     packages: Sequence[str],
-    started: float,
+    cost: Cost,
 ) -> None:
     """Score the best checkpoint on the test split, draw samples from it, and report.
 
@@ -50,7 +50,7 @@ def conclude(
         data: the run's.
         validation: the scores of the best checkpoint, by their names.
         packages: that its layers may come from, besides ``flows``.
-        started: when the run did, by ``time.perf_counter``.
+        cost: of the training.
 
     Raises:
         StorageError: something cannot be written.
@@ -62,8 +62,8 @@ def conclude(
     flow = load()
     codecs, compared = _compress(flow, data)
     sheets = _sheets_of_samples(flow)
-    size, seconds = count_parameters(flow), time.perf_counter() - started
-    facts: Rows = [("parameters", f"{size:,}"), ("time", console.duration(seconds))]
+    size = count_parameters(flow)
+    facts: Rows = [("parameters", f"{size:,}"), *cost.rows()]
     # First of all: the disk may be full.
     held_out = Score.of(of_images["raw"], data.test.groups)
     title = f"Best checkpoint, test split: {held_out.what_counts}"
@@ -82,7 +82,7 @@ def conclude(
         **scores,
         **codecs,
         "num_parameters": size,
-        "seconds": seconds,
+        **cost.as_results(),
         "steps": trainer.global_step,
     }
     tested = {key: value for key, value in results.items() if key.startswith("test/")}

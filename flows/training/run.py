@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import time
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from datamodules import Augmentation, ImageDataModule
 from flows.config.building import build, check_targets
 from flows.config.matching import resolve_width
 from flows.config.overrides import as_single_run, quoted
-from flows.console import say
+from flows.console import say, show_table
 from flows.errors import InputError, NonFiniteError, one_line
 from flows.measures.diagnostics import count_parameters
 from flows.models.base import DensityModel
@@ -34,9 +34,17 @@ from flows.randomness import Stream, generator_for, require_seed
 from flows.runs import claim, resume
 from flows.runs.checkpoint import load_weights, model_classes, read_checkpoint
 from flows.runs.layout import BEST, CHECKPOINTS, RESULTS, run_folder_of
-from flows.training.callbacks import AveragedWeights, BestCheckpoint, DescribeCheckpoint, LastCheckpoint, Rollback
+from flows.training.callbacks import (
+    AveragedWeights,
+    BestCheckpoint,
+    CostMeter,
+    DescribeCheckpoint,
+    LastCheckpoint,
+    Rollback,
+)
 from flows.training.checkpoint_io import AtomicCheckpointIO
 from flows.training.conclude import conclude
+from flows.training.estimate import StepWatch, shortened
 from flows.training.module import FlowModule
 from flows.training.schedules import planned
 
@@ -58,19 +66,39 @@ def train(cfg: DictConfig) -> float:
 
     Of several processes that train together each comes here, and the first one alone writes anything.
     """
-    started = time.perf_counter()
     ranks.end_with_launcher()
+    given = HydraConfig.get().overrides
+    if cfg.estimate:
+        return estimate(cfg, list(given.task), list(given.hydra))
     with contextlib.ExitStack() as stack:  # releases the run folder in the end
-        given = HydraConfig.get().overrides
         run = Run.of(cfg, Path(cfg.run_dir).absolute(), list(given.task))
         if run.is_finished():
             say(f"{run.folder} holds this run, finished: no step is left to make")
             return run.stored_score()
         if ranks.must_launch_ranks(run.trainer):
-            return run.train_in_ranks(list(given.task), list(given.hydra))
+            run.train_in_ranks(list(given.task), list(given.hydra))
+            return run.stored_score()
         resumed = run.take_folder(stack)
+        run.announce(resumed)
         run.fit(resumed)
-        return run.finish(started)
+        return run.finish()
+
+
+def estimate(cfg: DictConfig, given: list[str], hydra_overrides: list[str]) -> float:
+    """Show what a run would cost, from a few of its steps; nothing of it is left. There is no score to return.
+
+    Raises:
+        InputError: something in the configuration is wrong, or the training has no end.
+    """
+    OmegaConf.update(cfg, "callbacks.progress", None, force_add=True)
+    cfg.logger = {name: node for name, node in cfg.logger.items() if name == "csv"}  # the others may send
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.of(cfg, Path(folder) / "run", given)
+        if ranks.must_launch_ranks(run.trainer):
+            run.train_in_ranks(given, hydra_overrides)
+        else:
+            run.estimate()
+    return math.nan
 
 
 @dataclass
@@ -166,13 +194,12 @@ class Run:
         score = json.loads((self.folder / RESULTS).read_text())["val/bits_per_dim"]
         return float("nan") if score is None else float(score)
 
-    def train_in_ranks(self, given: list[str], hydra_overrides: list[str]) -> float:
+    def train_in_ranks(self, given: list[str], hydra_overrides: list[str]) -> None:
         """The same run by several processes; this one only waits for them."""
         if not _continues(self.folder, self.config):
             claim.require_unclaimed(self.folder)
         arguments = as_single_run([*given, f"run_dir={quoted(self.folder)}"], hydra_overrides)
         ranks.launch_ranks(arguments, self.trainer.num_devices)
-        return self.stored_score()
 
     def take_folder(self, stack: contextlib.ExitStack) -> Path | None:
         """Make the run folder ours, if this is the process that writes; returns the checkpoint to resume, if any."""
@@ -196,24 +223,43 @@ class Run:
 
     def fit(self, resumed: Path | None) -> None:
         """Train to the end, from the beginning or from a checkpoint, and from an earlier one after a divergence."""
+        while True:
+            for logger in self.trainer.loggers:
+                logger.log_hyperparams(self.config)
+            try:
+                return self._fit_once(resumed)
+            except NonFiniteError as error:
+                resumed = self._go_back(error)
+
+    def _fit_once(self, resumed: Path | None) -> None:
         if resumed is None:
             self.flow.to(self.trainer.strategy.root_device)
             images = self.data.initialization_images()
             self.flow.initialize(images, generator_for(Stream.INITIALIZATION, self.config["seed"], 1))
-        if self.trainer.is_global_zero:
-            self._announce(resumed)
-        while True:
-            for logger in self.trainer.loggers:
-                logger.log_hyperparams(self.config)
-            precision = in_precision(self.config["precision"], self.trainer.strategy.root_device)
-            try:
-                with ranks.explain_lost_connection(self.trainer), signals.deferred(), precision:
-                    self.trainer.fit(self.make_module(), self.data, ckpt_path=resumed, weights_only=True)
-                return
-            except NonFiniteError as error:
-                resumed = self._go_back(error)
+        precision = in_precision(self.config["precision"], self.trainer.strategy.root_device)
+        with ranks.explain_lost_connection(self.trainer), signals.deferred(), precision:
+            self.trainer.fit(self.make_module(), self.data, ckpt_path=resumed, weights_only=True)
 
-    def _announce(self, resumed: Path | None) -> None:
+    def estimate(self) -> None:
+        """Make a few steps, and show what all of them would cost."""
+        complete, num_steps = self.trainer, planned_steps(self.trainer, self.data)
+        config = {**self.config, "trainer": shortened(self.config["trainer"], complete)}
+        self.trainer = build_trainer(config, self.overrides)
+        meter = callback_of(self.trainer, CostMeter)
+        assert meter is not None  # every trainer has it
+        watch = StepWatch(meter.cost, complete, num_steps)
+        self.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
+        self._fit_once(None)
+        if self.trainer.is_global_zero:
+            for line in filter(None, (self.data.description, self.remark)):
+                say(line)
+            title = f"The whole training, from {watch.num_timed} steps; without the final scores and samples"
+            show_table(title, [("parameters", f"{count_parameters(self.flow):,}"), *watch.rows(self.trainer)])
+
+    def announce(self, resumed: Path | None) -> None:
+        """Say what begins, or goes on."""
+        if not self.trainer.is_global_zero:
+            return
         size = f"{count_parameters(self.flow):,} parameters; writing to {self.folder}"
         going_on = None if resumed is None else f"resuming from {resumed}"
         from_weights = None if self.config["init"] is None else f"starting from the weights of {self.config['init']}"
@@ -223,31 +269,32 @@ class Run:
 
     def _go_back(self, error: NonFiniteError) -> Path:
         """After a training has diverged: the checkpoint to go on from, with a trainer for that; or the error again."""
-        diverged = callback_of(self.trainer, Rollback)
+        trainer = self.trainer
+        diverged, spent = callback_of(trainer, Rollback), callback_of(trainer, CostMeter)
         if diverged is None:
             raise error
-        trainer = self.trainer
         checkpoint = diverged.checkpoint_after(error, trainer.global_step, self.folder, says_so=trainer.is_global_zero)
         self.trainer = build_trainer(self.config, self.overrides)
-        again = callback_of(self.trainer, Rollback)
-        assert again is not None  # the same configuration
-        again.times = diverged.times
+        again, meter = callback_of(self.trainer, Rollback), callback_of(self.trainer, CostMeter)
+        assert again is not None and meter is not None and spent is not None  # the same configuration
+        again.times, meter.cost = diverged.times, spent.cost
         return checkpoint
 
-    def finish(self, started: float) -> float:
+    def finish(self) -> float:
         """Report on the best checkpoint; returns its validation score.
 
         Raises:
             StorageError: the last checkpoint could not be written.
         """
         best, last = callback_of(self.trainer, BestCheckpoint), callback_of(self.trainer, LastCheckpoint)
-        assert last is not None  # every trainer has it
+        meter = callback_of(self.trainer, CostMeter)
+        assert last is not None and meter is not None  # every trainer has them
         scores = {} if best is None else best.scores
         if self.trainer.is_global_zero:
             unsaved = last.failure
             if unsaved is None or (self.folder / CHECKPOINTS / BEST).exists():
                 try:
-                    conclude(self.folder, self.trainer, self.data, scores, self.config["packages"], started)
+                    conclude(self.folder, self.trainer, self.data, scores, self.config["packages"], meter.cost)
                 except BaseException:  # a signal too: nowhere should the run look as if it were going on
                     for logger in self.trainer.loggers:
                         logger.finalize("failed")
@@ -319,7 +366,7 @@ def build_trainer(config: dict[str, Any], overrides: list[str]) -> pl.Trainer:
         {
             **config["trainer"],
             "accelerator": accelerator,
-            "callbacks": [*callbacks, DescribeCheckpoint(config, overrides)],
+            "callbacks": [*callbacks, CostMeter(), DescribeCheckpoint(config, overrides)],
             "logger": loggers,
             "plugins": [AtomicCheckpointIO(), *(cluster if by_slurm else [])],
             "enable_model_summary": False,  # its counts include masked weights

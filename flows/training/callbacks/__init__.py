@@ -2,6 +2,7 @@
 
 from flows.training.callbacks.averaging import AveragedWeights
 from flows.training.callbacks.best_checkpoint import BestCheckpoint
+from flows.training.callbacks.cost_meter import CostMeter
 from flows.training.callbacks.description import DescribeCheckpoint
 from flows.training.callbacks.inversion_monitor import InversionMonitor
 from flows.training.callbacks.last_checkpoint import LastCheckpoint
@@ -17,6 +18,7 @@ from flows.training.callbacks.throughput import Throughput
 __all__ = [
     "AveragedWeights",
     "BestCheckpoint",
+    "CostMeter",
     "DescribeCheckpoint",
     "InversionMonitor",
     "LastCheckpoint",

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
-BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Of ``ru_maxrss``, which macOS counts in bytes and Linux in KiB."""
+from flows.measures.cost import peak_memory, peak_process_memory
 
 
 class PeakMemory(pl.Callback):
@@ -27,7 +23,7 @@ class PeakMemory(pl.Callback):
     ) -> None:
         if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        peaks = {"memory/process_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_UNIT / 2**30}
+        peaks = {"memory/process_gib": peak_process_memory()}
         if pl_module.device.type == "cuda":
-            peaks["memory/device_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
-        pl_module.log_dict(peaks)
+            peaks["memory/device_gib"] = peak_memory(pl_module.device)
+        pl_module.log_dict({name: peak / 2**30 for name, peak in peaks.items() if peak is not None})
