@@ -236,6 +236,8 @@ class Run:
             self.flow.to(self.trainer.strategy.root_device)
             images = self.data.initialization_images()
             self.flow.initialize(images, generator_for(Stream.INITIALIZATION, self.config["seed"], 1))
+        if self.config["compile"]:
+            self.flow.compile_parts()
         precision = in_precision(self.config["precision"], self.trainer.strategy.root_device)
         with ranks.explain_lost_connection(self.trainer), signals.deferred(), precision:
             self.trainer.fit(self.make_module(), self.data, ckpt_path=resumed, weights_only=True)
