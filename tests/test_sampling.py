@@ -14,6 +14,7 @@ from flows.layers import (
     AutoregressiveConv2d,
     Conv1x1,
     EmergingConv2d,
+    MaCow,
     MaskedAutoregressiveFlow,
     PeriodicConv2d,
     Reverse,
@@ -225,7 +226,7 @@ def test_a_model_is_captured_only_if_all_of_its_layers_agree(graphs_on_cpu, mixi
 
 
 @NEEDS_CUDA
-@pytest.mark.parametrize("mixing", [Conv1x1, EmergingConv2d, PeriodicConv2d, maf])
+@pytest.mark.parametrize("mixing", [Conv1x1, EmergingConv2d, PeriodicConv2d, MaCow, maf])
 def test_on_a_gpu_the_captured_inverse_is_the_inverse(mixing):
     flow = make_flow(mixing=mixing).cuda()
     for change in (None, _one_entry_through_data, _coupling_through_data, weights.new_storage):

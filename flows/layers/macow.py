@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import elu, pad
+from torch.nn.functional import elu, linear, pad
 
 from flows.errors import InputError
 from flows.layers.base import Layer, require_channels, require_odd_kernel
@@ -21,6 +21,7 @@ from flows.numerics import (
     MAX_MASKED_LOG_SCALE,
     MAX_SHIFT,
     bounded,
+    full_precision,
     per_image_sum,
     require_bound,
     run_network,
@@ -70,6 +71,9 @@ class MaskedConvTransform(Layer):
     steps one after the other (W from the left and right), of some ten operations each.
 
     Reference: Ma et al., *MaCow: Masked Convolutional Generative Flow*, NeurIPS 2019, section 3.1.
+
+    Note:
+        With networks in half precision (:mod:`flows.numerics`) the map is rounded and its inverse is not.
     """
 
     inverse_is_capturable = True
@@ -114,25 +118,34 @@ class MaskedConvTransform(Layer):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self._turn(x)
         before = pad(bounded(x[:, :, :-1], self.max_input), [*self._margin, self.kernel_height, 0])
-        shift, log_scale = self._shift_and_log_scale(before)
+        outputs = run_network(lambda x: self.last(elu(self.first(x))), before)
+        shift, log_scale = self._shift_and_log_scale(outputs, dim=1)
         return self._turn_back(x * torch.exp(log_scale) + shift), per_image_sum(log_scale)
 
     def inverse(self, z: Tensor) -> Tensor:
-        z = self._turn(z)
-        x: list[Tensor] = []
-        seen = [pad(torch.zeros_like(z[:, :, 0]), self._margin)] * self.kernel_height
-        for z_BCW in z.unbind(2):
-            shift, log_scale = self._shift_and_log_scale(torch.stack(seen, dim=2))
-            x.append((z_BCW - shift[:, :, 0]) * torch.exp(-log_scale[:, :, 0]))
-            seen = [*seen[1:], pad(bounded(x[-1], self.max_input), self._margin)]
-        return self._turn_back(torch.stack(x, dim=2))
+        # Channels last, so that a row of all images takes one product, and no convolution that is set up anew.
+        z_HBWC = self._turn(z).permute(2, 0, 3, 1)
+        first, last = self.first.weight.permute(0, 2, 3, 1).flatten(1), self.last.weight[:, :, 0, 0]
+        x, seen = [], self._columns(torch.zeros_like(z_HBWC[0])) * self.kernel_height
+        with full_precision(z.device):
+            for z_BWC in z_HBWC:
+                hidden = elu(linear(torch.cat(seen, dim=2), first, self.first.bias))
+                shift, log_scale = self._shift_and_log_scale(linear(hidden, last, self.last.bias), dim=2)
+                x.append((z_BWC - shift) * torch.exp(-log_scale))
+                newest = self._columns(bounded(x[-1], self.max_input))
+                seen = seen[len(newest) :] + newest
+        return self._turn_back(torch.stack(x).permute(1, 3, 0, 2))
 
-    def _shift_and_log_scale(self, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Of as many rows as there are behind the first ``kernel_height - 1`` ones."""
-        outputs = run_network(lambda x: self.last(elu(self.first(x))), before)
+    def _columns(self, row_BWC: Tensor) -> list[Tensor]:
+        """What each column sees of a row, tap by tap."""
+        width, padded = row_BWC.shape[1], pad(row_BWC, [0, 0, *self._margin])
+        return [padded[:, tap : tap + width] for tap in range(self.first.kernel_size[1])]
+
+    def _shift_and_log_scale(self, outputs: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Of the network's outputs, whose channels are in dimension ``dim``."""
         if self.diagonal == "unit":
             return bounded(outputs, self.max_shift), torch.zeros_like(outputs)
-        mu, h = outputs.chunk(2, dim=1)
+        mu, h = outputs.chunk(2, dim=dim)
         return shift_and_log_scale(mu, h, self.max_log_scale, self.max_shift)
 
     def _turn(self, x: Tensor) -> Tensor:
