@@ -9,6 +9,8 @@ from support.forks import run_forked
 from support.small_training import QUIET, StripesModule, fit, flow, parameters
 from torch import nn
 
+from flows import Flow
+from flows.layers import AffineCoupling, Conv1x1
 from flows.measures.cost import Cost, flops_per_image
 from flows.models.base import DensityModel
 from flows.models.dequantizers import UniformDequantizer
@@ -42,6 +44,13 @@ def test_operations_are_those_of_an_image_forward_and_backward_and_nothing_is_to
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_operations_that_are_done_again_to_save_memory_count():
+    def count(memory):
+        return flops_per_image(Flow((1, 4, 4), Conv1x1, AffineCoupling, 1, 2, hidden_channels=4, memory=memory))
+
+    assert 0 < count("store") < count("recompute")
 
 
 def test_a_training_ends_with_the_same_weights_whether_its_cost_is_counted_or_not(tmp_path):
