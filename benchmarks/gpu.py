@@ -36,6 +36,7 @@ from flows.models.memory import Memory
 from flows.numerics import Precision, in_precision
 from flows.solvers import BACKENDS, find_backend, prepare_autoregressive_conv
 
+
 @dataclass(frozen=True)
 class Size:
     """How large the rows are: ``batch`` of a step, ``samples`` at a time."""

@@ -42,7 +42,16 @@ NOT_OF_THE_RUN = (
 )
 """Settings that say where a run is, how it starts, is read and is logged. Two runs may be the same but for these."""
 
-TAKEN_ANEW = ("trainer", "callbacks", "schedule.num_steps", "precision", "compile", "model.memory", "on_nan", "keep_last")
+TAKEN_ANEW = (
+    "trainer",
+    "callbacks",
+    "schedule.num_steps",
+    "precision",
+    "compile",
+    "model.memory",
+    "on_nan",
+    "keep_last",
+)
 """Settings that a resumed run takes from its command line. All others are in its checkpoint, and stay."""
 
 NOT_REPLAYED = ("run_dir", "resume", "packages")
