@@ -2,27 +2,38 @@
 
     python -m benchmarks.training
     python -m benchmarks.training --mixing conv1x1 emerging --num-steps 32 --width 512 --batch 64 --output training.json
+    python -m benchmarks.training --mixing conv1x1 emerging --width 512 --batch 4 --depth 4 32
 
 Behind each time stands its ratio to the first row. The memory is the most that a process of its own held during one
 step beyond what it held before there was a model; on a GPU, the most that was allocated there.
+
+``--depth`` compares the modes of ``model.memory`` at some numbers of steps per level. Its memory is the most that one
+pass forward and backward allocates at once: parameters, gradients and the optimiser's state are there before it.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import multiprocessing
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.program import add_device, conclude, format_time, new_parser, pick_device, run, say, show_machine
 from flows import Flow
 from flows.config.mixings import MIXINGS, mixing
 from flows.layers import AffineCoupling
 from flows.measures.timing import fastest_of_many
+from flows.models.memory import Memory
 from flows.numerics import Precision, in_precision
 
 
@@ -49,13 +60,16 @@ def make_model(name: str, options: argparse.Namespace, device: torch.device) -> 
 
 def make_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
     """One step of training with random images."""
-    device = torch.device(options.device)
-    flow, images = make_model(name, options, device)
+    return step_of(*make_model(name, options, torch.device(options.device)), options.precision)
+
+
+def step_of(flow: Flow, images: torch.Tensor, precision: Precision) -> Callable[[], None]:
+    """One step of a model's training."""
     optimizer = torch.optim.Adamax(flow.parameters(), lr=1e-3)
 
     def step() -> None:
         optimizer.zero_grad()
-        with in_precision(options.precision, device):
+        with in_precision(precision, images.device):
             flow.bits_per_dim(images).mean().backward()
         optimizer.step()
 
@@ -81,6 +95,72 @@ def peak_memory(name: str, options: argparse.Namespace) -> int:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
 
 
+def peak_of_pass(flow: Flow, images: torch.Tensor, precision: Precision) -> int:
+    """Bytes that one pass forward and backward allocates at once, gradients left out."""
+    for parameter in flow.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+    def forward_and_backward() -> None:
+        with in_precision(precision, images.device):
+            flow.bits_per_dim(images).mean().backward()
+
+    if images.is_cuda:
+        forward_and_backward()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        forward_and_backward()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        forward_and_backward()
+    with tempfile.TemporaryDirectory() as folder:
+        recorded.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    # Counted from the start of the recording, and exact: every tensor's memory, not what the process has of the system.
+    return max(event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]")
+
+
+def compare_modes(options: argparse.Namespace, device: torch.device, machine: dict[str, object]) -> None:
+    """Time and memory of each mode for each mixing layer and depth."""
+    results: list[dict[str, object]] = []
+    rows = []
+    least: dict[tuple[str, Memory], int] = {}
+    for name in options.mixing:
+        for depth in options.depth:
+            deep = copy.copy(options)
+            deep.num_steps = depth
+            flow, images = make_model(name, deep, device)
+            step = step_of(flow, images, options.precision)
+
+            def step_in(memory: Memory, flow: Flow = flow, step: Callable[[], None] = step) -> None:
+                flow.memory = memory
+                step()
+
+            say(f"{name} with {depth} steps ...")
+            modes = get_args(Memory)
+            seconds = options.seconds / len(options.mixing) / len(options.depth)
+            best = fastest_of_many({mode: partial(step_in, mode) for mode in modes}, seconds=seconds, device=device)
+            for mode in modes:
+                flow.memory = mode
+                peak = peak_of_pass(flow, images, options.precision)
+                growth = peak / least.setdefault((name, mode), peak)
+                ratio = best[mode] / best["store"]
+                results.append(
+                    {
+                        "mixing": name,
+                        "memory": mode,
+                        "depth": depth,
+                        "seconds": best[mode],
+                        "ratio": ratio,
+                        "bytes": peak,
+                    }
+                )
+                shown = [format_time(best[mode]), f"{ratio:.3f}x", f"{peak / 2**20:.1f} MiB", f"{growth:.3f}x"]
+                rows.append([name, depth, mode, *shown])
+    header = ["mixing", "D", "memory", "a step", "to store", "beyond the weights", f"to D {options.depth[0]}"]
+    setting = {key: value for key, value in vars(options).items() if key not in ("output", "mixing", "num_steps")}
+    conclude(options.output, header, rows, machine=machine, setting=setting, results=results)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, measure, print, write."""
     parser = new_parser(__doc__)
@@ -88,11 +168,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--mixing", nargs="+", choices=MIXINGS, default=first_conv1x1, help="ratios are to the first")
     add_model(parser, batch=16)
     add_device(parser)
+    parser.add_argument("--depth", type=int, nargs="+", help="compare the modes of memory at these numbers of steps")
     parser.add_argument("--seconds", type=float, default=30.0, help="time for all rows together")
     options = parser.parse_args(arguments)
     device = pick_device(options)
 
     machine = show_machine(device)
+    if options.depth:
+        return compare_modes(options, device, machine)
     started = time.perf_counter()
     memory = {}
     for name in options.mixing:

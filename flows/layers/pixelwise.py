@@ -50,15 +50,19 @@ class PixelMap:
             :func:`pad_and_mark`: 1 on the image, 0 on the zero padding, where the convolution sees no shift.
         """
         taps = taps.permute(0, 2, 3, 1)
-        folded = taps * self.matrix if self.matrix.ndim == 1 else taps @ self.matrix
+        columns = taps.flatten(0, 2)
+        folded = columns * self.matrix if self.matrix.ndim == 1 else columns @ self.matrix
         if self.shift is not None:
-            folded = cat([folded, (taps @ self.shift)[..., None]], dim=-1)
-        return folded.permute(0, 3, 1, 2)
+            folded = cat([folded, (columns @ self.shift)[:, None]], dim=1)
+        return folded.unflatten(0, taps.shape[:3]).permute(0, 3, 1, 2)
 
     def __call__(self, h: Tensor) -> Tensor:
         """``(B, C, H, W) -> (B, C', H, W)``; a matrix leaves the channels innermost in memory (channels-last)."""
         if self.matrix.ndim == 2:
-            return linear(h.permute(0, 2, 3, 1), self.matrix, self.shift).permute(0, 3, 1, 2)
+            # As a matrix, here and above: tensors of more dimensions torch multiplies otherwise where autograd is off,
+            # and a backward pass that runs a layer again (flows.models.memory) would see numbers rounded otherwise.
+            pixels = linear(h.permute(0, 2, 3, 1).flatten(0, 2), self.matrix, self.shift)
+            return pixels.unflatten(0, (len(h), *h.shape[2:])).permute(0, 3, 1, 2)
         h = h * self.matrix[:, None, None]
         return h if self.shift is None else h + self.shift[:, None, None]
 
