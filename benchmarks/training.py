@@ -4,7 +4,9 @@
     python -m benchmarks.training --mixing conv1x1 emerging --num-steps 32 --width 512 --batch 64 --output training.json
     python -m benchmarks.training --mixing conv1x1 emerging --width 512 --batch 4 --depth 4 32
 
-Behind each time stands its ratio to the first row. The memory is the most that a process of its own held during one
+Behind each time stands its ratio to the first row, and its share of the machine's peak: the operations of its products
+and convolutions, over those of a large matrix product in as much time. ``textbook`` is Glow in eager PyTorch as others
+write it (:mod:`benchmarks.textbook`). The memory is the most that a process of its own held during one
 step beyond what it held before there was a model; on a GPU, the most that was allocated there.
 
 ``--depth`` compares the modes of ``model.memory`` at some numbers of steps per level. Its memory is the most that one
@@ -29,12 +31,18 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.program import add_device, conclude, format_time, new_parser, pick_device, run, say, show_machine
+from benchmarks.textbook import TextbookGlow
 from flows import Flow
 from flows.config.mixings import MIXINGS, mixing
 from flows.layers import AffineCoupling
+from flows.measures.cost import flops_per_image
 from flows.measures.timing import fastest_of_many
 from flows.models.memory import Memory
 from flows.numerics import Precision, in_precision
+
+TEXTBOOK = "textbook"
+PRODUCT = 2048
+"""Rows and columns of the matrices whose product tells the machine's peak."""
 
 
 def add_model(parser: argparse.ArgumentParser, batch: int) -> None:
@@ -60,10 +68,15 @@ def make_model(name: str, options: argparse.Namespace, device: torch.device) -> 
 
 def make_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
     """One step of training with random images."""
-    return step_of(*make_model(name, options, torch.device(options.device)), options.precision)
+    device = torch.device(options.device)
+    if name != TEXTBOOK:
+        return step_of(*make_model(name, options, device), options.precision)
+    shape = (3, options.image_size, options.image_size)
+    glow = TextbookGlow(shape, options.num_levels, options.num_steps, options.width).to(device)
+    return step_of(glow, torch.randint(0, 256, (options.batch, *shape)).to(device, torch.uint8), options.precision)
 
 
-def step_of(flow: Flow, images: torch.Tensor, precision: Precision) -> Callable[[], None]:
+def step_of(flow: Flow | TextbookGlow, images: torch.Tensor, precision: Precision) -> Callable[[], None]:
     """One step of a model's training."""
     optimizer = torch.optim.Adamax(flow.parameters(), lr=1e-3)
 
@@ -86,7 +99,8 @@ def peak_memory(name: str, options: argparse.Namespace) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    mixing(name)  # whose configuration is no part of a step
+    if name != TEXTBOOK:
+        mixing(name)  # whose configuration is no part of a step
     unit = 1 if sys.platform == "darwin" else 1024
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step = make_step(name, options)
@@ -161,11 +175,17 @@ def compare_modes(options: argparse.Namespace, device: torch.device, machine: di
     conclude(options.output, header, rows, machine=machine, setting=setting, results=results)
 
 
+def operations(name: str, options: argparse.Namespace) -> int:
+    """Of a step, per image; those of the textbook are the 1x1 model's."""
+    flow, _ = make_model("conv1x1" if name == TEXTBOOK else name, options, torch.device(options.device))
+    return flops_per_image(flow)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, measure, print, write."""
     parser = new_parser(__doc__)
-    first_conv1x1 = sorted(MIXINGS, key=lambda name: name != "conv1x1")
-    parser.add_argument("--mixing", nargs="+", choices=MIXINGS, default=first_conv1x1, help="ratios are to the first")
+    rows = sorted([*MIXINGS, TEXTBOOK], key=lambda name: name not in ("conv1x1", TEXTBOOK))
+    parser.add_argument("--mixing", nargs="+", choices=rows, default=rows, help="ratios are to the first")
     add_model(parser, batch=16)
     add_device(parser)
     parser.add_argument("--depth", type=int, nargs="+", help="compare the modes of memory at these numbers of steps")
@@ -184,7 +204,9 @@ def main(arguments: list[str] | None = None) -> None:
             memory[name] = process.apply(peak_memory, (name, options))
     say("times of all ...")
     steps = {name: make_step(name, options) for name in options.mixing}
-    best = fastest_of_many(steps, seconds=options.seconds, device=device)
+    matrix = torch.randn(PRODUCT, PRODUCT, device=device)
+    best = fastest_of_many({**steps, "product": lambda: matrix @ matrix}, seconds=options.seconds, device=device)
+    peak = 2 * PRODUCT**3 / best.pop("product")
     say(f"measured for {time.perf_counter() - started:.0f} s")
 
     results = [
@@ -193,16 +215,18 @@ def main(arguments: list[str] | None = None) -> None:
             "seconds": seconds,
             "images_per_second": options.batch / seconds,
             "ratio": seconds / best[options.mixing[0]],
+            "share_of_peak": options.batch * operations(name, options) / seconds / peak,
             "peak_bytes": memory[name],
         }
         for name, seconds in best.items()
     ]
-    header = ["mixing", "a step", f"to {options.mixing[0]}", "images/s", "peak memory"]
+    header = ["mixing", "a step", f"to {options.mixing[0]}", "of peak", "images/s", "peak memory"]
     rows = [
         [
             result["mixing"],
             format_time(result["seconds"]),
             f"{result['ratio']:.3f}x",
+            f"{result['share_of_peak']:.0%}",
             f"{result['images_per_second']:.3g}",
             f"{result['peak_bytes'] / 2**20:.0f} MiB",
         ]
