@@ -11,7 +11,7 @@ from torch.nn.functional import conv2d, pad
 from flows.errors import InputError
 from flows.layers.base import NOISE_STD, Layer, require_channels
 from flows.layers.masks import Direction, MaskShape, autoregressive_mask
-from flows.layers.pixelwise import PixelMap, pad_and_mark
+from flows.layers.pixelwise import PixelMap, added_by_taps
 from flows.layers.weight_cache import WeightCache
 from flows.numerics import same_for_every_image
 from flows.solvers import AutoregressiveConvSolver, choose_backend, find_backend
@@ -127,14 +127,16 @@ class AutoregressiveConv2d(Layer):
         return learned.exp() if self.diagonal == "positive" else learned
 
     def forward(self, x: Tensor, before: PixelMap | None = None) -> tuple[Tensor, Tensor]:
-        height, width = x.shape[2:]
-        taps, padding = self.filter()[:, :, self._rows, self._columns], self._padding
+        taps, of_shift = self.filter()[:, :, self._rows, self._columns], None
         if before is not None:
-            taps = before.folded_into(taps)
-        has_shift = taps.shape[1] > x.shape[1]
-        padded = pad_and_mark(x, padding, inside=1.0) if has_shift else pad(x, padding)
-        log_det = height * width * self.scale().abs().log().sum()
-        return conv2d(padded, taps, self.bias, dilation=self.dilation), same_for_every_image(log_det, x)
+            taps, of_shift = before.folded_into(taps)
+        image_size = (x.shape[2], x.shape[3])
+        bias = self.bias if of_shift is None else None
+        z = conv2d(pad(x, self._padding), taps, bias, dilation=self.dilation)
+        if of_shift is not None:
+            z = z.add_(added_by_taps(of_shift, self.bias, image_size, self._padding, self.dilation))
+        log_det = x.shape[2] * x.shape[3] * self.scale().abs().log().sum()
+        return z, same_for_every_image(log_det, x)
 
     def inverse(self, z: Tensor) -> Tensor:
         if self.bias is not None:

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear, pad
+from torch.nn.functional import conv2d, linear
 
 from flows.layers.actnorm import LOG_SCALE_FACTOR, ActNorm
-from flows.layers.pixelwise import PixelMap, is_watched, pad_and_mark
+from flows.layers.pixelwise import PixelMap, added_by_taps, is_watched
 
 WEIGHT_STD = 0.05
 """Standard deviation of the convolutions' initial weights (Glow's released code)."""
@@ -18,15 +18,15 @@ WEIGHT_STD = 0.05
 class EdgeBias(nn.Module):
     """What a convolution adds when it sees one extra input channel that is 1 on the zero padding and 0 on the image.
 
-    The channel is the same for every image, so its convolution can be computed once per forward pass, for a single
-    image, instead of as one more channel of the whole batch.
+    The channel is the same for every image. So what it adds is computed once per forward pass, together with the
+    convolution's bias, and not as one more channel of the whole batch.
 
     Args:
         num_channels: output channels.
         kernel_size: odd.
         std: standard deviation of the initial weights; 0 starts at zero.
 
-    Shapes: ``forward(height, width) -> (1, num_channels, height, width)``.
+    Shapes: ``forward((height, width)) -> (1, num_channels, height, width)``.
 
     Reference: ``add_edge_padding`` in Glow's released code; the paper does not mention it.
     """
@@ -35,10 +35,12 @@ class EdgeBias(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(std * torch.randn(num_channels, 1, kernel_size, kernel_size))
 
-    def forward(self, height: int, width: int) -> Tensor:
-        border = self.weight.shape[-1] // 2
-        padding = pad(self.weight.new_zeros(1, 1, height, width), [border] * 4, value=1.0)
-        return conv2d(padding, self.weight)
+    def forward(self, image_size: tuple[int, int], bias: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+        """What is added to each pixel, and ``bias``; the former times ``scale``, both ``(num_channels,)``."""
+        taps = self.weight[:, 0] if scale is None else self.weight[:, 0] * scale[:, None, None]
+        whole = taps.sum(dim=(1, 2))  # less what reads the image
+        border = taps.shape[-1] // 2
+        return added_by_taps(-taps, whole if bias is None else whole + bias, image_size, [border] * 4)
 
 
 class PaddedConv2d(nn.Module):
@@ -76,26 +78,15 @@ class PaddedConv2d(nn.Module):
         """The convolution; then a diagonal map of its channels, which scales its weights and no output; then a ReLU."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
-        edge = self.edge_bias
-        # Where the input has fewer channels than the output, one more of them is cheaper than an addition.
-        as_channel = edge is not None and weight.shape[1] < weight.shape[0]
-        if edge is not None and as_channel:
-            weight = torch.cat([weight, edge.weight], dim=1)
         if after is not None:
-            weight = weight * after.matrix[:, None, None, None]
-            bias = after.of_shift(bias)
+            weight, bias = weight * after.matrix[:, None, None, None], after.of_shift(bias)
         if weight.shape[-1] == 1:
             pixels = linear(x.permute(0, 2, 3, 1).flatten(0, 2), weight[:, :, 0, 0], bias)
             pixels = pixels.relu_() if relu else pixels
             return pixels.unflatten(0, (len(x), *x.shape[2:])).permute(0, 3, 1, 2)
-        reach = weight.shape[-1] // 2
-        if as_channel:
-            z = conv2d(pad_and_mark(x, [reach] * 4, inside=0.0), weight, bias)
-        else:
-            z = conv2d(x, weight, bias, padding=reach)
-            if edge is not None:
-                added = edge(x.shape[2], x.shape[3])
-                z.add_(added if after is None else added * after.matrix[:, None, None])
+        z = conv2d(x, weight, bias if self.edge_bias is None else None, padding=weight.shape[-1] // 2)
+        if self.edge_bias is not None:
+            z = z.add_(self.edge_bias((x.shape[2], x.shape[3]), bias, None if after is None else after.matrix))
         return z.relu_() if relu else z
 
 

@@ -108,9 +108,8 @@ class PeriodicConv2d(Layer):
         taps = self.boundary.filter(self.weight)
         bias: Tensor = self.bias
         if before is not None:  # what continues an image beyond its border continues a shift too
-            if before.shift is not None:
-                bias = bias + taps.sum(dim=(2, 3)) @ before.shift
-            taps = PixelMap(before.matrix).folded_into(taps)
+            taps, of_shift = before.folded_into(taps)
+            bias = bias if of_shift is None else bias + of_shift.sum(dim=(1, 2))
         z = conv2d(self.boundary.extend(x, self.reach), taps, bias)
         log_det = self.boundary.log_abs_det(self.boundary.filter(self.weight), image_size)
         return z, same_for_every_image(log_det.to(self.weight.dtype), x)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from torch import Tensor, cat, nn
-from torch.nn.functional import linear, pad
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad, unfold
 
 from flows.layers.base import Layer
 from flows.numerics import same_for_every_image
@@ -39,22 +42,21 @@ class PixelMap:
         shift = self.matrix @ shift if self.matrix.ndim == 2 else self.matrix * shift
         return shift if self.shift is None else shift + self.shift
 
-    def folded_into(self, taps: Tensor) -> Tensor:
+    def folded_into(self, taps: Tensor) -> tuple[Tensor, Tensor | None]:
         """The filter of a convolution that does what this map does and then the one with ``taps``.
 
         Args:
             taps: ``(O, C', k, k)``.
 
         Returns:
-            ``(O, C, k, k)``; with a shift ``(O, C + 1, k, k)``, for images with one more channel, that of
-            :func:`pad_and_mark`: 1 on the image, 0 on the zero padding, where the convolution sees no shift.
+            The filter, ``(O, C, k, k)``; and what each tap adds where it reads a pixel, ``(O, k, k)``, if the map has a
+            shift. A tap that reads zero padding adds nothing (:func:`added_by_taps`).
         """
         taps = taps.permute(0, 2, 3, 1)
         columns = taps.flatten(0, 2)
         folded = columns * self.matrix if self.matrix.ndim == 1 else columns @ self.matrix
-        if self.shift is not None:
-            folded = cat([folded, (columns @ self.shift)[:, None]], dim=1)
-        return folded.unflatten(0, taps.shape[:3]).permute(0, 3, 1, 2)
+        of_shift = None if self.shift is None else (columns @ self.shift).unflatten(0, taps.shape[:3])
+        return folded.unflatten(0, taps.shape[:3]).permute(0, 3, 1, 2), of_shift
 
     def __call__(self, h: Tensor) -> Tensor:
         """``(B, C, H, W) -> (B, C', H, W)``; a matrix leaves the channels innermost in memory (channels-last)."""
@@ -67,16 +69,40 @@ class PixelMap:
         return h if self.shift is None else h + self.shift[:, None, None]
 
 
-def pad_and_mark(x: Tensor, padding: list[int], *, inside: float) -> Tensor:
-    """Zero-padded images with one more channel that tells the image from its padding.
+def added_by_taps(
+    taps: Tensor, bias: Tensor | None, image_size: tuple[int, int], padding: Sequence[int], dilation: int = 1
+) -> Tensor:
+    """``bias + sum_t taps_t 1[tap t reads the image]`` at each pixel of a zero-padded convolution.
 
     Args:
-        x: ``(B, C, H, W)``.
+        taps: ``(O, k, k)``.
+        bias: ``(O,)``.
+        image_size: (height, width).
         padding: left, right, top, bottom.
-        inside: the channel's value on the image, 0 or 1; on the padding it is the other.
+        dilation: distance between taps.
+
+    Returns:
+        ``(1, O, H, W)``, channels-last. It is the same for every image, and costs one product of small matrices.
     """
-    marks = pad(x.new_full((1, 1, *x.shape[2:]), inside), padding, value=1.0 - inside)
-    return pad(x, [*padding, 0, 1]).add_(pad(marks, [0, 0, 0, 0, x.shape[1], 0]))
+    reads = _reads_image(image_size, tuple(taps.shape[1:]), tuple(padding), dilation, taps.dtype, taps.device)
+    columns = taps.flatten(1).T
+    added = reads @ columns if bias is None else torch.addmm(bias, reads, columns)
+    return added.unflatten(0, (1, *image_size)).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=256)
+def _reads_image(
+    image_size: tuple[int, int],
+    kernel_size: tuple[int, int],
+    padding: tuple[int, ...],
+    dilation: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """1 where a tap reads the image, 0 where it reads the padding: ``(H W, k k)``."""
+    with torch.inference_mode(False):  # it serves later calls in any autograd mode
+        image = pad(torch.ones(1, 1, *image_size, dtype=dtype, device=device), padding)
+        return unfold(image, kernel_size, dilation=dilation)[0].T.contiguous()
 
 
 class PixelwiseLayer(Layer):

@@ -97,7 +97,7 @@ class LearnedGaussian(Gaussian):
     def mean_and_log_std(self, context: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.bias[None]
         if self.edge_bias is not None:
-            outputs = outputs + self.edge_bias(context.shape[2], context.shape[3])
+            outputs = self.edge_bias((context.shape[2], context.shape[3]), self.bias.flatten())
         outputs = outputs * torch.exp(LOG_SCALE_FACTOR * self.log_scale)
         return outputs[:, 0::2], outputs[:, 1::2]
 
