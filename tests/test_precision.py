@@ -128,23 +128,31 @@ def test_trained_weights_score_alike_with_networks_in_half_precision_and_invert_
 @pytest.mark.slow
 def test_a_run_s_steps_are_in_its_precision_and_its_scores_are_exact(tmp_path):
     def watch():
-        seen, forward, training_step = set(), GlowNetwork.forward, FlowModule.training_step
-        steps = []
+        from flows.training import conclude
 
-        def watched_step(*arguments):
-            steps.append("step")
-            loss = training_step(*arguments)
-            steps.clear()
-            return loss
+        seen, forward, now = set(), GlowNetwork.forward, []
 
-        def watched_forward(network, x):
-            seen.add(("step" if steps else "score", str(network.first(x).dtype)))
-            (tmp_path / "seen.json").write_text(json.dumps(sorted(seen)))
+        def named(name, function):
+            def call(*arguments, **options):
+                now.append(name)
+                result = function(*arguments, **options)
+                now.pop()
+                return result
+
+            return call
+
+        def watched(network, x):
+            if now:
+                seen.add((now[-1], str(network.first(x).dtype)))
+                (tmp_path / "seen.json").write_text(json.dumps(sorted(seen)))
             return forward(network, x)
 
-        FlowModule.training_step, GlowNetwork.forward = watched_step, watched_forward
+        GlowNetwork.forward = watched
+        FlowModule.training_step = named("step", FlowModule.training_step)
+        FlowModule.bits_per_dim = named("validation", FlowModule.bits_per_dim)
+        conclude.bits_per_dim = named("test", conclude.bits_per_dim)
 
     run = ["experiment=smoke", "data=digits", "trainer=cpu", "trainer.max_epochs=1", "precision=bf16", "run_dir=run"]
     assert wait(fork(run, tmp_path, watch)) == 0, output(tmp_path)
     seen = json.loads((tmp_path / "seen.json").read_text())
-    assert seen == [["score", "torch.float32"], ["step", "torch.bfloat16"]]
+    assert seen == [["step", "torch.bfloat16"], ["test", "torch.float32"], ["validation", "torch.float32"]]
