@@ -175,7 +175,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def per_image_sum(x: Tensor) -> Tensor:
     """Sum over all but the first dimension: ``(B, ...) -> (B,)``, in float32 or better."""
-    return at_least_float32(x).flatten(start_dim=1).sum(dim=1)
+    return at_least_float32(x).sum(dim=tuple(range(1, x.ndim)))
 
 
 def same_for_every_image(log_det: Tensor, x: Tensor) -> Tensor:

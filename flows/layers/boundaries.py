@@ -52,12 +52,13 @@ class Boundary(ABC):
     def log_abs_det(self, filters: Tensor, image_size: tuple[int, int]) -> Tensor:
         """``log |det|`` of the whole convolution in nats, a scalar in float64."""
         _, distinct, multiplicity = _constants(self, image_size, filters.shape[-1], filters.device)
-        return log_abs_det(self._matrices(distinct, filters)) @ multiplicity
+        return log_abs_det(self._matrices(distinct, filters), filters.dtype) @ multiplicity
 
     def _matrices(self, waves: Tensor, filters: Tensor) -> Tensor:
-        """``(F, k, k), (C, C, k, k) -> (F, C, C)``: one product for all."""
-        taps = filters.permute(2, 3, 0, 1).to(waves.dtype)
-        return (waves.flatten(1) @ taps.flatten(2).flatten(0, 1)).unflatten(1, filters.shape[:2])
+        """``(F, k, k), (C, C, k, k) -> (F, C, C)``: one product for all, and one for the imaginary part."""
+        taps, waves = filters.double().permute(2, 3, 0, 1).flatten(2).flatten(0, 1), waves.flatten(1)
+        matrices = torch.complex(waves.real @ taps, waves.imag @ taps) if waves.is_complex() else waves @ taps
+        return matrices.unflatten(1, filters.shape[:2])
 
     def extend(self, x: Tensor, reach: int) -> Tensor:
         """``x`` with ``reach`` more pixels on every side; more than its own size is fine."""

@@ -69,28 +69,30 @@ def reflected(below: Tensor) -> Tensor:
     return identity - vectors @ torch.linalg.solve_triangular(upper, vectors.T, upper=True)
 
 
-def log_abs_det(matrices: Tensor) -> Tensor:
+def log_abs_det(matrices: Tensor, gradient_type: torch.dtype) -> Tensor:
     """``log |det M|`` of real or complex matrices, ``(..., C, C) -> (...)``; minus infinity where it is singular.
 
-    One factorisation gives the value and, as ``M^-H``, the gradient.
+    One factorisation gives the value, in the matrices' own type, and the gradient ``M^-H``, in ``gradient_type``: that
+    of the parameters, which gain nothing from more.
     """
-    return _LogAbsDet.apply(matrices)
+    return _LogAbsDet.apply(matrices, torch.promote_types(gradient_type, torch.float32))
 
 
 class _LogAbsDet(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, matrices: Tensor) -> Tensor:
+    def forward(ctx: Any, matrices: Tensor, gradient_type: torch.dtype) -> Tensor:
         factors, pivots, _ = torch.linalg.lu_factor_ex(matrices)
         if ctx.needs_input_grad[0]:
-            identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-            ctx.save_for_backward(torch.linalg.lu_solve(factors, pivots, identity.expand_as(matrices)).mH)
+            small = factors.to(gradient_type.to_complex() if factors.is_complex() else gradient_type)
+            identity = torch.eye(matrices.shape[-1], dtype=small.dtype, device=small.device)
+            ctx.save_for_backward(torch.linalg.lu_solve(small, pivots, identity.expand_as(small)).mH.resolve_conj())
         return factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(dim=-1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (inverse_transposed,) = ctx.saved_tensors
-        return gradients[0][..., None, None] * inverse_transposed
+        return gradients[0].to(inverse_transposed.real.dtype)[..., None, None] * inverse_transposed, None
 
 
 def random_reflections(num_channels: int) -> Tensor:
@@ -142,7 +144,7 @@ class PlainMatrix(InvertibleMatrix):
         return self.weight
 
     def log_abs_det(self) -> Tensor:
-        return log_abs_det(self.weight.double()).to(self.weight.dtype)
+        return log_abs_det(self.weight.double(), self.weight.dtype).to(self.weight.dtype)
 
     def inverse_matrix(self) -> Tensor:
         weight = self.weight.double()

@@ -38,9 +38,7 @@ class EdgeBias(nn.Module):
     def forward(self, image_size: tuple[int, int], bias: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """What is added to each pixel, and ``bias``; the former times ``scale``, both ``(num_channels,)``."""
         taps = self.weight[:, 0] if scale is None else self.weight[:, 0] * scale[:, None, None]
-        whole = taps.sum(dim=(1, 2))  # less what reads the image
-        border = taps.shape[-1] // 2
-        return added_by_taps(-taps, whole if bias is None else whole + bias, image_size, [border] * 4)
+        return added_by_taps(taps, bias, image_size, [taps.shape[-1] // 2] * 4, reading="padding")
 
 
 class PaddedConv2d(nn.Module):

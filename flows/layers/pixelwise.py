@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -70,9 +71,15 @@ class PixelMap:
 
 
 def added_by_taps(
-    taps: Tensor, bias: Tensor | None, image_size: tuple[int, int], padding: Sequence[int], dilation: int = 1
+    taps: Tensor,
+    bias: Tensor | None,
+    image_size: tuple[int, int],
+    padding: Sequence[int],
+    dilation: int = 1,
+    *,
+    reading: Literal["image", "padding"],
 ) -> Tensor:
-    """``bias + sum_t taps_t 1[tap t reads the image]`` at each pixel of a zero-padded convolution.
+    """``bias + sum_t taps_t 1[tap t reads there]`` at each pixel of a zero-padded convolution.
 
     Args:
         taps: ``(O, k, k)``.
@@ -80,29 +87,32 @@ def added_by_taps(
         image_size: (height, width).
         padding: left, right, top, bottom.
         dilation: distance between taps.
+        reading: the image, or the padding around it.
 
     Returns:
         ``(1, O, H, W)``, channels-last. It is the same for every image, and costs one product of small matrices.
     """
-    reads = _reads_image(image_size, tuple(taps.shape[1:]), tuple(padding), dilation, taps.dtype, taps.device)
+    reads = _reads(image_size, tuple(taps.shape[1:]), tuple(padding), dilation, reading, taps.dtype, taps.device)
     columns = taps.flatten(1).T
     added = reads @ columns if bias is None else torch.addmm(bias, reads, columns)
     return added.unflatten(0, (1, *image_size)).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=256)
-def _reads_image(
+def _reads(
     image_size: tuple[int, int],
     kernel_size: tuple[int, int],
     padding: tuple[int, ...],
     dilation: int,
+    reading: str,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """1 where a tap reads the image, 0 where it reads the padding: ``(H W, k k)``."""
+    """1 where a tap reads there, 0 where it does not: ``(H W, k k)``."""
     with torch.inference_mode(False):  # it serves later calls in any autograd mode
-        image = pad(torch.ones(1, 1, *image_size, dtype=dtype, device=device), padding)
-        return unfold(image, kernel_size, dilation=dilation)[0].T.contiguous()
+        on_image = 1.0 if reading == "image" else 0.0
+        image = torch.full((1, 1, *image_size), on_image, dtype=dtype, device=device)
+        return unfold(pad(image, padding, value=1.0 - on_image), kernel_size, dilation=dilation)[0].T.contiguous()
 
 
 class PixelwiseLayer(Layer):

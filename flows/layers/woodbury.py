@@ -61,7 +61,7 @@ class LowRankUpdate(Layer):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z = x + self._multiplied(x, self.left, self.right)
         num_vectors = x.shape[1:].numel() // len(self.left)
-        log_det = num_vectors * log_abs_det(self._core())
+        log_det = num_vectors * log_abs_det(self._core(), self.left.dtype)
         return z, same_for_every_image(log_det.to(self.left.dtype), x)
 
     def inverse(self, z: Tensor) -> Tensor:
