@@ -389,6 +389,7 @@ CONFIG = {
         ("trainer.max_epochs", 2, True),
         ("callbacks.averaging", None, True),
         ("keep_last", 3, True),
+        ("model.memory", "recompute", True),
     ],
 )
 def test_resuming_refuses_what_would_be_written_down_and_not_used(tmp_path, key, value, is_taken):

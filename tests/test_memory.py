@@ -172,7 +172,7 @@ def test_memory_grows_with_depth_by_what_each_mode_keeps(mixing):
         memory: bytes_kept(mixing, memory, 9) - bytes_kept(mixing, memory, 1)
         for memory in ("store", "recompute", "invert")
     }
-    one_input, sums_of_channels = 4 * 2 * 12 * 8 * 8, 4 * 2 * 12
+    one_input, sums_of_channels = 4 * 2 * 12 * 8 * 8, 8 * 2 * 12
     assert growth["store"] > 8 * 10 * one_input
     assert growth["recompute"] == 8 * one_input
     assert growth["invert"] == (one_input + 23 * sums_of_channels if mixing is Conv1x1 else 8 * one_input)

@@ -273,8 +273,11 @@ def test_the_papers_figure_stands_beside_its_own_configuration_only(tmp_path):
 
 
 @pytest.mark.parametrize("experiment", ["smoke", "table4/cifar10_emerging_d8", "laptop/table2_periodic"])
-def test_runs_of_the_shipped_configurations_that_differ_in_their_seed_are_repetitions(experiment):
-    first, second = (compose(f"experiment={experiment}", f"seed={n}", f"run_dir=runs/{n}") for n in (1, 2))
+def test_runs_of_the_shipped_configurations_that_differ_in_seed_and_memory_are_repetitions(experiment):
+    first, second = (
+        compose(f"experiment={experiment}", f"seed={seed}", f"run_dir=runs/{seed}", f"model.memory={memory}")
+        for seed, memory in ((1, "store"), (2, "recompute"))
+    )
     assert first != second
     assert comparable(first) == comparable(second)
 

@@ -2,17 +2,21 @@
 
 Autograd keeps what every layer computes, and a coupling's network computes a hundred times as many numbers as the step
 of flow passes on. Each mode but ``store`` keeps none of that: the backward pass runs a layer again just before it needs
-what the layer computed. The modes differ in how it knows the layer's input:
+what the layer computed. The modes differ in how the layer's input is known there:
 
 * ``recompute`` keeps the input of each step of flow. Gradients are those of ``store``, bit for bit; to rounding with
   :class:`flows.layers.Inverted`, whose solver is another one without autograd.
-* ``invert`` keeps the output of a level, and goes back from there: couplings and pixelwise layers are inverted one by
-  one. A step whose mixing layer has a costlier inverse keeps its input, as ``recompute`` does.
+* ``invert`` keeps the output of a level and the input of every eighth step, and goes back from there: couplings and
+  pixelwise layers are inverted one by one. A step whose mixing layer is another one keeps its input, since most of
+  their inverses cost far more than the layer; there ``invert`` is ``recompute``.
 
 A rebuilt input has rounding errors, which an ill-conditioned inverse amplifies. So ``invert`` also keeps the sum of
 each channel of each input, and compares. Beyond :data:`MAX_DRIFT` the layers up to there run again from the last input
-that was kept, and the backward pass goes on with what they give. No gradient comes from an input farther off. Nothing
-is remembered from one step to the next, so that a resumed training takes exactly the same decisions.
+that was kept, and the backward pass goes on with what they give. No gradient comes from an input seen to be farther
+off. Nothing is remembered from one training step to the next, so that a resumed training decides alike.
+
+Within the bound, gradients of smooth networks are right to about ten times the drift. A ReLU whose input is within it
+of zero may switch: then a unit at one pixel of one image gets the gradient of the other side.
 
 References: Gomez et al., *The Reversible Residual Network*, NeurIPS 2017, for rebuilding; Chen et al., *Training Deep
 Nets with Sublinear Memory Cost*, 2016, for recomputing; Behrmann et al., *Understanding and Mitigating Exploding
@@ -174,7 +178,7 @@ def _rebuilt(link: Layer, z: Tensor, sums: Tensor) -> Recorded | None:
 
 def _channel_sums(x: Tensor) -> Tensor:
     """Of each image, (B, C). An error of norm ``e`` spread over an image at random changes them by about ``e``."""
-    return x.sum(dim=(2, 3))
+    return x.sum(dim=(2, 3), dtype=torch.float64)  # of many numbers, so that its own rounding is none of the drift
 
 
 def _joined(parts: tuple[Tensor, ...]) -> Tensor:
