@@ -16,6 +16,7 @@ from flows.layers import (
     Conv1x1,
     EmergingConv2d,
     MaskedAutoregressiveFlow,
+    PeriodicConv2d,
     Reverse,
 )
 from flows.measures.bits_per_dim import bits_per_dim
@@ -52,6 +53,19 @@ def test_latents_have_as_many_dimensions_as_the_image_and_steps_know_their_shape
     assert flow.latent_shapes == [(6, 16, 8), (12, 8, 4), (48, 4, 2)]
     assert sum(math.prod(shape) for shape in flow.latent_shapes) == flow.num_dims == 3 * 32 * 16
     assert [shape for _, _, shape in flow.steps()] == [(12, 16, 8), (24, 8, 4), (48, 4, 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixing", [EmergingConv2d, PeriodicConv2d])
+def test_compiled_steps_keep_names_and_numbers(mixing):
+    flow, v = moved_flow(mixing=mixing), torch.rand(2, 1, 4, 8) - 0.5
+    names, exact = list(flow.state_dict()), flow.log_prob(v)
+    gradients = torch.autograd.grad(exact.sum(), list(flow.parameters()))
+    flow.compile_parts(backend="eager", fullgraph=True)
+    compiled = flow.log_prob(v)
+    torch.testing.assert_close(compiled, exact)
+    torch.testing.assert_close(torch.autograd.grad(compiled.sum(), list(flow.parameters())), gradients)
+    assert list(flow.state_dict()) == names
 
 
 # -- pixels, reals, bits -----------------------------------------------------------------------------------------------

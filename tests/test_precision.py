@@ -9,7 +9,7 @@ from support.forks import fork, output, wait
 from support.small_training import StripesModule, fit
 from support.weights import move_parameters, moved_flow
 
-from flows.layers import AdditiveCoupling, AffineCoupling, Layer, MaskedAutoregressiveFlow, SigmoidCoupling
+from flows.layers import AdditiveCoupling, AffineCoupling, FlowStep, Layer, MaskedAutoregressiveFlow, SigmoidCoupling
 from flows.layers.networks import GlowNetwork, PaddedConv2d
 from flows.measures.bits_per_dim import bits_per_dim
 from flows.models.dequantizers import UniformDequantizer
@@ -126,7 +126,7 @@ def test_trained_weights_score_alike_with_networks_in_half_precision_and_invert_
 
 
 @pytest.mark.slow
-def test_a_run_s_steps_are_in_its_precision_and_its_scores_are_exact(tmp_path):
+def test_a_run_s_steps_are_in_its_precision_and_compiled_and_its_scores_are_exact(tmp_path):
     def watch():
         from flows.training import conclude
 
@@ -148,11 +148,18 @@ def test_a_run_s_steps_are_in_its_precision_and_its_scores_are_exact(tmp_path):
             return forward(network, x)
 
         GlowNetwork.forward = watched
+        FlowStep.compile = lambda step: seen.add(("compiled", "yes"))
         FlowModule.training_step = named("step", FlowModule.training_step)
         FlowModule.bits_per_dim = named("validation", FlowModule.bits_per_dim)
         conclude.bits_per_dim = named("test", conclude.bits_per_dim)
 
     run = ["experiment=smoke", "data=digits", "trainer=cpu", "trainer.max_epochs=1", "precision=bf16", "run_dir=run"]
+    run.append("compile=true")
     assert wait(fork(run, tmp_path, watch)) == 0, output(tmp_path)
     seen = json.loads((tmp_path / "seen.json").read_text())
-    assert seen == [["step", "torch.bfloat16"], ["test", "torch.float32"], ["validation", "torch.float32"]]
+    assert seen == [
+        ["compiled", "yes"],
+        ["step", "torch.bfloat16"],
+        ["test", "torch.float32"],
+        ["validation", "torch.float32"],
+    ]

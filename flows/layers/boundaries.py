@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from flows.layers.constants import constant
 from flows.layers.matrices import log_abs_det
 from flows.numerics import at_least_float32
 
@@ -147,15 +147,14 @@ def _angles(size: int, kernel_size: int, unit: float) -> Tensor:
     return unit * torch.outer(torch.arange(size).double(), torch.arange(-reach, reach + 1).double())
 
 
-@lru_cache(maxsize=64)
+@constant
 def _constants(
     boundary: Boundary, image_size: tuple[int, int], kernel_size: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The waves of all frequencies; those of the distinct ones, and how many frequencies each of these stands for."""
-    with torch.inference_mode(False):  # they serve later calls in any autograd mode
-        waves, multiplicity = boundary.waves(image_size, kernel_size), boundary.multiplicity(image_size)
-        once = multiplicity > 0
-        return waves.to(device), waves[once].to(device), multiplicity[once].to(device)
+    waves, multiplicity = boundary.waves(image_size, kernel_size), boundary.multiplicity(image_size)
+    once = multiplicity > 0
+    return waves.to(device), waves[once].to(device), multiplicity[once].to(device)
 
 
 def _cosines(size: int, like: Tensor) -> Tensor:

@@ -75,7 +75,8 @@ def log_abs_det(matrices: Tensor, gradient_type: torch.dtype) -> Tensor:
     One factorisation gives the value, in the matrices' own type, and the gradient ``M^-H``, in ``gradient_type``: that
     of the parameters, which gain nothing from more.
     """
-    return _LogAbsDet.apply(matrices, torch.promote_types(gradient_type, torch.float32))
+    least = torch.complex64 if matrices.is_complex() else torch.float32
+    return _LogAbsDet.apply(matrices, torch.promote_types(gradient_type, least))
 
 
 class _LogAbsDet(torch.autograd.Function):
@@ -83,7 +84,7 @@ class _LogAbsDet(torch.autograd.Function):
     def forward(ctx: Any, matrices: Tensor, gradient_type: torch.dtype) -> Tensor:
         factors, pivots, _ = torch.linalg.lu_factor_ex(matrices)
         if ctx.needs_input_grad[0]:
-            small = factors.to(gradient_type.to_complex() if factors.is_complex() else gradient_type)
+            small = factors.to(gradient_type)
             identity = torch.eye(matrices.shape[-1], dtype=small.dtype, device=small.device)
             ctx.save_for_backward(torch.linalg.lu_solve(small, pivots, identity.expand_as(small)).mH.resolve_conj())
         return factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(dim=-1)
@@ -92,7 +93,7 @@ class _LogAbsDet(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (inverse_transposed,) = ctx.saved_tensors
-        return gradients[0].to(inverse_transposed.real.dtype)[..., None, None] * inverse_transposed, None
+        return gradients[0][..., None, None] * inverse_transposed, None
 
 
 def random_reflections(num_channels: int) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad, unfold
 
 from flows.layers.base import Layer
+from flows.layers.constants import constant
 from flows.numerics import same_for_every_image
 
 
@@ -98,7 +98,7 @@ def added_by_taps(
     return added.unflatten(0, (1, *image_size)).permute(0, 3, 1, 2)
 
 
-@lru_cache(maxsize=256)
+@constant
 def _reads(
     image_size: tuple[int, int],
     kernel_size: tuple[int, int],
@@ -109,10 +109,9 @@ def _reads(
     device: torch.device,
 ) -> Tensor:
     """1 where a tap reads there, 0 where it does not: ``(H W, k k)``."""
-    with torch.inference_mode(False):  # it serves later calls in any autograd mode
-        on_image = 1.0 if reading == "image" else 0.0
-        image = torch.full((1, 1, *image_size), on_image, dtype=dtype, device=device)
-        return unfold(pad(image, padding, value=1.0 - on_image), kernel_size, dilation=dilation)[0].T.contiguous()
+    on_image = 1.0 if reading == "image" else 0.0
+    image = torch.full((1, 1, *image_size), on_image, dtype=dtype, device=device)
+    return unfold(pad(image, padding, value=1.0 - on_image), kernel_size, dilation=dilation)[0].T.contiguous()
 
 
 class PixelwiseLayer(Layer):
