@@ -45,12 +45,13 @@ class Size:
     num_steps: int
     few_steps: int
     width: int
+    image_size: int
     batch: int
     samples: int
     seconds: float
 
 
-SIZES = {"cuda": Size(3, 32, 4, 512, 64, 256, 2.0), "cpu": Size(2, 2, 1, 8, 2, 2, 0.0)}
+SIZES = {"cuda": Size(3, 32, 4, 512, 32, 64, 256, 2.0), "cpu": Size(2, 2, 1, 8, 8, 2, 2, 0.0)}
 
 
 @dataclass
@@ -170,13 +171,15 @@ class Bench:
         return exact / self.seconds_of_step(name, precision, how)
 
     def mixings(self) -> Iterator[Measured]:
+        row = Row("step, emerging : 1x1, bf16, compiled", "x", target=1.05)
+        yield row, partial(self.ratio_of_steps, "emerging", "bf16", "compiled")
         for name in MIXINGS:
             if name != "conv1x1":
                 row = Row(f"step, {name} : 1x1", "x", target=1.05 if name == "emerging" else None)
-                yield row, partial(self.ratio_of_steps, name)
+                yield row, partial(self.ratio_of_steps, name, "exact", "eager")
 
-    def ratio_of_steps(self, name: str) -> float:
-        return self.seconds_of_step(name, "exact", "eager") / self.seconds_of_step("conv1x1", "exact", "eager")
+    def ratio_of_steps(self, name: str, precision: Precision, how: str) -> float:
+        return self.seconds_of_step(name, precision, how) / self.seconds_of_step("conv1x1", precision, how)
 
     def seconds_of_step(self, name: str, precision: Precision, how: str) -> float:
         key = f"{name} {precision} {how}"
@@ -260,8 +263,8 @@ class Bench:
     def two_processes(self) -> float:
         size = self.size
         options = argparse.Namespace(
-            mixing="emerging", num_levels=size.num_levels, num_steps=size.few_steps, width=size.width, image_size=32,
-            batch=size.batch, precision="exact", device=self.device.type, rounds=3,
+            mixing="emerging", num_levels=size.num_levels, num_steps=size.few_steps, width=size.width,
+            image_size=size.image_size, batch=size.batch, precision="exact", device=self.device.type, rounds=3,
         )  # fmt: skip
         one, two = (scaling.run(number, options)["step"] for number in (1, 2))
         return one / two
@@ -285,13 +288,16 @@ class Bench:
         torch.manual_seed(0)
         steps = self.size.num_steps if num_steps is None else num_steps
         width = 462 if name.startswith("maf") and self.size.width == 512 else self.size.width  # as in the paper
-        flow = Flow((3, 32, 32), mixing(name), AffineCoupling, self.size.num_levels, steps, width)
-        flow.to(self.device).initialize(self.images())
+        images = self.images()
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+        flow = Flow(shape, mixing(name), AffineCoupling, self.size.num_levels, steps, width).to(self.device)
+        flow.initialize(images)
         return flow
 
     def images(self) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        return torch.randint(256, (self.size.batch, 3, 32, 32), generator=generator, dtype=torch.uint8).to(self.device)
+        side, generator = self.size.image_size, torch.Generator().manual_seed(0)
+        images = torch.randint(256, (self.size.batch, 3, side, side), generator=generator, dtype=torch.uint8)
+        return images.to(self.device)
 
 
 def captured(step: Callable[[], object]) -> Callable[[], object]:

@@ -22,6 +22,12 @@ for name in list(os.environ):
 os.environ["WANDB_X_SERVICE_WAIT"] = "600"  # seconds that its client's process may take to start on a busy machine
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 @pytest.fixture(autouse=True)
 def _seeded_with_one_thread():
     torch.set_num_threads(1)

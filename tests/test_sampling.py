@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 from support import configs, weights
-from support.filters import NEEDS_CUDA
 
 from flows.layers import (
     ActNorm,
@@ -225,7 +224,7 @@ def test_a_model_is_captured_only_if_all_of_its_layers_agree(graphs_on_cpu, mixi
     assert graphs_on_cpu.captured == 0
 
 
-@NEEDS_CUDA
+@pytest.mark.gpu
 @pytest.mark.parametrize("mixing", [Conv1x1, EmergingConv2d, PeriodicConv2d, MaCow, maf])
 def test_on_a_gpu_the_captured_inverse_is_the_inverse(mixing):
     flow = make_flow(mixing=mixing).cuda()

@@ -12,7 +12,6 @@ from support.filters import (
     FAST_BACKENDS,
     MASKS,
     NEEDS_COMPILED,
-    NEEDS_CUDA,
     random_filter,
     random_latents,
 )
@@ -190,7 +189,7 @@ def test_what_overflows_in_a_sweep_spoils_no_other_number_and_what_overflows_in_
 # ------------------------------------------------------------------------------------------------------------- cuda
 
 
-@pytest.fixture(params=["this CPU", pytest.param("cuda", marks=NEEDS_CUDA)])
+@pytest.fixture(params=["this CPU", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
     """A GPU with TF32 turned on, or this CPU in its place."""
     if request.param == "cuda":

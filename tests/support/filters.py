@@ -9,7 +9,6 @@ from flows.solvers.checks import raster_mask
 
 WHY_NOT_COMPILED = find_backend("compiled").unavailable(torch.device("cpu"))
 NEEDS_COMPILED = pytest.mark.skipif(WHY_NOT_COMPILED is not None, reason=f"{WHY_NOT_COMPILED}")
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 COMPILED = pytest.param("compiled", marks=NEEDS_COMPILED)
 FAST_BACKENDS = ["torch", "jacobi", COMPILED]
 EVERY_BACKEND = ["reference", *FAST_BACKENDS]
