@@ -61,9 +61,9 @@ class Boundary(ABC):
         return matrices.unflatten(1, filters.shape[:2])
 
     def extend(self, x: Tensor, reach: int) -> Tensor:
-        """``x`` with ``reach`` more pixels on every side; more than its own size is fine."""
+        """``x`` with ``reach`` more pixels on every side, channels-last; more than its own size is fine."""
         rows, columns = (self.places(size, reach, x.device) for size in x.shape[-2:])
-        return x.index_select(-2, rows).index_select(-1, columns)
+        return x.permute(0, 2, 3, 1).index_select(1, rows).index_select(2, columns).permute(0, 3, 1, 2)
 
 
 class Wrap(Boundary):
