@@ -13,6 +13,7 @@ import torch
 from flows import InputError
 from flows.files import atomic_write
 from flows.measures.timing import describe_machine
+from flows.processes.memory import keep_freed_memory
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:
@@ -77,7 +78,8 @@ def format_time(seconds: float) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """A benchmark from its start to its end; a mistake of the user's is one line."""
+    """A benchmark from its start to its end, with memory as programs have it; a mistake of the user's is one line."""
+    keep_freed_memory()
     try:
         main()
     except InputError as error:

@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+import platform
 import re
 import resource
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from support.configs import NEEDED, compose
 from support.forks import TASKS, fork, output, refusal, run_forked, wait
-from support.programs import TINY, run
+from support.programs import ROOT, TINY, execute, run
 
 from flows import NonFiniteError
 from flows.cli import startup
@@ -297,3 +299,16 @@ def test_waiting_threads_sleep_soon_unless_the_user_has_decided(program, given, 
         monkeypatch.delenv(name, raising=False)
     done = run(program, *NEEDED[Path(program).stem], cwd=tmp_path, env=given | {"PYTHONPATH": str(tmp_path)})
     assert done.stdout.strip() == str(expected)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_was_freed_serves_again_without_a_page_fault():
+    lines = [
+        "import resource",
+        "from flows.processes.memory import keep_freed_memory",
+        "keep_freed_memory()",
+        "def faults(): bytearray(10**8); return resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
+        "first, second = faults(), faults()",
+        "assert second - first < 100, second - first",
+    ]
+    execute(sys.executable, "-c", "\n".join(lines), cwd=ROOT)

@@ -15,6 +15,7 @@ import sys
 
 from flows.home import HOME, PROGRAMS, remedy_without
 from flows.processes import signals, slurm
+from flows.processes.memory import keep_freed_memory
 
 SPINS = "10000"
 
@@ -30,7 +31,7 @@ class _Expendable(io.FileIO):
 
 
 def run(task: str, config_name: str, is_resumable: bool = False) -> None:
-    """Handle signals and let waiting threads sleep, unless the user has decided; then take the seconds of an import.
+    """Handle signals, keep freed memory and let waiting threads sleep; then take the seconds of an import.
 
     Args:
         task: see :func:`flows.cli.entry.run`.
@@ -39,6 +40,7 @@ def run(task: str, config_name: str, is_resumable: bool = False) -> None:
     """
     signals.install(is_resumable)
     guard_output()
+    keep_freed_memory()
     for name in slurm.RANKS:
         if os.environ.get(name) == "":  # says nothing, and Lightning would read a number
             del os.environ[name]
