@@ -3,6 +3,7 @@
     python -m benchmarks.training
     python -m benchmarks.training --mixing conv1x1 emerging --num-steps 32 --width 512 --batch 64 --output training.json
     python -m benchmarks.training --mixing conv1x1 emerging --width 512 --batch 4 --depth 4 32
+    python -m benchmarks.training --mixing emerging periodic --match conv1x1@64
 
 Behind each time stands its ratio to the first row, and its share of the machine's peak: the operations of its products
 and convolutions, over those of a large matrix product in as much time. ``textbook`` is Glow in eager PyTorch as others
@@ -11,12 +12,16 @@ step beyond what it held before there was a model; on a GPU, the most that was a
 
 ``--depth`` compares the modes of ``model.memory`` at some numbers of steps per level. Its memory is the most that one
 pass forward and backward allocates at once: parameters, gradients and the optimiser's state are there before it.
+
+``--match MIXING@WIDTH`` finds for each mixing layer the width of the coupling networks at which a step takes as long as
+one of that model. Steps of both take turns; the ratio at the width found is measured anew, for twice as long, and ``!``
+marks one that is off by more than 2 %. Beside other programs take ``--threads 1`` and more ``--seconds``: with as many
+threads as cores, a step waits for whatever else runs, and the search follows that noise.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import multiprocessing
 import sys
@@ -35,7 +40,9 @@ from benchmarks.textbook import TextbookGlow
 from flows import Flow
 from flows.config.mixings import MIXINGS, mixing
 from flows.layers import AffineCoupling
+from flows.measures.budget import width_of_equal_time
 from flows.measures.cost import flops_per_image
+from flows.measures.diagnostics import count_parameters
 from flows.measures.timing import fastest_of_many
 from flows.models.memory import Memory
 from flows.numerics import Precision, in_precision
@@ -43,6 +50,8 @@ from flows.numerics import Precision, in_precision
 TEXTBOOK = "textbook"
 PRODUCT = 2048
 """Rows and columns of the matrices whose product tells the machine's peak."""
+TOLERANCE = 0.02
+"""Of the ratio of two times that are to be equal."""
 
 
 def add_model(parser: argparse.ArgumentParser, batch: int) -> None:
@@ -53,6 +62,11 @@ def add_model(parser: argparse.ArgumentParser, batch: int) -> None:
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=batch, help="images in a step")
     parser.add_argument("--precision", choices=get_args(Precision), default="exact", help="of a step")
+
+
+def with_options(options: argparse.Namespace, **changed: object) -> argparse.Namespace:
+    """The same options but for those that are ``changed``."""
+    return argparse.Namespace(**{**vars(options), **changed})
 
 
 def make_model(name: str, options: argparse.Namespace, device: torch.device) -> tuple[Flow, torch.Tensor]:
@@ -140,9 +154,7 @@ def compare_modes(options: argparse.Namespace, device: torch.device, machine: di
     least: dict[tuple[str, Memory], int] = {}
     for name in options.mixing:
         for depth in options.depth:
-            deep = copy.copy(options)
-            deep.num_steps = depth
-            flow, images = make_model(name, deep, device)
+            flow, images = make_model(name, with_options(options, num_steps=depth), device)
             step = step_of(flow, images, options.precision)
 
             def step_in(memory: Memory, flow: Flow = flow, step: Callable[[], None] = step) -> None:
@@ -175,6 +187,61 @@ def compare_modes(options: argparse.Namespace, device: torch.device, machine: di
     conclude(options.output, header, rows, machine=machine, setting=setting, results=results)
 
 
+def mixing_at_width(text: str) -> tuple[str, int]:
+    """``MIXING@WIDTH`` of the command line."""
+    name, _, width = text.partition("@")
+    if name not in MIXINGS or not width.isdecimal() or int(width) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MIXING@WIDTH, like conv1x1@64, with one of {MIXINGS}")
+    return name, int(width)
+
+
+def match_times(options: argparse.Namespace, device: torch.device, machine: dict[str, object]) -> None:
+    """The width of each mixing layer at which a step takes as long as the reference's."""
+    reference, reference_width = options.match
+
+    def step_at(name: str, width: int) -> Callable[[], None]:
+        return step_of(*make_model(name, with_options(options, width=width), device), options.precision)
+
+    reference_step = step_at(reference, reference_width)
+
+    def compare(name: str, width: int, seconds: float) -> tuple[float, float]:
+        """Seconds of a step, and their ratio to the reference's."""
+        say(f"{name} at width {width} ...")
+        steps = {"this": step_at(name, width), "reference": reference_step}
+        best = fastest_of_many(steps, seconds=seconds, device=device)
+        return best["this"], best["this"] / best["reference"]
+
+    results, rows, notes = [], [], []
+    for name in options.mixing:
+        if name == TEXTBOOK:  # which no run can be told to use
+            continue
+
+        def ratio_at(width: int, name: str = name) -> float:
+            return compare(name, width, options.seconds / 8)[1]
+
+        found = width_of_equal_time(ratio_at, reference_width, TOLERANCE)
+        seconds, ratio = compare(name, found or 1, options.seconds / 4)
+        parameters = count_parameters(make_model(name, with_options(options, width=found or 1), device)[0])
+        results.append({"mixing": name, "width": found, "seconds": seconds, "ratio": ratio, "parameters": parameters})
+        missed = found is not None and abs(ratio - 1) > TOLERANCE
+        rows.append([name, found or "none", format_time(seconds), f"{ratio:.3f}x{'!' * missed}", f"{parameters:,}"])
+        if not found:
+            notes.append(
+                f"{name}: at no width; a step takes {ratio:.2f} times as long even at width 1, which is shown."
+            )
+    setting = {key: value for key, value in vars(options).items() if key not in ("output", "mixing", "width", "depth")}
+    header = ["mixing", "width", "a step", f"to {reference}@{reference_width}", "parameters"]
+    conclude(options.output, header, rows, machine=machine, setting=setting, results=results)
+    for note in notes:
+        print(note)
+    for result in [result for result in results if result["width"]][-1:]:  # the last one is as good as any
+        print(
+            f"To train one: python train.py mixing={result['mixing']} model.hidden_channels={result['width']}"
+            f" model.num_levels={options.num_levels} model.num_steps={options.num_steps}"
+            f" data.batch_size={options.batch} precision={options.precision}"
+        )
+
+
 def operations(name: str, options: argparse.Namespace) -> int:
     """Of a step, per image; those of the textbook are the 1x1 model's."""
     flow, _ = make_model("conv1x1" if name == TEXTBOOK else name, options, torch.device(options.device))
@@ -189,13 +256,23 @@ def main(arguments: list[str] | None = None) -> None:
     add_model(parser, batch=16)
     add_device(parser)
     parser.add_argument("--depth", type=int, nargs="+", help="compare the modes of memory at these numbers of steps")
-    parser.add_argument("--seconds", type=float, default=30.0, help="time for all rows together")
+    parser.add_argument(
+        "--match",
+        type=mixing_at_width,
+        metavar="MIXING@WIDTH",
+        help="find the widths of equal time, instead of --width",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="time for all rows together; with --match about that of each row"
+    )
     options = parser.parse_args(arguments)
     device = pick_device(options)
 
     machine = show_machine(device)
     if options.depth:
         return compare_modes(options, device, machine)
+    if options.match:
+        return match_times(options, device, machine)
     started = time.perf_counter()
     memory = {}
     for name in options.mixing:

@@ -1,4 +1,4 @@
-"""Equal budgets: the width found is the nearest one, and the paper's own pairs come out."""
+"""Equal budgets: the width found is the nearest one, of parameters and of time, and the paper's own pairs come out."""
 
 import pytest
 from hydra import initialize_config_dir
@@ -8,7 +8,7 @@ from support.configs import CONF, compose
 from flows import Flow, InputError
 from flows.config.matching import resolve_width
 from flows.layers import AffineCoupling, Conv1x1, EmergingConv2d, PeriodicConv2d
-from flows.measures.budget import ParameterCount
+from flows.measures.budget import MAX_MEASUREMENTS, ParameterCount, width_of_equal_time
 from flows.measures.diagnostics import count_parameters
 from flows.models.priors import LEARNED, StandardPrior
 
@@ -80,3 +80,63 @@ def test_a_number_and_a_model_name_the_same_budget():
 
 def test_an_ordinary_width_stays():
     assert found("model.hidden_channels=48") == (48, None)
+
+
+def timed(constant, linear, quadratic, disturbed=()):
+    """Ratios of the time that a polynomial says, 30 % more at each call that is disturbed; and the widths asked for."""
+    asked = []
+
+    def ratio_at(width):
+        asked.append(width)
+        return (constant + linear * width + quadratic * width**2) * (1.3 if len(asked) - 1 in disturbed else 1)
+
+    return ratio_at, asked
+
+
+@pytest.mark.parametrize(
+    ("constant", "linear", "quadratic", "width"),
+    [
+        (0.25, 0.0, 3e-4, 50),
+        (0.5, 0.0, 2e-4, 50),
+        (0.2, 4e-3, 0.0, 200),  # wider than the reference
+        (0.3, 1e-3, 1e-5, 219),
+        (0.0, 1 / 64, 0.0, 64),  # the reference itself
+        (0.99, 0.0, 0.01, 1),
+    ],
+)
+def test_a_width_of_equal_time_is_found_by_few_measurements(constant, linear, quadratic, width):
+    ratio_at, asked = timed(constant, linear, quadratic)
+    assert width_of_equal_time(ratio_at, 64, tolerance=1e-3) == width
+    assert len(asked) <= 6
+    assert len(set(asked)) == len(asked)
+
+
+def test_a_measurement_that_is_disturbed_does_not_mislead_the_search():
+    for call in range(1, 4):  # the first says whether there is such a width
+        ratio_at, _ = timed(0.25, 0.0, 3e-4, disturbed=[call])
+        found = width_of_equal_time(ratio_at, 64, tolerance=0.02)
+        assert abs(timed(0.25, 0.0, 3e-4)[0](found) - 1) < 0.05
+
+
+def test_time_that_is_no_parabola_is_found_as_well():
+    def ratio_at(width):
+        return 0.2 + 0.8 * (width / 50) ** 3
+
+    assert width_of_equal_time(ratio_at, 128, tolerance=1e-3) == 50
+
+
+def test_where_time_jumps_the_nearer_side_is_found():
+    asked = []
+
+    def ratio_at(width):
+        asked.append(width)
+        return 0.2 + width / 100 if width < 50 else 1.06 + width / 1000
+
+    assert width_of_equal_time(ratio_at, 64, tolerance=0.02) >= 50  # at 1.11, which is nearer than 0.69
+    assert len(asked) <= MAX_MEASUREMENTS
+
+
+def test_what_is_slower_at_any_width_has_no_width_of_equal_time():
+    ratio_at, asked = timed(1.1, 0.0, 1e-4)
+    assert width_of_equal_time(ratio_at, 64, tolerance=0.02) is None
+    assert asked == [1]
