@@ -134,8 +134,12 @@ class AutoregressiveConv2d(Layer):
         bias = self.bias if of_shift is None else None
         z = conv2d(pad(x, self._padding), taps, bias, dilation=self.dilation)
         if of_shift is not None:
-            added = added_by_taps(of_shift, self.bias, image_size, self._padding, self.dilation, reading="image")
-            z = z.add_(added)
+            kernel_size = (taps.shape[2], taps.shape[3])
+            z = z.add_(
+                added_by_taps(
+                    of_shift, self.bias, kernel_size, image_size, self._padding, self.dilation, reading="image"
+                )
+            )
         log_det = x.shape[2] * x.shape[3] * self.scale().abs().log().sum()
         return z, same_for_every_image(log_det, x)
 

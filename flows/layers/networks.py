@@ -37,8 +37,9 @@ class EdgeBias(nn.Module):
 
     def forward(self, image_size: tuple[int, int], bias: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """What is added to each pixel, and ``bias``; the former times ``scale``, both ``(num_channels,)``."""
-        taps = self.weight[:, 0] if scale is None else self.weight[:, 0] * scale[:, None, None]
-        return added_by_taps(taps, bias, image_size, [taps.shape[-1] // 2] * 4, reading="padding")
+        taps, kernel_size = self.weight.flatten(1), (self.weight.shape[2], self.weight.shape[3])
+        taps = taps if scale is None else taps * scale[:, None]
+        return added_by_taps(taps, bias, kernel_size, image_size, [kernel_size[0] // 2] * 4, reading="padding")
 
 
 class PaddedConv2d(nn.Module):

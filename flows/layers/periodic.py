@@ -109,7 +109,7 @@ class PeriodicConv2d(Layer):
         bias: Tensor = self.bias
         if before is not None:  # what continues an image beyond its border continues a shift too
             taps, of_shift = before.folded_into(taps)
-            bias = bias if of_shift is None else bias + of_shift.sum(dim=(1, 2))
+            bias = bias if of_shift is None else bias + of_shift.sum(dim=1)
         z = conv2d(self.boundary.extend(x, self.reach), taps, bias)
         log_det = self.boundary.log_abs_det(self.boundary.filter(self.weight), image_size)
         return z, same_for_every_image(log_det.to(self.weight.dtype), x)

@@ -50,13 +50,13 @@ class PixelMap:
             taps: ``(O, C', k, k)``.
 
         Returns:
-            The filter, ``(O, C, k, k)``; and what each tap adds where it reads a pixel, ``(O, k, k)``, if the map has a
+            The filter, ``(O, C, k, k)``; and what each tap adds where it reads a pixel, ``(O, k k)``, if the map has a
             shift. A tap that reads zero padding adds nothing (:func:`added_by_taps`).
         """
         taps = taps.permute(0, 2, 3, 1)
         columns = taps.flatten(0, 2)
         folded = columns * self.matrix if self.matrix.ndim == 1 else columns @ self.matrix
-        of_shift = None if self.shift is None else (columns @ self.shift).unflatten(0, taps.shape[:3])
+        of_shift = None if self.shift is None else (columns @ self.shift).view(len(taps), -1)
         return folded.unflatten(0, taps.shape[:3]).permute(0, 3, 1, 2), of_shift
 
     def __call__(self, h: Tensor) -> Tensor:
@@ -73,6 +73,7 @@ class PixelMap:
 def added_by_taps(
     taps: Tensor,
     bias: Tensor | None,
+    kernel_size: tuple[int, int],
     image_size: tuple[int, int],
     padding: Sequence[int],
     dilation: int = 1,
@@ -82,8 +83,9 @@ def added_by_taps(
     """``bias + sum_t taps_t 1[tap t reads there]`` at each pixel of a zero-padded convolution.
 
     Args:
-        taps: ``(O, k, k)``.
+        taps: ``(O, k k)``, row by row.
         bias: ``(O,)``.
+        kernel_size: height and width of the filter.
         image_size: (height, width).
         padding: left, right, top, bottom.
         dilation: distance between taps.
@@ -92,10 +94,9 @@ def added_by_taps(
     Returns:
         ``(1, O, H, W)``, channels-last. It is the same for every image, and costs one product of small matrices.
     """
-    reads = _reads(image_size, tuple(taps.shape[1:]), tuple(padding), dilation, reading, taps.dtype, taps.device)
-    columns = taps.flatten(1).T
-    added = reads @ columns if bias is None else torch.addmm(bias, reads, columns)
-    return added.unflatten(0, (1, *image_size)).permute(0, 3, 1, 2)
+    reads = _reads(image_size, kernel_size, tuple(padding), dilation, reading, taps.dtype, taps.device)
+    added = reads @ taps.T if bias is None else torch.addmm(bias, reads, taps.T)
+    return added.view(1, *image_size, -1).permute(0, 3, 1, 2)
 
 
 @constant
