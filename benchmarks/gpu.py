@@ -5,7 +5,7 @@
 
 Each row is a figure, with its target where there is one; ``!`` marks a figure beyond it. A row that fails says why, the
 others go on, and the exit status is 1. Rows whose turn comes after the time is up are left out and say so. On a CPU the
-same rows run small, to show that they run. Times are minima; what a ratio compares takes turns.
+same rows run small, to show that they run; nothing is judged there. Times are minima; what a ratio compares takes turns.
 """
 
 from __future__ import annotations
@@ -330,9 +330,9 @@ def measured(rows: Iterator[Measured], until: float) -> Iterator[Row]:
         yield row
 
 
-def as_line(row: Row) -> list[str]:
+def as_line(row: Row, is_judged: bool) -> list[str]:
     sign = "" if row.target is None else f"{'<=' if row.at_most else '>='} {row.target:g}"
-    figure = row.note if row.figure is None else f"{row.figure:.3g}{'!' if row.is_missed else ''}"
+    figure = row.note if row.figure is None else f"{row.figure:.3g}{'!' if is_judged and row.is_missed else ''}"
     return [row.what, figure, sign, row.unit]
 
 
@@ -345,7 +345,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = pick_device(options)
     machine = show_machine(device)
     rows = list(measured(Bench(device).rows(), time.perf_counter() + 60 * options.minutes))
-    lines, results = [as_line(row) for row in rows], [asdict(row) for row in rows]
+    lines, results = [as_line(row, device.type == "cuda") for row in rows], [asdict(row) for row in rows]
     conclude(options.output, ["row", "figure", "target", "unit"], lines, machine=machine, results=results)
     if any(row.failed for row in rows):
         sys.exit(1)
