@@ -5,7 +5,7 @@
 
 Each row is a figure, with its target where there is one; ``!`` marks a figure beyond it. A row that fails says why, the
 others go on, and the exit status is 1. Rows whose turn comes after the time is up are left out and say so. On a CPU the
-same rows run small, to show that they run; nothing is judged there. Times are minima; what a ratio compares takes turns.
+same rows run small, to show that they run; nothing is judged there. Times are minima.
 """
 
 from __future__ import annotations
