@@ -28,12 +28,13 @@ from benchmarks import scaling
 from benchmarks.inverse import random_filter
 from benchmarks.program import add_device, conclude, new_parser, pick_device, run, say, show_machine
 from benchmarks.sampling import seconds_of_naive_layers
+from benchmarks.training import peak_of_pass, step_of
 from flows import Flow
 from flows.config.mixings import MIXINGS, mixing
 from flows.layers import AffineCoupling
 from flows.measures.timing import fastest_of_many
 from flows.models.memory import Memory
-from flows.numerics import Precision, in_precision
+from flows.numerics import Precision
 from flows.solvers import BACKENDS, find_backend, prepare_autoregressive_conv
 
 
@@ -191,19 +192,10 @@ class Bench:
 
     def step(self, flow: Flow, precision: Precision, how: str) -> Callable[[], object]:
         """Forward, backward and Adamax."""
-        images = self.images()
-        noise = torch.rand(images.shape, device=self.device)
-        optimizer = torch.optim.Adamax(flow.parameters(), lr=1e-4, capturable=how == "graph")
         if how == "compiled":
             torch.compiler.reset()  # each row starts anew
             flow.compile_parts(backend="inductor" if self.device.type == "cuda" else "eager")
-
-        def step() -> None:
-            optimizer.zero_grad(set_to_none=how != "graph")
-            with in_precision(precision, self.device):
-                flow.bits_per_dim(images, noise).mean().backward()
-            optimizer.step()
-
+        step = step_of(flow, self.images(), precision, capturable=how == "graph")
         return captured(step) if how == "graph" else step
 
     # -- memory --------------------------------------------------------------------------------------------------------
@@ -225,31 +217,16 @@ class Bench:
         """Bytes at the peak of a step, without parameters, gradients and optimiser."""
         flow = self.flow("emerging", num_steps)
         flow.memory = mode
-        step = self.step(flow, "exact", "eager")
-        if self.device.type != "cuda":
-            saved = 0
-
-            def count(tensor: Tensor) -> Tensor:
-                nonlocal saved
-                saved += tensor.numel() * tensor.element_size()
-                return tensor
-
-            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-                step()
-            return saved
-        step()
-        before = torch.cuda.memory_allocated(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        step()
-        return torch.cuda.max_memory_allocated(self.device) - before
+        return peak_of_pass(flow, self.images(), "exact")
 
     def time_of_mode(self, mode: Memory) -> float:
         flow = self.flow("emerging")
         steps = {}
-        for each in ("store", mode):
+        modes: tuple[Memory, Memory] = ("store", mode)
+        for each in modes:
             twin = self.flow("emerging")
             twin.load_state_dict(flow.state_dict())
-            twin.memory = each  # type: ignore[assignment]
+            twin.memory = each
             steps[each] = self.step(twin, "exact", "eager")
         best = fastest_of_many(steps, seconds=self.size.seconds, device=self.device)
         return best[mode] / best["store"]

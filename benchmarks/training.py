@@ -90,9 +90,11 @@ def make_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
     return step_of(glow, torch.randint(0, 256, (options.batch, *shape)).to(device, torch.uint8), options.precision)
 
 
-def step_of(flow: Flow | TextbookGlow, images: torch.Tensor, precision: Precision) -> Callable[[], None]:
-    """One step of a model's training."""
-    optimizer = torch.optim.Adamax(flow.parameters(), lr=1e-3)
+def step_of(
+    flow: Flow | TextbookGlow, images: torch.Tensor, precision: Precision, *, capturable: bool = False
+) -> Callable[[], None]:
+    """One step of a model's training; ``capturable`` as part of a CUDA graph."""
+    optimizer = torch.optim.Adamax(flow.parameters(), lr=1e-3, capturable=capturable)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -114,7 +116,7 @@ def peak_memory(name: str, options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     if name != TEXTBOOK:
-        mixing(name)  # whose configuration is no part of a step
+        mixing(name)  # reads its configuration before a step, not in one
     unit = 1 if sys.platform == "darwin" else 1024
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step = make_step(name, options)

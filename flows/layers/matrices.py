@@ -70,7 +70,7 @@ def reflected(below: Tensor) -> Tensor:
 
 
 def log_abs_det(matrices: Tensor, gradient_type: torch.dtype) -> Tensor:
-    """``log |det M|`` of real or complex matrices, ``(..., C, C) -> (...)``; minus infinity where it is singular.
+    """``log |det M|`` in nats, of real or complex matrices ``(..., C, C) -> (...)``; minus infinity if singular.
 
     One factorisation gives the value, in the matrices' own type, and the gradient ``M^-H``, in ``gradient_type``: that
     of the parameters, which gain nothing from more.

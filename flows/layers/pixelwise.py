@@ -123,6 +123,8 @@ class PixelwiseLayer(Layer):
 
     A :class:`~flows.layers.base.Composite` does not run such a layer by itself: it composes the map with those that
     follow, and with the filter of a convolution behind them. That saves passes over the images.
+
+    Shapes: ``(B, C, H, W) -> (B, C, H, W)``. Cost: ``C^2`` multiplications per pixel, C for a diagonal map.
     """
 
     is_affine = is_pixelwise = True

@@ -62,7 +62,7 @@ class DriftWarning(UserWarning):
 
 
 def require_memory(memory: str) -> None:
-    """Refuse a name that is none of a mode.
+    """Refuse what is not a :data:`Memory`.
 
     Raises:
         InputError: naming those that there are.

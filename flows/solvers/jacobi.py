@@ -22,7 +22,7 @@ from flows.solvers.row_blocks import centre_inverse
 def fixed_point(step: Callable[[Tensor], Tensor], x: Tensor, depth: int) -> Tensor:
     """Repeat ``x <- step(x)`` until not a bit of it changes, or ``depth`` times.
 
-    The change of a sweep is the residual of what the sweep started from. There is no tolerance: the residual of the
+    The change of a sweep is the residual of what the sweep started from. No tolerance is needed: the residual of the
     answer, as computed, is zero, and how long the other images of a batch take does not change an image's answer.
 
     Args:
@@ -65,7 +65,7 @@ class JacobiSolver(AutoregressiveConvSolver):
 
     The centre tap is inverted exactly, so that a chain of dependences is one of pixels. Its longest has
     ``H + W - 1`` members for a square mask and ``W + (H - 1) (k + 1) / 2`` for a raster mask, fewer with dilation, and
-    there are no more sweeps than that. See :func:`fixed_point` for the rule that stops them earlier.
+    that is the largest number of sweeps. See :func:`fixed_point` for the rule that stops them earlier.
 
     Note:
         When to stop depends on the numbers, for which a GPU must wait at each sweep. So no CUDA graph can capture this

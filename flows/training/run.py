@@ -85,7 +85,7 @@ def train(cfg: DictConfig) -> float:
 
 
 def estimate(cfg: DictConfig, given: list[str], hydra_overrides: list[str]) -> float:
-    """Show what a run would cost, from a few of its steps; nothing of it is left. There is no score to return.
+    """Show what a run would cost, from a few of its steps, and remove all that they wrote. Returns NaN, no score.
 
     Raises:
         InputError: something in the configuration is wrong, or the training has no end.

@@ -20,7 +20,7 @@ class CostMeter(pl.Callback):
     """Counts what the training costs and logs ``cost/device_hours`` at every validation.
 
     The cost so far is in every checkpoint, so that a resumed training goes on counting. What a killed process did after
-    its last checkpoint is not known to anybody and is not counted. Every run needs it, so it is not a part of the
+    its last checkpoint is not counted. Every run needs it, so it is not a part of the
     configuration: :mod:`flows.training.run` adds it.
 
     Attributes:
