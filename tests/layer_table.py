@@ -30,6 +30,7 @@ LAYERS = {
     "autoregressive dilated": (layer("AutoregressiveConv2d", 2, 3, dilation=2), (2, 6, 5)),
     "autoregressive larger than the image": (layer("AutoregressiveConv2d", 2, 7), (2, 2, 3)),
     "butterfly": (layer("Butterfly", 4, (3, 2), 3), (4, 3, 2)),
+    "butterfly, without a 1x1": (layer("ButterflyTransform", 4, (3, 2), 3), (4, 3, 2)),
     "conv1x1": (layer("Conv1x1", 4), (4, 3, 2)),
     "conv1x1 of one channel": (layer("Conv1x1", 1), (1, 3, 2)),
     "conv1x1 plu": (layer("Conv1x1", 4, "plu"), (4, 3, 2)),

@@ -3,7 +3,7 @@
 from flows.layers.actnorm import ActNorm
 from flows.layers.autoregressive import AutoregressiveConv2d
 from flows.layers.base import Layer
-from flows.layers.butterfly import Butterfly
+from flows.layers.butterfly import Butterfly, ButterflyTransform
 from flows.layers.conv1x1 import Conv1x1
 from flows.layers.convexp import ConvExp, ConvExpConv2d
 from flows.layers.coupling import AdditiveCoupling, AffineCoupling, Coupling, SigmoidCoupling
@@ -27,6 +27,7 @@ __all__ = [
     "AffineCoupling",
     "AutoregressiveConv2d",
     "Butterfly",
+    "ButterflyTransform",
     "CirculantMatrix",
     "Conv1x1",
     "ConvExp",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from flows.errors import InputError
 from flows.layers.base import NOISE_STD, Layer, require_channels
+from flows.layers.composite import Composite
+from flows.layers.conv1x1 import Conv1x1, Parametrization
 from flows.layers.matrices import checked_inverse
 from flows.layers.weight_cache import WeightCache
 from flows.numerics import same_for_every_image
 
 
-class Butterfly(Layer):
+class ButterflyTransform(Layer):
     """A product of butterfly matrices over all numbers of an image, ``n = C H W`` of them.
 
     Map: level i pairs the numbers at distance ``n / 2^(i + 1)`` of the flattened image, and multiplies each of the
@@ -43,8 +47,8 @@ class Butterfly(Layer):
 
     Example:
         >>> import torch
-        >>> from flows.layers import Butterfly
-        >>> layer, x = Butterfly(4, (6, 5), num_levels=2), torch.randn(2, 4, 6, 5)
+        >>> from flows.layers import ButterflyTransform
+        >>> layer, x = ButterflyTransform(4, (6, 5), num_levels=2), torch.randn(2, 4, 6, 5)
         >>> with torch.no_grad():
         ...     z, log_det = layer(x)
         ...     torch.allclose(layer.inverse(z), x, atol=1e-5)
@@ -87,6 +91,54 @@ class Butterfly(Layer):
         matrices = self.weight.double()
         what = f"a butterfly matrix of {2 * self.weight.shape[1]} numbers"
         return checked_inverse(matrices, torch.linalg.inv_ex(matrices).inverse, what, self.weight.dtype)
+
+
+class Butterfly(Composite):
+    """A 1x1 convolution, then butterfly matrices.
+
+    Map: ``z = B W x`` with ``W`` on the channels of every pixel, and ``B`` the :class:`ButterflyTransform`. Log-det:
+    ``H W log |det W|`` and that of ``B``. Inverse: ``W^-1 B^-1 z``.
+
+    Args:
+        num_channels: C, at least 1.
+        image_size: (H, W) of the images; a flow gives it.
+        num_levels: see :class:`ButterflyTransform`.
+        parametrization: of the 1x1, see :class:`Conv1x1`.
+
+    Shapes: ``(B, C, H, W) -> (B, C, H, W)``, of the one size.
+
+    Raises:
+        InputError, NonFiniteError: as its parts.
+
+    Cost: that of its parts.
+
+    Reference: Meng et al., *ButterflyFlow: Building Invertible Layers with Butterfly Matrices*, ICML 2022, whose flows
+    have a 1x1 before each butterfly layer.
+
+    Example:
+        >>> import torch
+        >>> from flows.layers import Butterfly
+        >>> layer, x = Butterfly(4, (6, 5), num_levels=2), torch.randn(2, 4, 6, 5)
+        >>> with torch.no_grad():
+        ...     z, log_det = layer(x)
+        ...     torch.allclose(layer.inverse(z), x, atol=1e-5)
+        True
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        image_size: tuple[int, int],
+        num_levels: int = 1,
+        *,
+        parametrization: Parametrization = "plain",
+    ) -> None:
+        super().__init__()
+        self.conv1x1 = Conv1x1(num_channels, parametrization)
+        self.butterfly = ButterflyTransform(num_channels, image_size, num_levels)
+
+    def parts(self) -> Iterable[Layer]:
+        return self.conv1x1, self.butterfly
 
 
 def _multiply(matrices: Tensor, x: Tensor, level: int) -> Tensor:
