@@ -44,6 +44,7 @@ from flows.measures.budget import width_of_equal_time
 from flows.measures.cost import flops_per_image
 from flows.measures.diagnostics import count_parameters
 from flows.measures.timing import fastest_of_many
+from flows.models.base import DensityModel
 from flows.models.memory import Memory
 from flows.numerics import Precision, in_precision
 
@@ -91,7 +92,7 @@ def make_step(name: str, options: argparse.Namespace) -> Callable[[], None]:
 
 
 def step_of(
-    flow: Flow | TextbookGlow, images: torch.Tensor, precision: Precision, *, capturable: bool = False
+    flow: DensityModel | TextbookGlow, images: torch.Tensor, precision: Precision, *, capturable: bool = False
 ) -> Callable[[], None]:
     """One step of a model's training; ``capturable`` as part of a CUDA graph."""
     optimizer = torch.optim.Adamax(flow.parameters(), lr=1e-3, capturable=capturable)

@@ -8,7 +8,6 @@ from flows.errors import InputError, NonFiniteError
 from flows.solvers import (
     IllConditionedWarning,
     checks,
-    choose_backend,
     compiled,
     prepare_autoregressive_conv,
     solve_autoregressive_conv,
@@ -127,11 +126,3 @@ def test_without_the_extension_torch_takes_over_and_says_so_once(no_extension):
 def test_without_the_extension_asking_for_it_is_an_error(no_extension):
     with pytest.raises(InputError, match="the compiled backend cannot be used: its extension was not built"):
         solve_autoregressive_conv(LATENT, WEIGHT, direction="lower", backend="compiled")
-
-
-def test_the_default_is_torch_where_gradients_are_needed():
-    z = LATENT.clone().requires_grad_()
-    assert choose_backend(z, WEIGHT) == "torch"
-    assert choose_backend(LATENT, WEIGHT.clone().requires_grad_()) == "torch"
-    with torch.no_grad():
-        assert choose_backend(z, WEIGHT) == choose_backend(LATENT, WEIGHT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -14,7 +15,13 @@ from flows.layers.masks import Direction, MaskShape, autoregressive_mask
 from flows.layers.pixelwise import PixelMap, added_by_taps
 from flows.layers.weight_cache import WeightCache
 from flows.numerics import same_for_every_image
-from flows.solvers import AutoregressiveConvSolver, choose_backend, find_backend
+from flows.solvers import (
+    AutoregressiveConvSolver,
+    choose_backend,
+    find_backend,
+    prepare_autoregressive_conv,
+    solve_autoregressive_conv,
+)
 
 Diagonal = Literal["free", "positive", "unit"]
 
@@ -146,18 +153,20 @@ class AutoregressiveConv2d(Layer):
     def inverse(self, z: Tensor) -> Tensor:
         if self.bias is not None:
             z = z - self.bias[:, None, None]
+        backend = self.solver or choose_backend(self.weight)
+        if torch.is_grad_enabled() and (z.requires_grad or self.weight.requires_grad):
+            return solve_autoregressive_conv(
+                z, self.filter(), direction=self.direction, dilation=self.dilation, backend=backend
+            )
         image_size = (z.shape[2], z.shape[3])
-        backend = self.solver or choose_backend(z, self.weight)
+        prepare = partial(
+            prepare_autoregressive_conv, direction=self.direction, image_size=image_size, dilation=self.dilation
+        )
         solver = self._prepared.get(
-            lambda: self._make_solver(backend, image_size), self.weight, key=(image_size, backend)
+            lambda: prepare(self.filter(), backend=backend), self.weight, key=(image_size, backend)
         )
         return solver(z)
 
     @property
     def inverse_is_capturable(self) -> bool:  # type: ignore[override]
         return (self.solver or choose_backend(self.weight)) == "cuda"
-
-    def _make_solver(self, backend: str, image_size: tuple[int, int]) -> AutoregressiveConvSolver:
-        return find_backend(backend)(
-            self.filter(), direction=self.direction, image_size=image_size, dilation=self.dilation
-        )

@@ -136,6 +136,7 @@ class Butterfly(Composite):
         super().__init__()
         self.conv1x1 = Conv1x1(num_channels, parametrization)
         self.butterfly = ButterflyTransform(num_channels, image_size, num_levels)
+        self.image_size = self.butterfly.image_size
 
     def parts(self) -> Iterable[Layer]:
         return self.conv1x1, self.butterfly

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_weight
 
 from flows.errors import InputError
 from flows.solvers.base import AutoregressiveConvSolver
@@ -29,6 +32,10 @@ def solve_autoregressive_conv(
 
     Map: returns the ``x`` with ``conv2d(x, weight, padding=dilation * (k // 2), dilation=dilation) == z``.
 
+    Gradients: with ``A`` the matrix of the convolution and ``g`` the gradient of ``x``, that of ``z`` is ``A^-T g``, a
+    solve with the flipped and transposed filter, by the same backend. That of the filter is minus the filter gradient
+    of the convolution at ``x`` for ``A^-T g``. Both are recorded once: there are no second derivatives.
+
     With the same weights more than once, prepare the solver once (:func:`prepare_autoregressive_conv`).
 
     Args:
@@ -49,7 +56,8 @@ def solve_autoregressive_conv(
             back as NaN instead).
 
     Warns:
-        IllConditionedWarning: once for each shape, if the inverse amplifies rounding errors too much.
+        IllConditionedWarning: once for each shape, if the inverse amplifies rounding errors too much; not while
+            autograd records, where measuring that would cost as much as solving.
 
     Cost: that of one convolution with the same filter, ``O(B H W C^2 t)`` for ``t`` taps in the mask, with the
     ``compiled`` backend; see each backend's class.
@@ -68,8 +76,8 @@ def solve_autoregressive_conv(
         raise InputError(f"z must have the shape (B, C, H, W); got {tuple(z.shape)}")
     if z.device != weight.device:
         raise InputError(f"z and the filter must be on the same device; got {z.device} and {weight.device}")
-    if backend is None:
-        backend = choose_backend(z, weight)
+    if torch.is_grad_enabled() and (z.requires_grad or weight.requires_grad):
+        return _Solve.apply(z, weight, direction, dilation, backend or choose_backend(weight))
     image_size = (z.shape[2], z.shape[3])
     solver = prepare_autoregressive_conv(
         weight, direction=direction, image_size=image_size, dilation=dilation, backend=backend
@@ -77,35 +85,58 @@ def solve_autoregressive_conv(
     return solver(z)
 
 
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, weight: Tensor, direction: str, dilation: int, backend: str) -> Tensor:
+        image_size = (z.shape[2], z.shape[3])
+        x = find_backend(backend)(weight, direction=direction, image_size=image_size, dilation=dilation)(z)
+        ctx.save_for_backward(x, weight)
+        ctx.direction, ctx.dilation, ctx.backend = direction, dilation, backend
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        direction = "upper" if ctx.direction == "lower" else "lower"
+        transposed = weight.transpose(0, 1).flip(2, 3)
+        solve = find_backend(ctx.backend)(
+            transposed, direction=direction, image_size=(x.shape[2], x.shape[3]), dilation=ctx.dilation
+        )
+        of_z = solve(gradients[0])
+        padding = ctx.dilation * (weight.shape[-1] // 2)
+        of_weight = -conv2d_weight(x, weight.shape, of_z, padding=padding, dilation=ctx.dilation)
+        return of_z, of_weight, None, None, None
+
+
 def prepare_autoregressive_conv(
     weight: Tensor, *, direction: str, image_size: tuple[int, int], dilation: int = 1, backend: str | None = None
 ) -> AutoregressiveConvSolver:
     """Do once what depends on the weights alone; the result maps ``z`` to ``x`` for images of ``image_size``.
 
-    Arguments and errors are those of :func:`solve_autoregressive_conv`; the solver's promises are those of
+    Arguments, errors and warnings are those of :func:`solve_autoregressive_conv`; the solver's promises are those of
     :class:`AutoregressiveConvSolver`. Keep it in a :class:`flows.layers.weight_cache.WeightCache`, since it does not
     notice when the weights change::
 
-        name = choose_backend(z, weight)
+        name = choose_backend(weight)
         prepare = partial(prepare_autoregressive_conv, weight, direction="lower", image_size=(H, W), backend=name)
         x = cache.get(prepare, weight, key=(H, W, name))(z)
     """
     name = choose_backend(weight) if backend is None else backend
-    return find_backend(name)(weight, direction=direction, image_size=image_size, dilation=dilation)
+    solver = find_backend(name)(weight, direction=direction, image_size=image_size, dilation=dilation)
+    solver.warn_if_ill_conditioned()
+    return solver
 
 
-def choose_backend(*tensors: Tensor) -> str:
-    """The name of the backend that serves these tensors (``z`` and ``weight``) best.
+def choose_backend(weight: Tensor) -> str:
+    """The name of the backend that serves this filter best.
 
-    ``"torch"`` if autograd records one of them, else ``"compiled"`` on a CPU, ``"cuda"`` on a CUDA device, and
-    ``"torch"`` anywhere else.
+    ``"compiled"`` on a CPU, ``"cuda"`` on a CUDA device, and ``"torch"`` anywhere else.
 
     Warns:
         RuntimeWarning: once, if ``"torch"`` takes over because the compiled extension is missing.
     """
-    device = tensors[0].device
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return TorchSolver.name
+    device = weight.device
     if device.type == "cuda":
         return CudaSolver.name
     if device.type != "cpu":

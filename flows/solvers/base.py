@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import ClassVar, final
 
 import torch
@@ -23,7 +24,8 @@ class AutoregressiveConvSolver(ABC):
     ``solver(z)`` returns the ``x`` with ``conv2d(x, weight, padding=dilation * (k // 2), dilation=dilation) == z``.
     All work that depends on the weights alone is done at construction. A solver keeps what it computed from the
     weights, not the weights: after these change, it inverts the old ones. Keep it for longer than one call in a
-    :class:`flows.layers.weight_cache.WeightCache`.
+    :class:`flows.layers.weight_cache.WeightCache`. It records no gradients; :func:`flows.solvers.
+    solve_autoregressive_conv` does.
 
     A subclass promises
 
@@ -40,24 +42,15 @@ class AutoregressiveConvSolver(ABC):
         image_size: height and width of the images.
         dilation: spacing of the taps, in pixels.
 
-    Attributes:
-        inverse_gain: how much the inverse amplifies, at least 1: the largest magnitude in its answers to impulses in
-            the corner of the image where substitution starts. Each impulse is scaled so that the diagonal alone
-            answers 1. Relative rounding errors grow by about this factor.
-
     Raises:
         InputError: the filter is not autoregressive in this direction; a shape or type is wrong; the backend cannot be
             used here.
         NonFiniteError: the filter has a zero on its diagonal, or is not finite; (call) ``z`` holds NaN or infinity.
 
-    Warns:
-        IllConditionedWarning: once for each shape, if fewer than about four digits of the inverse can be right.
-
     Reference: Hoogeboom et al., *Emerging Convolutions for Generative Normalizing Flows*, ICML 2019, section 3.1.
     """
 
     name: ClassVar[str]
-    records_gradients: ClassVar[bool] = False
 
     def __init__(self, weight: Tensor, *, direction: str, image_size: tuple[int, int], dilation: int = 1) -> None:
         check_weight(weight, direction, dilation, image_size)
@@ -68,13 +61,12 @@ class AutoregressiveConvSolver(ABC):
         self.direction, self.dilation = direction, dilation
         self.image_size = (image_size[0], image_size[1])
         self.dtype, self.device = weight.dtype, weight.device
+        middle = self.kernel_size // 2
+        self._reaches_both_ways = bool(weight[..., :middle].any()) and bool(weight[..., middle + 1 :].any())
         # What is kept must serve later calls in any autograd mode, so it must not consist of inference tensors.
-        recording = torch.is_grad_enabled() and self.records_gradients
-        with torch.inference_mode(False), torch.set_grad_enabled(recording):
+        with torch.inference_mode(False), torch.no_grad():
             self._prepare(weight)
-        with torch.no_grad():
-            self.inverse_gain = self._measure_inverse_gain(weight.detach())
-        self._warn_if_ill_conditioned()
+            self._diagonal = weight[:, :, middle, middle].diagonal().clone()
 
     @classmethod
     @abstractmethod
@@ -93,8 +85,10 @@ class AutoregressiveConvSolver(ABC):
     def __call__(self, z: Tensor) -> Tensor:
         """Return the ``x``, (B, C, H, W), that the convolution maps to ``z``, (B, C, H, W)."""
         check_latent(z, self.num_channels, self.image_size, self.dtype, self.device)
-        if z.requires_grad and torch.is_grad_enabled() and not self.records_gradients:
-            raise InputError(f"the {self.name} backend records no gradient: use backend torch, or torch.no_grad()")
+        if z.requires_grad and torch.is_grad_enabled():
+            raise InputError(
+                "a prepared solver records no gradient: call solve_autoregressive_conv, or use torch.no_grad()"
+            )
         if z.shape[0] == 0:
             return torch.empty_like(z)
         return self._solve(z)
@@ -102,28 +96,28 @@ class AutoregressiveConvSolver(ABC):
     def _check_finite(self, z: Tensor) -> None:
         check_finite(z)
 
-    def _measure_inverse_gain(self, weight: Tensor) -> float:
-        """The largest magnitude in the inverse, relative to its diagonal."""
+    @cached_property
+    @torch.no_grad()
+    def inverse_gain(self) -> float:
+        """How much the inverse amplifies, at least 1: its largest magnitude, relative to its diagonal.
+
+        It is measured with impulses in the corner of the image where substitution starts, each scaled so that the
+        diagonal alone answers 1. Relative rounding errors grow by about this factor.
+        """
         channels = torch.arange(self.num_channels)
-        middle = self.kernel_size // 2
         height, width = self.image_size
         # The inverse is again a causal convolution, so its first impulse response is the longest. Only a raster mask
         # sees the other border as well: its filter also reaches back across the columns.
         row, column = (height - 1, width - 1) if self.direction == "lower" else (0, 0)
-        columns = {column, width - 1 - column} if self._reaches_both_ways(weight) else {column}
-        impulses = weight.new_zeros(len(columns), self.num_channels, self.num_channels, height, width)
+        columns = {column, width - 1 - column} if self._reaches_both_ways else {column}
+        impulses = self._diagonal.new_zeros(len(columns), self.num_channels, self.num_channels, height, width)
         for batch, where in zip(impulses, columns, strict=True):
-            batch[channels, channels, row, where] = weight[:, :, middle, middle].diagonal()
-        answers = self._solve(impulses.flatten(0, 1))
-        inverse_gain = float(answers.abs().max())
+            batch[channels, channels, row, where] = self._diagonal
+        inverse_gain = float(self._solve(impulses.flatten(0, 1)).abs().max())
         return inverse_gain if math.isfinite(inverse_gain) else math.inf
 
-    def _reaches_both_ways(self, weight: Tensor) -> bool:
-        middle = self.kernel_size // 2
-        left, right = weight[..., :middle], weight[..., middle + 1 :]
-        return bool(left.any()) and bool(right.any())
-
-    def _warn_if_ill_conditioned(self) -> None:
+    def warn_if_ill_conditioned(self) -> None:
+        """Warn, once for each shape, if fewer than about four digits of the inverse can be right."""
         if self.inverse_gain * torch.finfo(self.dtype).eps > 1e-4:
             warn_once(
                 (IllConditionedWarning, self.num_channels, self.kernel_size, self.image_size, self.dtype),
@@ -131,5 +125,5 @@ class AutoregressiveConvSolver(ABC):
                 f"badly conditioned: on {self.image_size[0]} x {self.image_size[1]} images its inverse amplifies "
                 f"rounding errors {self.inverse_gain:.3g} times, too much for {self.dtype}",
                 IllConditionedWarning,
-                stacklevel=4,
+                stacklevel=3,
             )

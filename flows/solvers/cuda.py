@@ -40,7 +40,6 @@ class CudaSolver(AutoregressiveConvSolver):
         self._rows = RowBlocks(weight, self.direction, self.image_size, self.dilation)
         self._graphs = GraphStore(MAX_GRAPHS)
 
-    @torch.no_grad()
     def _solve(self, z: Tensor) -> Tensor:
         if self._rows.dense is not None or not may_capture(z.device):
             return self._solve_or_poison(z)

@@ -85,7 +85,7 @@ class JacobiSolver(AutoregressiveConvSolver):
     def _prepare(self, weight: Tensor) -> None:
         middle = self.kernel_size // 2
         height, width = (-(-side // self.dilation) for side in self.image_size)
-        steps_per_row = middle + 1 if self._reaches_both_ways(weight) else 1
+        steps_per_row = middle + 1 if self._reaches_both_ways else 1
         self._depth = (height - 1) * steps_per_row + width
         weight64 = weight.double()
         inverse = centre_inverse(weight64, self.direction)

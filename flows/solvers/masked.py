@@ -313,8 +313,10 @@ BACKENDS: dict[str, type[MaskedSolver]] = {
 
 
 def choose_masked_backend(*tensors: Tensor) -> str:
-    """``"compiled"`` where :func:`flows.solvers.choose_backend` says so of these tensors, else ``"torch"``."""
-    name = choose_backend(*tensors)
+    """``"torch"`` if autograd records one of these; else what serves convolutions best, if there is such a one here."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return TorchMaskedSolver.name
+    name = choose_backend(tensors[0])
     return name if name in BACKENDS else TorchMaskedSolver.name
 
 

@@ -31,7 +31,7 @@ def centre_inverse(weight_CCkk: Tensor, direction: str) -> Tensor:
 class RowBlocks:
     """What row-block substitution needs to know of the weights, and the substitution itself.
 
-    Everything is computed in float64 and kept in the type of ``weight``. Gradients flow to ``weight`` and ``z``.
+    Everything is computed in float64 and kept in the type of ``weight``.
 
     Cost: ``T^-1`` takes ``O(W C^3)``, because it is block-Toeplitz: one block for each distance between two columns.
     The products ``T^-1 S_a`` take ``O((C W)^3)``. A call takes ``O(B H (C W)^2)`` in ``H`` sequential steps; an image

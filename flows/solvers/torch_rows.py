@@ -13,13 +13,12 @@ from flows.solvers.row_blocks import RowBlocks
 
 @final
 class TorchSolver(AutoregressiveConvSolver):
-    """Row-block substitution in plain torch: any device, any mask, differentiable in ``z`` and in the filter.
+    """Row-block substitution in plain torch: any device, any mask.
 
     Cost: ``H`` products of (B, C W) with (C W, C W) matrices; see :class:`flows.solvers.row_blocks.RowBlocks`.
     """
 
     name = "torch"
-    records_gradients = True
 
     @classmethod
     def unavailable(cls, device: torch.device) -> str | None:
