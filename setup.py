@@ -1,5 +1,6 @@
 """Build the compiled parts where there is a compiler; install without them where there is none."""
 
+import glob
 import os
 import shutil
 import tempfile
@@ -58,14 +59,14 @@ setup(
     if os.name == "nt"
     else [
         Extension(
-            "flows.solvers._autoregressive",
-            sources=["csrc/_autoregressive.pyx", "csrc/autoregressive.c", "csrc/masked_autoregressive.c"],
-            depends=[
-                "csrc/autoregressive.h",
-                "csrc/substitution.inc.h",
-                "csrc/masked_autoregressive.h",
-                "csrc/masked_substitution.inc.h",
+            "flows.kernels._compiled",
+            sources=[
+                "csrc/_compiled.pyx",
+                "csrc/autoregressive.c",
+                "csrc/convolution.c",
+                "csrc/masked_autoregressive.c",
             ],
+            depends=glob.glob("csrc/*.h"),
             include_dirs=["csrc"],
             # Fused multiply-add halves the work; vectors as local variables need no ABI, so its warning is moot.
             extra_compile_args=["-O3", "-ffp-contract=fast", "-Wno-psabi"],

@@ -4,11 +4,11 @@ import pytest
 import torch
 from support.filters import EVERY_BACKEND, random_filter, random_latents
 
+from flows import kernels
 from flows.errors import InputError, NonFiniteError
 from flows.solvers import (
     IllConditionedWarning,
     checks,
-    compiled,
     prepare_autoregressive_conv,
     solve_autoregressive_conv,
 )
@@ -112,7 +112,7 @@ def test_the_inverse_gain_is_the_largest_entry_of_the_inverse(mask, direction):
 
 @pytest.fixture
 def no_extension(monkeypatch):
-    monkeypatch.setattr(compiled, "_why_missing", "its extension was not built")
+    monkeypatch.setattr(kernels, "_why_missing", "its extension was not built")
 
 
 def test_without_the_extension_torch_takes_over_and_says_so_once(no_extension):

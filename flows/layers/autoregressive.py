@@ -7,9 +7,10 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import pad
 
 from flows.errors import InputError
+from flows.kernels.convolution import convolve
 from flows.layers.base import NOISE_STD, Layer, require_channels
 from flows.layers.masks import Direction, MaskShape, autoregressive_mask
 from flows.layers.pixelwise import PixelMap, added_by_taps
@@ -134,19 +135,16 @@ class AutoregressiveConv2d(Layer):
         return learned.exp() if self.diagonal == "positive" else learned
 
     def forward(self, x: Tensor, before: PixelMap | None = None) -> tuple[Tensor, Tensor]:
-        taps, of_shift = self.filter()[:, :, self._rows, self._columns], None
+        taps = self.filter()[:, :, self._rows, self._columns]
+        added: Tensor | None = self.bias
         if before is not None:
             taps, of_shift = before.folded_into(taps)
-        image_size = (x.shape[2], x.shape[3])
-        bias = self.bias if of_shift is None else None
-        z = conv2d(pad(x, self._padding), taps, bias, dilation=self.dilation)
-        if of_shift is not None:
-            kernel_size = (taps.shape[2], taps.shape[3])
-            z = z.add_(
-                added_by_taps(
-                    of_shift, self.bias, kernel_size, image_size, self._padding, self.dilation, reading="image"
+            if of_shift is not None:
+                image_size, kernel_size = (x.shape[2], x.shape[3]), (taps.shape[2], taps.shape[3])
+                added = added_by_taps(
+                    of_shift, added, kernel_size, image_size, self._padding, self.dilation, reading="image"
                 )
-            )
+        z = convolve(x, taps, self._padding, self.dilation, added=added)
         log_det = x.shape[2] * x.shape[3] * self.scale().abs().log().sum()
         return z, same_for_every_image(log_det, x)
 

@@ -9,10 +9,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import conv2d, conv_transpose2d
-from torch.nn.grad import conv2d_weight
 
 from flows.errors import InputError
+from flows.kernels.convolution import convolve, gradients_of_convolution
 from flows.layers.base import NOISE_STD, Layer, require_channels, require_odd_kernel
 from flows.layers.composite import Composite
 from flows.layers.conv1x1 import Conv1x1, Parametrization
@@ -185,8 +184,9 @@ class _Exponential(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.terms = terms
         power = total = x
+        own, reach = weight.to(x.dtype), weight.shape[-1] // 2
         for number in range(1, terms + 1):
-            power = conv2d(power, weight.to(x.dtype), padding="same") / number
+            power = convolve(power, own, [reach] * 4) / number
             total = total + power
         return total
 
@@ -197,12 +197,13 @@ class _Exponential(torch.autograd.Function):
         own, gradient = weight.to(x.dtype), gradients[0].to(x.dtype)
         powers = [x]
         for _ in range(ctx.terms - 1):
-            powers.append(conv2d(powers[-1], own, padding="same"))
-        of_weight, tail = torch.zeros_like(own), torch.zeros_like(gradient)
+            powers.append(convolve(powers[-1], own, [reach] * 4))
+        of_weight, propagated = torch.zeros_like(own), torch.zeros_like(gradient)
         for number, power in reversed(list(enumerate(powers, start=1))):
-            tail = gradient / float(math.factorial(number)) + conv_transpose2d(tail, own, padding=reach)
-            of_weight = of_weight + conv2d_weight(power, own.shape, tail, padding=reach)
-        return gradient + conv_transpose2d(tail, own, padding=reach), of_weight.to(weight.dtype), None
+            tail = gradient / float(math.factorial(number)) + propagated
+            propagated, correlation = gradients_of_convolution(power, own, tail, reach)
+            of_weight = of_weight + correlation
+        return gradient + propagated, of_weight.to(weight.dtype), None
 
 
 def _norm_bound(weight: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -8,9 +8,9 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pad
 
 from flows.errors import InputError
+from flows.kernels.convolution import convolve
 from flows.layers.base import Layer, require_channels
 from flows.layers.composite import Composite
 from flows.layers.conv1x1 import Conv1x1, Parametrization
@@ -90,7 +90,7 @@ class MaskedConv2d(nn.Module):
         return self.weight * self.weight_mask
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d(pad(x, self._padding), self.filter()[:, :, self._rows], self.bias)
+        return convolve(x, self.filter()[:, :, self._rows], self._padding, added=self.bias)
 
 
 class MaskedAutoregressiveTransform(Layer):

@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear
+from torch.nn.functional import linear
 
+from flows.kernels.convolution import convolve
 from flows.layers.actnorm import LOG_SCALE_FACTOR, ActNorm
 from flows.layers.pixelwise import PixelMap, added_by_taps, is_watched
 
@@ -83,10 +84,10 @@ class PaddedConv2d(nn.Module):
             pixels = linear(x.permute(0, 2, 3, 1).flatten(0, 2), weight[:, :, 0, 0], bias)
             pixels = pixels.relu_() if relu else pixels
             return pixels.unflatten(0, (len(x), *x.shape[2:])).permute(0, 3, 1, 2)
-        z = conv2d(x, weight, bias if self.edge_bias is None else None, padding=weight.shape[-1] // 2)
+        added = bias
         if self.edge_bias is not None:
-            z = z.add_(self.edge_bias((x.shape[2], x.shape[3]), bias, None if after is None else after.matrix))
-        return z.relu_() if relu else z
+            added = self.edge_bias((x.shape[2], x.shape[3]), bias, None if after is None else after.matrix)
+        return convolve(x, weight, [weight.shape[-1] // 2] * 4, added=added, relu=relu)
 
 
 class ZeroConv2d(nn.Module):

@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 
 from flows.errors import InputError
+from flows.kernels.convolution import convolve
 from flows.layers.base import NOISE_STD, Layer, require_channels, require_odd_kernel
 from flows.layers.boundaries import BOUNDARIES
 from flows.layers.matrices import checked_inverse, random_reflections, reflected
@@ -110,7 +110,7 @@ class PeriodicConv2d(Layer):
         if before is not None:  # what continues an image beyond its border continues a shift too
             taps, of_shift = before.folded_into(taps)
             bias = bias if of_shift is None else bias + of_shift.sum(dim=1)
-        z = conv2d(self.boundary.extend(x, self.reach), taps, bias)
+        z = convolve(self.boundary.extend(x, self.reach), taps, [0] * 4, added=bias)
         log_det = self.boundary.log_abs_det(self.boundary.filter(self.weight), image_size)
         return z, same_for_every_image(log_det.to(self.weight.dtype), x)
 

@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flows.console import duration, three_digits
+from flows.kernels.convolution import only_torch
 from flows.models.base import DensityModel
 
 if sys.platform != "win32":
@@ -98,8 +99,8 @@ def flops_per_image(flow: DensityModel) -> int:
     """Floating-point operations of a training step for one image, forward and backward.
 
     They are PyTorch's count (:mod:`torch.utils.flop_counter`) of matrix products and convolutions, two for each
-    multiplication with its addition. Element-wise operations, Fourier transforms, decompositions and kernels outside
-    of PyTorch are not in it; what a flow computes again to save memory is. What a step does once, however many images
+    multiplication with its addition. Element-wise operations, Fourier transforms, decompositions and substitutions
+    are not in it; what a flow computes again to save memory is. What a step does once, however many images
     it has, is left out: the count is the difference between three images and two.
 
     A copy of the model takes the steps, and the global generators are restored: nothing of a training changes.
@@ -121,6 +122,6 @@ def _flops(flow: DensityModel, num_images: int) -> int:
     generator = torch.Generator(flow.device).manual_seed(0)
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = _AllInOne()  # type: ignore[assignment]
-    with torch.enable_grad(), counter:
+    with torch.enable_grad(), only_torch(), counter:  # whose operations are those that it counts
         flow.bits_per_dim(images.to(flow.device), generator=generator).mean().backward()
     return counter.get_total_flops()

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.grad import conv2d_weight
 
 from flows.errors import InputError
+from flows.kernels.convolution import gradients_of_convolution
 from flows.solvers.base import AutoregressiveConvSolver
 from flows.solvers.checks import warn_once
 from flows.solvers.compiled import CompiledSolver
@@ -105,8 +105,8 @@ class _Solve(torch.autograd.Function):
         )
         of_z = solve(gradients[0])
         padding = ctx.dilation * (weight.shape[-1] // 2)
-        of_weight = -conv2d_weight(x, weight.shape, of_z, padding=padding, dilation=ctx.dilation)
-        return of_z, of_weight, None, None, None
+        _, of_weight = gradients_of_convolution(x, weight, of_z, padding, ctx.dilation)
+        return of_z, -of_weight, None, None, None
 
 
 def prepare_autoregressive_conv(

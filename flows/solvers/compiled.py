@@ -2,49 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import final
 
 import torch
 from torch import Tensor
 
+from flows.kernels import extension, num_threads, why_not_compiled
 from flows.solvers.base import AutoregressiveConvSolver
 from flows.solvers.checks import non_finite_image
 from flows.solvers.row_blocks import centre_inverse
-
-try:
-    import flows.solvers._autoregressive as _autoregressive
-except ImportError as error:
-    _autoregressive = None  # type: ignore[assignment]
-    _why_missing: str | None = f"its extension was not built at installation, or does not load ({error})"
-else:
-    _why_missing = None
-
-
-class _Process:
-    """Whether this process was forked from one with a running thread pool, whose threads it then lacks."""
-
-    forked = False
-
-    @classmethod
-    def mark_as_forked(cls) -> None:
-        cls.forked = True
-
-
-def num_threads() -> int:
-    """As many threads as torch uses, or one in a forked process."""
-    return 1 if _Process.forked else torch.get_num_threads()
-
-
-def why_not_compiled(device: torch.device) -> str | None:
-    """Why compiled code cannot be used for tensors on ``device``; None if it can."""
-    if device.type != "cpu":
-        return f"it runs on the CPU, and the filter is on {device}"
-    return _why_missing
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_Process.mark_as_forked)
 
 
 @final
@@ -83,13 +49,13 @@ class CompiledSolver(AutoregressiveConvSolver):
                 offsets.append((rows, columns))
                 matrices.append(-inverse @ weight64[:, :, i, j])
         stacked = torch.stack(matrices).to(weight.dtype)
-        self._plan = _autoregressive.Plan(
+        self._plan = extension.Plan(
             stacked,
             offsets,
             self.direction == "lower",
             self.num_channels,
             *self.image_size,
-            _autoregressive.instruction_sets()[-1],
+            extension.instruction_sets()[-1],
         )
 
     def _solve(self, z: Tensor) -> Tensor:

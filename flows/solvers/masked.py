@@ -28,10 +28,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from flows.errors import InputError
+from flows.kernels import extension, num_threads, why_not_compiled
 from flows.numerics import SCALE_OFFSET, bounded, full_precision
 from flows.solvers.backends import choose_backend
 from flows.solvers.checks import check_finite, check_latent, check_type, non_finite_image
-from flows.solvers.compiled import _autoregressive, num_threads, why_not_compiled
 from flows.solvers.jacobi import around, fixed_point
 
 NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1))
@@ -284,7 +284,7 @@ class CompiledMaskedSolver(MaskedSolver):
                 (network.last_bias, [network.last_before, network.last_own]),
             )
         )
-        self._plan = _autoregressive.MaskedPlan(
+        self._plan = extension.MaskedPlan(
             first,
             second,
             last,
@@ -295,7 +295,7 @@ class CompiledMaskedSolver(MaskedSolver):
             SCALE_OFFSET,
             network.reverse,
             *image_size,
-            _autoregressive.instruction_sets()[-1],
+            extension.instruction_sets()[-1],
         )
 
     def _solve(self, z: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""The compiled substitutions for Python: plans, and solving with them outside the GIL.
+"""The kernels for Python, outside the GIL.
 
-``Plan`` is the one of ``autoregressive.h``, ``MaskedPlan`` the one of ``masked_autoregressive.h``. Arrays come as
-tensors, and this file asks for their addresses. That is cheaper than a buffer. In Python code that ``torch.compile`` splits
-an address may outlive its tensor; here it cannot. The callers, :mod:`flows.solvers.compiled` and :mod:`flows.solvers.masked`, answer for
-sizes and types.
+``Plan`` is the one of ``autoregressive.h``, ``MaskedPlan`` the one of ``masked_autoregressive.h``; ``convolve`` and
+``convolve_backward`` are the functions of ``convolution.h``. Arrays come as tensors, and this file asks for their
+addresses. That is cheaper than a buffer. In Python code that ``torch.compile`` splits an address may outlive its tensor;
+here it cannot. The callers, :mod:`flows.kernels.convolution`, :mod:`flows.solvers.compiled` and
+:mod:`flows.solvers.masked`, answer for sizes and types.
 """
 
 from libc.stdlib cimport free, malloc
@@ -39,8 +40,21 @@ cdef extern from "masked_autoregressive.h" nogil:
     ptrdiff_t mar_solve(const mar_plan *plan, const void *z, void *x, ptrdiff_t num_images, int num_threads)
 
 
+cdef extern from "convolution.h" nogil:
+    ctypedef struct conv_shape:
+        int in_channels, out_channels, height, width, kernel_height, kernel_width, dilation
+        int left, right, top, bottom, is_added_everywhere, has_relu
+    enum:
+        CONV_NO_MEMORY
+    int conv_forward(int instruction_set, size_t real_size, const conv_shape *shape, ptrdiff_t num_images,
+                     const void *x, const void *weight, const void *added, void *z, int num_threads)
+    int conv_backward(int instruction_set, size_t real_size, const conv_shape *shape, ptrdiff_t num_images,
+                      const void *x, const void *weight, const void *z, const void *of_z, void *of_x, void *of_weight,
+                      void *of_added, int num_threads)
+
+
 cdef void *address(tensor) except? NULL:
-    return <void *><size_t>tensor.data_ptr()
+    return NULL if tensor is None else <void *><size_t>tensor.data_ptr()
 
 
 def instruction_sets():
@@ -139,3 +153,50 @@ cdef class MaskedPlan:
         if result == MAR_NO_MEMORY:
             raise MemoryError
         return result
+
+
+cdef int BEST = len(instruction_sets()) - 1
+
+
+cdef conv_shape as_shape(tuple numbers) except *:
+    cdef conv_shape shape
+    (shape.in_channels, shape.out_channels, shape.height, shape.width, shape.kernel_height, shape.kernel_width,
+     shape.dilation, shape.left, shape.right, shape.top, shape.bottom, shape.is_added_everywhere,
+     shape.has_relu) = numbers
+    return shape
+
+
+def convolve(tuple numbers, x, weight, added, z, int num_threads):
+    """Convolve the images ``x`` into ``z``, all channels-last; ``numbers`` are those of ``conv_shape`` in turn."""
+    cdef conv_shape shape = as_shape(numbers)
+    cdef size_t real_size = x.element_size()
+    cdef ptrdiff_t num_images = len(x)
+    cdef void *px = address(x)
+    cdef void *pweight = address(weight)
+    cdef void *padded = address(added)
+    cdef void *pz = address(z)
+    cdef int result
+    with nogil:
+        result = conv_forward(BEST, real_size, &shape, num_images, px, pweight, padded, pz, num_threads)
+    if result == CONV_NO_MEMORY:
+        raise MemoryError
+
+
+def convolve_backward(tuple numbers, x, weight, z, of_z, of_x, of_weight, of_added, int num_threads):
+    """The gradients ``of_x``, ``of_weight`` and ``of_added``, each unless it is ``None``, from ``of_z``."""
+    cdef conv_shape shape = as_shape(numbers)
+    cdef size_t real_size = x.element_size()
+    cdef ptrdiff_t num_images = len(x)
+    cdef void *px = address(x)
+    cdef void *pweight = address(weight)
+    cdef void *pz = address(z)
+    cdef void *pof_z = address(of_z)
+    cdef void *pof_x = address(of_x)
+    cdef void *pof_weight = address(of_weight)
+    cdef void *pof_added = address(of_added)
+    cdef int result
+    with nogil:
+        result = conv_backward(BEST, real_size, &shape, num_images, px, pweight, pz, pof_z, pof_x, pof_weight, pof_added,
+                               num_threads)
+    if result == CONV_NO_MEMORY:
+        raise MemoryError

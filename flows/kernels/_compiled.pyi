@@ -32,3 +32,18 @@ class MaskedPlan:
         instruction_set: str,
     ) -> None: ...
     def solve(self, z: Tensor, x: Tensor, num_threads: int) -> int: ...
+
+def convolve(
+    numbers: tuple[int, ...], x: Tensor, weight: Tensor, added: Tensor | None, z: Tensor, num_threads: int
+) -> None: ...
+def convolve_backward(
+    numbers: tuple[int, ...],
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor | None,
+    of_z: Tensor,
+    of_x: Tensor | None,
+    of_weight: Tensor | None,
+    of_added: Tensor | None,
+    num_threads: int,
+) -> None: ...
