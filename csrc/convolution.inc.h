@@ -43,6 +43,7 @@ TARGET static void NAME(convolve)(const REAL *x, const map *from, const ptrdiff_
 {
     const ptrdiff_t in = from->channels;
     const int total = (out + LANES - 1) / LANES, in_last = out - (total - 1) * LANES;
+    const REAL *z_end = z + (ptrdiff_t)height * width * out;
     for (int i = 0; i < height; i++) {
         const NAME(vec) *weight = filter;
         FOR_EACH_PANEL(first, size, total) {
@@ -61,9 +62,8 @@ TARGET static void NAME(convolve)(const REAL *x, const map *from, const ptrdiff_
                 for (int p = 0; p < pixels; p++)
                     for (int v = 0; v < size; v++) {
                         REAL *to = z + (pixel + p) * out + (first + v) * LANES;
-                        /* Lanes beyond the last channel may spill over what the next pixel's store writes again. */
-                        const int is_last = first + v == total - 1, may_spill = v == total - 1 && j + p < width - 1;
-                        if (!is_last || in_last == LANES || may_spill)
+                        /* Lanes beyond the last channel may spill over pixels that are stored later. */
+                        if (first + v < total - 1 || in_last == LANES || (first == 0 && to + LANES <= z_end))
                             *(NAME(vec) *)to = sum[p * size + v];
                         else
                             memcpy(to, &sum[p * size + v], in_last * sizeof(REAL));
@@ -74,7 +74,7 @@ TARGET static void NAME(convolve)(const REAL *x, const map *from, const ptrdiff_
     }
 }
 
-/* Add to `of_weight` the products of `channels` channels of x and `size` vectors of the gradient of z, over all pixels. */
+/* Add the products of `channels` channels of x and `size` vectors of the gradient of z, over all pixels. */
 TARGET static inline ALWAYS_INLINE void NAME(sum_products)(const int channels, const int size, NAME(vec) *of_weight,
                                                            const REAL *x, const map *of_x, const REAL *z,
                                                            const map *of_z)
@@ -153,7 +153,8 @@ TARGET static void NAME(join)(const problem *p, const job *first, const job *oth
 
 TARGET static void NAME(forward)(const problem *p, const job *job)
 {
-    const ptrdiff_t x_row = (ptrdiff_t)p->x.width * p->x.channels, z_size = (ptrdiff_t)p->z.height * p->z.width * p->z.channels;
+    const ptrdiff_t x_row = (ptrdiff_t)p->x.width * p->x.channels;
+    const ptrdiff_t z_size = (ptrdiff_t)p->z.height * p->z.width * p->z.channels;
     const REAL *x = job->x;
     REAL *z = job->to, *x_map = job->x_map;
     memset(x_map, 0, p->x.size * sizeof(REAL));

@@ -12,8 +12,8 @@ if [ $# = 0 ]; then optimization=-O2; else optimization=-O0; fi
 # Line numbers (-g1) are all that a report needs; to track variables through the unrolled kernels takes minutes.
 options="-std=gnu11 -g1 $optimization -ffp-contract=fast -Wall -Wextra -Wno-psabi -fopenmp
          -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
-for kernel in autoregressive masked_autoregressive; do
+for kernel in autoregressive convolution masked_autoregressive; do
     # shellcheck disable=SC2086 # options are words
-    "${CC:-cc}" $options autoregressive.c masked_autoregressive.c "test_$kernel.c" -lm -o "$folder/test_$kernel"
+    "${CC:-cc}" $options autoregressive.c convolution.c masked_autoregressive.c "test_$kernel.c" -lm -o "$folder/test_$kernel"
     "$folder/test_$kernel" "$@"
 done

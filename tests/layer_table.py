@@ -38,6 +38,7 @@ LAYERS = {
     "conv1x1 qr with two reflections": (layer("Conv1x1", 4, "qr", num_reflections=2), (4, 3, 2)),
     "conv1x1 cd": (layer("Conv1x1", 4, layer("CirculantMatrix")), (4, 3, 2)),
     "conv1x1 cd, odd": (layer("Conv1x1", 3, layer("CirculantMatrix")), (3, 3, 2)),
+    "conv1x1 cd, near the identity": (layer("Conv1x1", 4, layer("CirculantMatrix", start="identity")), (4, 3, 2)),
     "conv1x1 expm": (layer("Conv1x1", 4, layer("ExpMatrix")), (4, 3, 2)),
     "conv1x1 orthogonal": (layer("Conv1x1", 4, layer("OrthogonalMatrix")), (4, 3, 2)),
     "conv1x1 orthogonal by expm": (layer("Conv1x1", 4, layer("OrthogonalMatrix", orthogonal_map="expm")), (4, 3, 2)),

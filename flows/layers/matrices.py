@@ -398,24 +398,40 @@ class CirculantMatrix(InvertibleMatrix):
 
     ``circ(c)_ij = c_(i - j mod C)``, which the Fourier transform over the channels turns into products with
     ``c^ = FFT(c)``. Log-det: ``sum log |a_i| + sum log |b_i| + sum_k log |c^_k|``. Inverse: ``diag(1 / b)
-    circ(IFFT(1 / c^)) diag(1 / a)``. Starts with random signs ``a``, ``b``, and ``c`` near the identity's.
+    circ(IFFT(1 / c^)) diag(1 / a)``.
+
+    Args:
+        num_channels: C, at least 1.
+        start: ``a`` and ``b`` start as random signs. With ``"random"``, ``c^`` starts as random phases, and ``W`` as a
+            random orthogonal matrix; with ``"identity"``, ``c`` starts as the identity's, with a little noise.
+
+    Raises:
+        InputError: another start.
 
     Cost: the product with the matrix is as for any other; log-det and inverse ``O(C log C)``.
 
     Reference: *CDFlow*, NeurIPS 2025, section 3 (two diagonal and one circulant factor).
 
     Note:
-        The authors apply the factors one by one, by Fourier transforms. Up to some hundred channels the product with
+        Near the identity nothing is mixed at first; docs/RESULTS.md has what that costs. The authors apply the factors
+        one by one, by Fourier transforms. Up to some hundred channels the product with
         the whole matrix, as one convolution, is faster.
     """
 
-    def __init__(self, num_channels: int) -> None:
+    def __init__(self, num_channels: int, start: Literal["random", "identity"] = "random") -> None:
         super().__init__()
+        if start not in ("random", "identity"):
+            raise InputError(f"start must be random or identity, not '{start}'")
         signs = 2.0 * torch.randint(2, (2, num_channels)) - 1.0
         self.left, self.right = (nn.Parameter(sign.clone()) for sign in signs)
-        start = NOISE_STD * torch.randn(num_channels) / num_channels**0.5
-        start[0] += 1.0
-        self.circulant = nn.Parameter(start)
+        noise = torch.randn(num_channels) / num_channels**0.5
+        if start == "random":
+            spectrum = torch.fft.rfft(noise.double())
+            column = torch.fft.irfft(spectrum / spectrum.abs(), num_channels).to(noise.dtype)
+        else:
+            column = NOISE_STD * noise
+            column[0] += 1.0
+        self.circulant = nn.Parameter(column)
 
     def _spectrum(self) -> Tensor:
         return torch.fft.fft(self.circulant.double())
