@@ -12,8 +12,13 @@ if [ $# = 0 ]; then optimization=-O2; else optimization=-O0; fi
 # Line numbers (-g1) are all that a report needs; to track variables through the unrolled kernels takes minutes.
 options="-std=gnu11 -g1 $optimization -ffp-contract=fast -Wall -Wextra -Wno-psabi -fopenmp
          -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
-for kernel in autoregressive convolution masked_autoregressive; do
+kernels="autoregressive convolution masked_autoregressive"
+for kernel in $kernels; do
     # shellcheck disable=SC2086 # options are words
-    "${CC:-cc}" $options autoregressive.c convolution.c masked_autoregressive.c "test_$kernel.c" -lm -o "$folder/test_$kernel"
+    "${CC:-cc}" $options -c "$kernel.c" -o "$folder/$kernel.o"
+done
+for kernel in $kernels; do
+    # shellcheck disable=SC2086
+    "${CC:-cc}" $options "test_$kernel.c" "$folder"/*.o -lm -o "$folder/test_$kernel"
     "$folder/test_$kernel" "$@"
 done

@@ -65,12 +65,13 @@ class Conv1x1(PixelwiseLayer):
         require_channels(num_channels)
         self.weight = _matrix(num_channels, parametrization, num_reflections)
         self._inverse_matrix: WeightCache[Tensor] = WeightCache()
+        self._log_abs_det: WeightCache[Tensor] = WeightCache()
 
     def pixel_map(self) -> PixelMap:
         return PixelMap(self.weight.matrix())
 
     def log_abs_det(self) -> Tensor:
-        return self.weight.log_abs_det()
+        return self._log_abs_det.get(self.weight.log_abs_det, *self.weight.tensors())
 
     def inverse(self, z: Tensor) -> Tensor:
         inverse_matrix = self._inverse_matrix.get(self.weight.inverse_matrix, *self.weight.tensors())

@@ -186,7 +186,7 @@ class _Exponential(torch.autograd.Function):
         power = total = x
         own, reach = weight.to(x.dtype), weight.shape[-1] // 2
         for number in range(1, terms + 1):
-            power = convolve(power, own, [reach] * 4) / number
+            power = convolve(power, own / number, [reach] * 4)
             total = total + power
         return total
 

@@ -125,7 +125,7 @@ class PeriodicConv2d(Layer):
         """Each frequency of ``x`` times its matrix."""
         spectrum = self.boundary.transform(x)
         # (U, V, C, C) @ (U, V, C, B): one product per frequency, the batch as its columns.
-        columns = spectrum.permute(2, 3, 1, 0)
+        columns = spectrum.permute(2, 3, 1, 0).contiguous()  # strided ones are multiplied slowly
         multiplied = (matrices.to(columns.dtype) @ columns).permute(3, 2, 0, 1)
         return self.boundary.restore(multiplied, (x.shape[2], x.shape[3])).to(self.weight.dtype)
 
