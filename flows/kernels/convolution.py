@@ -1,8 +1,8 @@
 """Convolutions of few channels, with what is added to them and a ReLU in the same pass.
 
 Mixing layers and the ends of coupling networks have a dozen channels. Libraries' convolutions are made for many: on a
-CPU they take up to three times as long. So a kernel in C computes these, forward and backward. On other devices, in half
-precision and with many channels on both sides PyTorch does.
+CPU they take up to three times as long. So a kernel in C computes these, forward and backward. PyTorch does so on other
+devices, in half precision, and with many channels on both sides.
 """
 
 from __future__ import annotations
