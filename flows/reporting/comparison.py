@@ -211,7 +211,7 @@ def mixing_name(node: Mapping[str, Any]) -> str:
     >>> mixing_name({"_target_": "flows.layers.Conv1x1", "parametrization": matrix})
     '1x1, orthogonal, orthogonal_map expm'
     >>> mixing_name({"_target_": "flows.layers.MaskedAutoregressiveFlow", "max_log_scale": None})
-    'MAF, max_log_scale null'
+    'MAF, no max log scale'
     """
     target = str(node.get("_target_", "unknown"))
     name = LAYERS.get(target, target.rpartition(".")[2])
@@ -225,7 +225,7 @@ def mixing_name(node: Mapping[str, Any]) -> str:
     extras = {key: value for key, value in node.items() if not key.startswith("_") and key not in said}
     usual = _settings_of_its_own(target)
     unusual = [
-        f"{key} {'null' if value is None else value}"
+        f"no {key.replace('_', ' ')}" if value is None else f"{key} {value}"
         for key, value in extras.items()
         if value != usual.get(key) and not isinstance(value, Mapping)
     ]
