@@ -5,7 +5,7 @@
 
 1. Each layer is trained on photos, seed 0, with four learning rates. The best on validation is its own from then on.
 2. Each is trained on photos and hubble with three other seeds, at as many parameters as a 1x1 at width 64.
-3. So are the five best in stage 1, at the width at which a step takes as long as with the 1x1.
+3. So are the best in stage 1 of which a step takes as long as with the 1x1 at some width, up to five.
 4. Steps of training and samples of the trained flows are timed, and the tables are printed as Markdown.
 
 All layers share the rest: L 2, D 2, ``recipe=laptop``, bounded couplings. The stages are sweeps of ``train.py`` below
@@ -79,7 +79,7 @@ TOLERANCE = 0.02
 """Of the ratio of two times that are to be equal."""
 
 SECONDS = 20.0
-"""For a ratio of two steps, and for each table of times."""
+"""For each column of times; a third of it for the ratio of two steps at one width."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,11 @@ class Stages:
     num_jobs: int
     overrides: Sequence[str]
 
+    @property
+    def num_threads(self) -> int:
+        """Of each run, and of what is timed."""
+        return max(1, (os.cpu_count() or 1) // self.num_jobs)
+
     def train(self, stage: str, swept: Mapping[str, Sequence[str]]) -> None:
         """A sweep for each layer, with overrides of its own."""
         with ThreadPoolExecutor(self.num_jobs) as pool:
@@ -107,8 +112,7 @@ class Stages:
         folder = self.folder / stage / name
         folder.mkdir(parents=True, exist_ok=True)
         overrides = [*LAYERS[name], *SHARED, *LEAN, *self.overrides, *swept, f"run_dir={folder}"]
-        threads = max(1, (os.cpu_count() or 1) // self.num_jobs)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.num_threads)}
         say(f"{stage}: {name} ...")
         with open(folder / "sweep.log", "ab") as log:
             command = [sys.executable, "train.py", "-m", *overrides]
@@ -141,25 +145,31 @@ class Stages:
         self.train(stage, swept)
 
     def widths(self, names: Sequence[str]) -> dict[str, int]:
-        """The widths of equal time, measured once. A layer that takes longer at any width has none."""
+        """Stage 3: the widths of equal time of the first layers that have one. They are measured once.
+
+        A layer that takes longer even at width 1 has none.
+        """
         path = self.folder / "widths.json"
         known = json.loads(path.read_text()) if path.exists() else {}
-        baseline = _step_of(self.runs("rates", BASELINE)[0].config)
+        found: dict[str, int] = {}
         for name in names:
-            if name in known:
-                continue
-            config = self.runs("rates", name)[0].config
+            if len(found) == NUM_EQUAL_TIME:
+                break
+            if name not in known:
+                known[name] = width_of_equal_time(partial(self._ratio_to_baseline, name), WIDTH, TOLERANCE)
+                with atomic_write(path) as file:
+                    file.write(json.dumps(known, indent=2).encode())
+            if known[name]:
+                found[name] = known[name]
+        return found
 
-            def ratio_at(width: int, name: str = name, config: dict[str, Any] = config) -> float:
-                say(f"{name} at width {width} ...")
-                steps = {"this": _step_of(config, width), "baseline": baseline}
-                best = fastest_of_many(steps, seconds=SECONDS, device=CPU)
-                return best["this"] / best["baseline"]
-
-            known[name] = width_of_equal_time(ratio_at, WIDTH, TOLERANCE)
-            with atomic_write(path) as file:
-                file.write(json.dumps(known, indent=2).encode())
-        return {name: known[name] for name in names if known[name]}
+    def _ratio_to_baseline(self, name: str, width: int) -> float:
+        """Of the time of a step."""
+        say(f"{name} at width {width} ...")
+        runs = {"this": (name, width), "baseline": (BASELINE, None)}
+        steps = {key: _step_of(self.runs("rates", name)[0].config, width) for key, (name, width) in runs.items()}
+        best = fastest_of_many(steps, seconds=SECONDS / 3, device=CPU)
+        return best["this"] / best["baseline"]
 
 
 def _step_of(config: dict[str, Any], width: int | None = None) -> Callable[[], None]:
@@ -212,7 +222,6 @@ def costs(stages: Stages) -> list[list[str]]:
     runs = {name: stages.runs("parameters", name) for name in stages.layers}
     flows = {name: load_flow(some[0].folder) for name, some in runs.items()}
     say("times of steps and samples ...")
-    torch.set_num_threads(1)
     steps = fastest_of_many(
         {name: _step_of(some[0].config) for name, some in runs.items()}, seconds=SECONDS, device=CPU
     )
@@ -224,16 +233,9 @@ def costs(stages: Stages) -> list[list[str]]:
             for metric in ("inverse_gain", "round_trip_error", "round_trip_error_unusual")
         )
         lost = sum(run.result("samples_not_finite") or 0 for run in some)
-        row = [name, f"{1000 * steps[name]:.1f}", *(f"{1000 * samples[b][name] / b:.2f}" for b in samples)]
-        rows.append(
-            [
-                *row,
-                f"{gain:.2f}",
-                f"{error:.1e}",
-                f"{unusual:.1e}",
-                f"{lost:g} of {sum(run.result('num_samples') or 0 for run in some):,}",
-            ]
-        )
+        drawn = sum(run.result("num_samples") or 0 for run in some)
+        times = [f"{1000 * steps[name]:.1f}", *(f"{1000 * samples[batch][name] / batch:.2f}" for batch in samples)]
+        rows.append([name, *times, f"{gain:.2f}", f"{error:.1e}", f"{unusual:.1e}", f"{lost:g} of {drawn:,}"])
     return rows
 
 
@@ -258,22 +260,37 @@ def main(arguments: list[str] | None = None) -> None:
     rates = stages.rates()
     others = sorted((name for name in rates if name != BASELINE), key=lambda name: min(rates[name].values()))
     stages.final("parameters", dict.fromkeys(rates, EQUAL_PARAMETERS), rates)
-    widths = stages.widths(others[:NUM_EQUAL_TIME])
+    torch.set_num_threads(stages.num_threads)
+    widths = stages.widths(others)
     stages.final("time", {name: [f"model.hidden_channels={width}"] for name, width in widths.items()}, rates)
 
-    show_machine(CPU)
-    header = ["layer", *(f"{rate:g}" for rate in RATES)]
-    show = {name: [f"{found.get(rate, math.nan):.3f}" for rate in RATES] for name, found in rates.items()}
-    print("Validation bits/dim by learning rate, photos, seed 0", end="\n\n")
-    print(markdown(header, [[name, *row] for name, row in show.items()]))
-    header = ["layer", "width", "parameters", *(text for data in DATA for text in (data, "difference"))]
-    print("Test bits/dim at equal parameters; differences ± error over seeds ± error over blocks", end="\n\n")
-    print(markdown(header, scores(stages, "parameters", list(rates))))
-    print("The same at equal time of a step", end="\n\n")
-    print(markdown(header, scores(stages, "time", list(widths))))
-    header = ["layer", "ms a step", "ms a sample, batch 1", "batch 64", "gain", "error", "error, unusual", "not finite"]
-    print("Times, and the inverses of all runs at worst (errors in grey levels)", end="\n\n")
-    print(markdown(header, costs(stages)))
+    machine = show_machine(CPU)
+    of_rates = [[name, *(f"{found.get(rate, math.nan):.3f}" for rate in RATES)] for name, found in rates.items()]
+    of_scores = ["layer", "width", "parameters", *(text for data in DATA for text in (data, "difference"))]
+    of_costs = [
+        "layer",
+        "ms a step",
+        "ms a sample, batch 1",
+        "batch 64",
+        "gain",
+        "error",
+        "error, unusual",
+        "not finite",
+    ]
+    tables = {
+        "Validation bits/dim by learning rate, photos, seed 0": [
+            ["layer", *(f"{rate:g}" for rate in RATES)],
+            *of_rates,
+        ],
+        "Test bits/dim at equal parameters": [of_scores, *scores(stages, "parameters", list(rates))],
+        "Test bits/dim at equal time of a step": [of_scores, *scores(stages, "time", list(widths))],
+        "Times, and the inverses of all runs at worst (errors in grey levels)": [of_costs, *costs(stages)],
+    }
+    for title, (header, *rows) in tables.items():
+        print(title, markdown(header, rows), sep="\n\n")
+    if options.output:
+        with atomic_write(options.output) as file:
+            file.write((json.dumps({"machine": machine, **tables}, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":
