@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import elu, linear, pad
 
 from flows.errors import InputError
+from flows.kernels.convolution import convolve
 from flows.layers.base import Layer, require_channels, require_odd_kernel
 from flows.layers.composite import Composite
 from flows.layers.conv1x1 import Conv1x1, Parametrization
@@ -117,10 +118,16 @@ class MaskedConvTransform(Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self._turn(x)
-        before = pad(bounded(x[:, :, :-1], self.max_input), [*self._margin, self.kernel_height, 0])
-        outputs = run_network(lambda x: self.last(elu(self.first(x))), before)
+        outputs = run_network(self._network, pad(bounded(x[:, :, :-1], self.max_input), [0, 0, 1, 0]))
         shift, log_scale = self._shift_and_log_scale(outputs, dim=1)
         return self._turn_back(x * torch.exp(log_scale) + shift), per_image_sum(log_scale)
+
+    def _network(self, before: Tensor) -> Tensor:
+        """The outputs at each row, from the row before it."""
+        padding = [*self._margin, self.kernel_height - 1, 0]
+        hidden = elu(convolve(before, self.first.weight, padding, added=self.first.bias))
+        pixels = linear(hidden.permute(0, 2, 3, 1).flatten(0, 2), self.last.weight[:, :, 0, 0], self.last.bias)
+        return pixels.unflatten(0, (len(hidden), *hidden.shape[2:])).permute(0, 3, 1, 2)
 
     def inverse(self, z: Tensor) -> Tensor:
         # Channels last, so that a row of all images takes one product, and no convolution that is set up anew.
