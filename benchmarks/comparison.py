@@ -1,11 +1,12 @@
-"""Train small flows with fourteen mixing layers and compare them; docs/RESULTS.md has what this prints.
+"""Train small flows with fifteen mixing layers and compare them; docs/RESULTS.md has what this prints.
 
     python -m benchmarks.comparison
     python -m benchmarks.comparison --folder sweeps/comparison --jobs 4 data.batch_size=16
 
 1. Each layer is trained on photos, seed 0, with four learning rates. The best on validation is its own from then on.
 2. Each is trained on photos and hubble with three other seeds, at as many parameters as a 1x1 at width 64.
-3. So are the best in stage 1 of which a step takes as long as with the 1x1 at some width, up to five.
+3. The same at equal time: at the width where a step takes as long as the 1x1's. The five best layers of stage 1 that
+   have such a width take part.
 4. Steps of training and samples of the trained flows are timed, and the tables are printed as Markdown.
 
 All layers share the rest: L 2, D 2, ``recipe=laptop``, bounded couplings. The stages are sweeps of ``train.py`` below
@@ -139,10 +140,21 @@ class Stages:
         return found
 
     def final(self, stage: str, model: Mapping[str, Sequence[str]], rates: Mapping[str, Mapping[float, float]]) -> None:
-        """Stages 2 and 3: the runs that count, at the best rate of each layer."""
+        """Stages 2 and 3: the runs that count, at the best rate of each layer.
+
+        Raises:
+            InputError: a run is missing, which would make one mean of fewer seeds than the others.
+        """
         seeds = [f"data={','.join(DATA)}", f"seed={','.join(map(str, SEEDS))}"]
         swept = {name: [*seeds, f"optimizer.lr={next(iter(rates[name]))}", *own] for name, own in model.items()}
         self.train(stage, swept)
+        for name in model:
+            missing = len(DATA) * len(SEEDS) - len(self.runs(stage, name))
+            if missing:
+                raise InputError(
+                    f"{missing} of the runs in {self.folder / stage / name} did not finish: sweep.log there says why, "
+                    "and the same command goes on"
+                )
 
     def widths(self, names: Sequence[str]) -> dict[str, int]:
         """Stage 3: the widths of equal time of the first layers that have one. They are measured once.
@@ -166,8 +178,8 @@ class Stages:
     def _ratio_to_baseline(self, name: str, width: int) -> float:
         """Of the time of a step."""
         say(f"{name} at width {width} ...")
-        runs = {"this": (name, width), "baseline": (BASELINE, None)}
-        steps = {key: _step_of(self.runs("rates", name)[0].config, width) for key, (name, width) in runs.items()}
+        this, baseline = (self.runs("rates", layer)[0].config for layer in (name, BASELINE))
+        steps = {"this": _step_of(this, width), "baseline": _step_of(baseline)}
         best = fastest_of_many(steps, seconds=SECONDS / 3, device=CPU)
         return best["this"] / best["baseline"]
 

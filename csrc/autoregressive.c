@@ -1,14 +1,8 @@
 #include "autoregressive.h"
+#include "vectors.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#define ALWAYS_INLINE __attribute__((always_inline))
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 /* The vector of the listed elements of a and b joined together. */
 #if defined(__clang__) || __GNUC__ >= 12

@@ -1,14 +1,8 @@
 #include "convolution.h"
+#include "vectors.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#define ALWAYS_INLINE __attribute__((always_inline))
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 /* Waking a thread takes some microseconds, in which one core does about this number of multiplications. */
 static const double WORK_PER_THREAD = 3e5;

@@ -1,15 +1,9 @@
 #include "masked_autoregressive.h"
+#include "vectors.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define ALWAYS_INLINE __attribute__((always_inline))
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 /* With 16 vector registers, 12 sums leave room for weights and a value. */
 enum { MAX_SUMS = 12, MAX_SITES = 4, ALIGNMENT = 64 };

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from support.concurrency import assert_a_fork_may, assert_threads_may_share
+from support.filters import NEEDS_COMPILED
 
 from flows import kernels
 from flows.kernels.convolution import convolve, gradients_of_convolution, only_torch
 
-pytestmark = pytest.mark.skipif(kernels.extension is None, reason="the extension is not built")
+pytestmark = NEEDS_COMPILED
 
 # Channels in and out, filter, padding (left, right, top, bottom), dilation, image size.
 SHAPES = {
@@ -92,6 +93,13 @@ def test_a_relu_does_not_hide_nan():
     x[1, 3, 2, 2] = torch.nan
     z = convolve(x, weight, padding, dilation, added=added, relu=True)
     assert z[1, :, 1:3, 1:3].isnan().all() and z[[0, 2]].isfinite().all()
+
+
+def test_what_is_added_may_have_a_type_of_its_own():
+    x, weight, _, padding, dilation = inputs("autoregressive", torch.float32)
+    added = torch.randn(1, 12, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    z = convolve(x, weight, padding, dilation, added=added)
+    assert torch.allclose(z, convolve(x, weight, padding, dilation, added=added.float()), atol=1e-6)
 
 
 def test_threads_share_it_and_a_forked_process_may_use_it():

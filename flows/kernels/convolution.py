@@ -93,7 +93,10 @@ def _kernel_serves(x: Tensor, weight: Tensor, padding: Sequence[int], dilation: 
 def gradients_of_convolution(
     x: Tensor, weight: Tensor, of_z: Tensor, padding: int, dilation: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of ``x`` and ``weight`` from that of ``z = convolve(x, weight, [padding] * 4, dilation)``."""
+    """The gradients of ``x``, ``(B, C, H, W)``, and ``weight``, ``(O, C, k, k')``, of one convolution.
+
+    ``of_z``, ``(B, O, H', W')``, is the gradient of ``z = convolve(x, weight, [padding] * 4, dilation)``.
+    """
     if _kernel_serves(x, weight, [padding] * 4, dilation):
         x, weight = _channels_last(x), _channels_last(weight)
         of_x, of_weight = torch.empty_like(x), torch.empty_like(weight)

@@ -34,7 +34,7 @@ def solve_autoregressive_conv(
 
     Gradients: with ``A`` the matrix of the convolution and ``g`` the gradient of ``x``, that of ``z`` is ``A^-T g``, a
     solve with the flipped and transposed filter, by the same backend. That of the filter is minus the filter gradient
-    of the convolution at ``x`` for ``A^-T g``. Both are recorded once: there are no second derivatives.
+    of the convolution at ``x`` for ``A^-T g``. There are no second derivatives.
 
     With the same weights more than once, prepare the solver once (:func:`prepare_autoregressive_conv`).
 
