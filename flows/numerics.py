@@ -103,6 +103,13 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager[No
     return in_precision("exact", device)
 
 
+@contextlib.contextmanager
+def scoring(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Compute a score: in this precision, and by what is not compiled, since each size of a batch would be anew."""
+    with in_precision(precision, device), torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def chosen_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Compute in the precision of the ``in_precision`` around, exactly if there is none."""
     return in_precision(_chosen, device)

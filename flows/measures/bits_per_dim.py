@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flows.errors import InputError
 from flows.models.base import DensityModel
-from flows.numerics import Precision, in_precision
+from flows.numerics import Precision, scoring
 from flows.randomness import evaluation_noise
 
 
@@ -100,7 +100,7 @@ def bits_per_dim(
             noise = evaluation_noise(flow.dequantizer.noise, indices, flow.image_shape, seed, draw).to(
                 flow.device, flow.dtype
             )
-            with in_precision(precision, flow.device):
+            with scoring(precision, flow.device):
                 draws.append(flow.bits_per_dim(images, noise).cpu())
         scores.append(_importance_weighted(torch.stack(draws), flow.num_dims))
         on_batch(len(images))

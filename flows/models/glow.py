@@ -182,6 +182,8 @@ class Flow(DensityModel):
 
     def compile_parts(self, **options: Any) -> None:
         """Each step of flow by itself: those of one level share a compilation, and the whole would take minutes."""
+        # One compilation for each size of images: inductor cannot compile a step for all sizes at once.
+        options = {"dynamic": False, "recompile_limit": 4 * (len(self.levels) + 1), **options}
         for _, step, _ in self.steps():
             step.compile(**options)
 

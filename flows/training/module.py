@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from flows.errors import InputError
 from flows.measures.diagnostics import gradient_norm
 from flows.models.base import DensityModel
-from flows.numerics import full_precision
+from flows.numerics import scoring
 from flows.randomness import Stream, draw_noise, evaluation_noise, generator_for
 from flows.training.optimizers import Groups, OptimizerFactory, make_optimizer
 from flows.training.schedules import ScheduleFactory
@@ -109,7 +109,7 @@ class FlowModule(pl.LightningModule):
         """Bits/dim of the images of an evaluation batch, with each image's own noise; exact whatever is chosen."""
         images, indices = batch
         noise = evaluation_noise(self.flow.dequantizer.noise, indices, self.flow.image_shape)
-        with full_precision(self.device):
+        with scoring("exact", self.device):
             return self.flow.bits_per_dim(images, noise.to(self.device))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
