@@ -43,7 +43,7 @@ cdef extern from "masked_autoregressive.h" nogil:
 cdef extern from "convolution.h" nogil:
     ctypedef struct conv_shape:
         int in_channels, out_channels, height, width, kernel_height, kernel_width, dilation
-        int left, right, top, bottom, is_added_everywhere, has_relu
+        int left, right, top, bottom, wraps, is_added_everywhere, has_relu
     enum:
         CONV_NO_MEMORY
     int conv_forward(int instruction_set, size_t real_size, const conv_shape *shape, ptrdiff_t num_images,
@@ -51,6 +51,28 @@ cdef extern from "convolution.h" nogil:
     int conv_backward(int instruction_set, size_t real_size, const conv_shape *shape, ptrdiff_t num_images,
                       const void *x, const void *weight, const void *z, const void *of_z, void *of_x, void *of_weight,
                       void *of_added, int num_threads)
+
+
+cdef extern from "mapped_convolution.h" nogil:
+    ctypedef struct conv_mapping:
+        int matrix_dims, diagonal_tap, is_exponential
+    int conv_mapped_forward(int instruction_set, size_t real_size, const conv_shape *shape, const conv_mapping *mapping,
+                            ptrdiff_t num_images, const void *x, const void *weight, const void *mask,
+                            const void *bias, const void *matrix, const void *shift, const void *of_pixel, void *kept,
+                            void *z, void *log_det, int num_threads)
+    int conv_mapped_backward(int instruction_set, size_t real_size, const conv_shape *shape,
+                             const conv_mapping *mapping, ptrdiff_t num_images, const void *x, const void *mask,
+                             const void *matrix, const void *shift, const void *kept, const void *of_z,
+                             const void *of_log_det, void *of_x, void *of_weight, void *of_bias, void *of_matrix,
+                             void *of_shift, void *of_of_pixel, int num_threads)
+
+
+cdef extern from "spectrum.h" nogil:
+    enum:
+        SPECTRUM_NO_MEMORY
+    int spectrum_log_abs_det(int instruction_set, int num_channels, int num_taps, ptrdiff_t num_frequencies,
+                             const double *waves, const double *multiplicity, const double *filter, double *log_abs_det,
+                             double *of_filter, int num_threads)
 
 
 cdef void *address(tensor) except? NULL:
@@ -161,7 +183,7 @@ cdef int BEST = len(instruction_sets()) - 1
 cdef conv_shape as_shape(tuple numbers) except *:
     cdef conv_shape shape
     (shape.in_channels, shape.out_channels, shape.height, shape.width, shape.kernel_height, shape.kernel_width,
-     shape.dilation, shape.left, shape.right, shape.top, shape.bottom, shape.is_added_everywhere,
+     shape.dilation, shape.left, shape.right, shape.top, shape.bottom, shape.wraps, shape.is_added_everywhere,
      shape.has_relu) = numbers
     return shape
 
@@ -200,3 +222,87 @@ def convolve_backward(tuple numbers, x, weight, z, of_z, of_x, of_weight, of_add
                                num_threads)
     if result == CONV_NO_MEMORY:
         raise MemoryError
+
+
+cdef conv_mapping as_mapping(tuple numbers) except *:
+    cdef conv_mapping mapping
+    mapping.matrix_dims, mapping.diagonal_tap, mapping.is_exponential = numbers
+    return mapping
+
+
+def convolve_mapped(tuple numbers, tuple mapping_numbers, x, weight, mask, bias, matrix, shift, of_pixel, kept, z,
+                    log_det, int num_threads):
+    """Convolve ``x`` into ``z``; ``mapping_numbers`` are those of ``conv_mapping`` in turn."""
+    cdef conv_shape shape = as_shape(numbers)
+    cdef conv_mapping mapping = as_mapping(mapping_numbers)
+    cdef size_t real_size = x.element_size()
+    cdef ptrdiff_t num_images = len(x)
+    cdef void *px = address(x)
+    cdef void *pweight = address(weight)
+    cdef void *pmask = address(mask)
+    cdef void *pbias = address(bias)
+    cdef void *pmatrix = address(matrix)
+    cdef void *pshift = address(shift)
+    cdef void *pof_pixel = address(of_pixel)
+    cdef void *pkept = address(kept)
+    cdef void *pz = address(z)
+    cdef void *plog_det = address(log_det)
+    cdef int result
+    with nogil:
+        result = conv_mapped_forward(BEST, real_size, &shape, &mapping, num_images, px, pweight, pmask, pbias, pmatrix,
+                                     pshift, pof_pixel, pkept, pz, plog_det, num_threads)
+    if result == CONV_NO_MEMORY:
+        raise MemoryError
+
+
+def convolve_mapped_backward(tuple numbers, tuple mapping_numbers, x, mask, matrix, shift, kept, of_z, of_log_det, of_x,
+                             of_weight, of_bias, of_matrix, of_shift, of_of_pixel, int num_threads):
+    """The gradients, each unless it is ``None``, from ``of_z`` and ``of_log_det``."""
+    cdef conv_shape shape = as_shape(numbers)
+    cdef conv_mapping mapping = as_mapping(mapping_numbers)
+    cdef size_t real_size = x.element_size()
+    cdef ptrdiff_t num_images = len(x)
+    cdef void *px = address(x)
+    cdef void *pmask = address(mask)
+    cdef void *pmatrix = address(matrix)
+    cdef void *pshift = address(shift)
+    cdef void *pkept = address(kept)
+    cdef void *pof_z = address(of_z)
+    cdef void *pof_log_det = address(of_log_det)
+    cdef void *pof_x = address(of_x)
+    cdef void *pof_weight = address(of_weight)
+    cdef void *pof_bias = address(of_bias)
+    cdef void *pof_matrix = address(of_matrix)
+    cdef void *pof_shift = address(of_shift)
+    cdef void *pof_of_pixel = address(of_of_pixel)
+    cdef int result
+    with nogil:
+        result = conv_mapped_backward(BEST, real_size, &shape, &mapping, num_images, px, pmask, pmatrix, pshift, pkept,
+                                      pof_z, pof_log_det, pof_x, pof_weight, pof_bias, pof_matrix, pof_shift,
+                                      pof_of_pixel, num_threads)
+    if result == CONV_NO_MEMORY:
+        raise MemoryError
+
+
+def log_abs_det_of_spectrum(filters, waves, multiplicity, of_filters, int num_threads):
+    """``sum_f multiplicity_f log |det M_f|``; its gradient is written to ``of_filters``, unless that is ``None``.
+
+    Args:
+        filters: (C, C, taps), float64, like ``of_filters``.
+        waves: (frequencies, taps), complex128.
+        multiplicity: (frequencies,), float64.
+    """
+    cdef int num_channels = len(filters), num_taps = waves.shape[1]
+    cdef ptrdiff_t num_frequencies = len(waves)
+    cdef double *pfilters = <double *>address(filters)
+    cdef double *pwaves = <double *>address(waves)
+    cdef double *pmultiplicity = <double *>address(multiplicity)
+    cdef double *pof_filters = <double *>address(of_filters)
+    cdef double log_abs_det
+    cdef int result
+    with nogil:
+        result = spectrum_log_abs_det(BEST, num_channels, num_taps, num_frequencies, pwaves, pmultiplicity, pfilters,
+                                      &log_abs_det, pof_filters, num_threads)
+    if result == SPECTRUM_NO_MEMORY:
+        raise MemoryError
+    return log_abs_det

@@ -10,9 +10,9 @@ static const double WORK_PER_THREAD = 3e5;
 /* With 16 vector registers, 12 sums leave room for weights and a value. */
 enum { MAX_SUMS = 12, MAX_SIZE = 3, MAX_THREADS = 256, ALIGNMENT = 64 };
 
-/* An image with zeros around it, in numbers: its rows are `row` long, and it begins at `start`. Behind its last number
-   there is room for a vector. */
-typedef struct { int channels, height, width; ptrdiff_t row, start, size; } map;
+/* An image with what lies around it, in numbers: its rows are `row` long, and it begins at `start`. Behind its last
+   number there is room for a vector. */
+typedef struct { int channels, height, width, left, right, top, bottom; ptrdiff_t row, start, size; } map;
 
 /* A shape, and what follows from it. */
 typedef struct {
@@ -47,6 +47,9 @@ static inline int panel_size(int left) { return left == 1 ? 1 : left % 2 ? 3 : 2
 #define FOR_EACH_PART(begin, part, length, most)                                                             \
     for (int begin = 0, parts = ((length) + (most) - 1) / (most), n = 0, part;                               \
          n < parts && (part = (length) / parts + (n < (length) % parts)); n++, begin += part)
+
+/* Where an image of this length goes on. */
+static inline int wrapped(int place, int length) { return (place % length + length) % length; }
 
 /* Every size and number of sums that fit the registers, as constants. */
 #define EACH_BLOCK(CASE)                                                                                     \
@@ -130,7 +133,7 @@ static const struct {
 static map make_map(int channels, int height, int width, int left, int right, int top, int bottom, int lanes)
 {
     const ptrdiff_t row = (ptrdiff_t)(left + width + right) * channels;
-    return (map){channels, height, width, row, top * row + (ptrdiff_t)left * channels,
+    return (map){channels, height, width, left, right, top, bottom, row, top * row + (ptrdiff_t)left * channels,
                  (top + height + bottom) * row + lanes};
 }
 

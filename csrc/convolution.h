@@ -5,7 +5,7 @@
 
        z_p  =  f(added_p + sum over taps t of  weight_t x_(p + offset_t)),     f the identity or max(., 0),
 
-   where neighbours outside the image count as zero. */
+   where neighbours outside the image count as zero, or the image goes on from its other side. */
 
 #ifndef CONVOLUTION_H
 #define CONVOLUTION_H
@@ -16,7 +16,8 @@ typedef struct {
     int in_channels, out_channels;
     int height, width;                          /* of x */
     int kernel_height, kernel_width, dilation;
-    int left, right, top, bottom;               /* rows and columns of zeros around x; at most the filter's reach */
+    int left, right, top, bottom;               /* rows and columns around x; at most the filter's reach */
+    int wraps;                                  /* what stands there: the image again, and z is as large; or zeros */
     int is_added_everywhere;                    /* `added` is (out), the same at every pixel; otherwise (H', W', out) */
     int has_relu;
 } conv_shape;

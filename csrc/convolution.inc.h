@@ -151,16 +151,42 @@ TARGET static void NAME(join)(const problem *p, const job *first, const job *oth
             ((REAL *)first->of_added)[n] += ((const REAL *)other->of_added)[n];
 }
 
+/* Let the image in a map go on beyond its border. */
+TARGET static void NAME(wrap)(const map *m, REAL *to)
+{
+    const ptrdiff_t pixel = m->channels * sizeof(REAL);
+    REAL *image = to + m->start;
+    for (int i = 0; i < m->height; i++)
+        for (int j = -m->left; j < m->width + m->right; j++) {
+            REAL *row = image + i * m->row;
+            if (j < 0 || j >= m->width)
+                memcpy(row + (ptrdiff_t)j * m->channels, row + (ptrdiff_t)wrapped(j, m->width) * m->channels, pixel);
+        }
+    image -= (ptrdiff_t)m->left * m->channels;
+    for (int i = -m->top; i < m->height + m->bottom; i++)
+        if (i < 0 || i >= m->height)
+            memcpy(image + i * m->row, image + wrapped(i, m->height) * m->row, m->row * sizeof(REAL));
+}
+
+/* Copy an image of x into its map. */
+TARGET static const REAL *NAME(lay_out)(const problem *p, REAL *x_map, const REAL *x)
+{
+    const ptrdiff_t row = (ptrdiff_t)p->x.width * p->x.channels;
+    for (int i = 0; i < p->x.height; i++, x += row)
+        memcpy(x_map + p->x.start + i * p->x.row, x, row * sizeof(REAL));
+    if (p->shape.wraps)
+        NAME(wrap)(&p->x, x_map);
+    return x;
+}
+
 TARGET static void NAME(forward)(const problem *p, const job *job)
 {
-    const ptrdiff_t x_row = (ptrdiff_t)p->x.width * p->x.channels;
     const ptrdiff_t z_size = (ptrdiff_t)p->z.height * p->z.width * p->z.channels;
     const REAL *x = job->x;
     REAL *z = job->to, *x_map = job->x_map;
     memset(x_map, 0, p->x.size * sizeof(REAL));
     for (ptrdiff_t n = 0; n < job->num_images; n++, z += z_size) {
-        for (int i = 0; i < p->x.height; i++, x += x_row)
-            memcpy(x_map + p->x.start + i * p->x.row, x, x_row * sizeof(REAL));
+        x = NAME(lay_out)(p, x_map, x);
         NAME(convolve)(x_map, &p->x, p->x_taps, p->num_taps, job->filter, job->added, p->added_step,
                        p->shape.has_relu, z, p->z.channels, p->z.height, p->z.width);
     }
@@ -194,14 +220,15 @@ TARGET static void NAME(backward)(const problem *p, const job *job)
                     for (int o = 0; o < p->z.channels; o++)
                         of_added[o] += row[j * p->z.channels + o];
         }
+        if (p->shape.wraps)
+            NAME(wrap)(&p->z, z_map);
         if (of_x) {
             NAME(convolve)(z_map, &p->z, p->z_taps, p->num_taps, job->filter, NULL, 0, 0, of_x, p->x.channels,
                            p->x.height, p->x.width);
             of_x += p->x.height * x_row;
         }
         if (job->of_filter) {
-            for (int i = 0; i < p->x.height; i++, x += x_row)
-                memcpy(x_map + p->x.start + i * p->x.row, x, x_row * sizeof(REAL));
+            x = NAME(lay_out)(p, x_map, x);
             NAME(correlate)(p, job->of_filter, x_map, z_map);
         }
     }

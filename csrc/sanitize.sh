@@ -12,7 +12,7 @@ if [ $# = 0 ]; then optimization=-O2; else optimization=-O0; fi
 # Line numbers (-g1) are all that a report needs; to track variables through the unrolled kernels takes minutes.
 options="-std=gnu11 -g1 $optimization -ffp-contract=fast -Wall -Wextra -Wno-psabi -fopenmp
          -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
-kernels="autoregressive convolution masked_autoregressive"
+kernels="autoregressive convolution mapped_convolution masked_autoregressive spectrum"
 for kernel in $kernels; do
     # shellcheck disable=SC2086 # options are words
     "${CC:-cc}" $options -c "$kernel.c" -o "$folder/$kernel.o"

@@ -67,8 +67,12 @@ static int check(const conv_shape *s, int num_images, int instruction_set, size_
                 for (int pass = 0; pass < 2; pass++) {      /* z first, then what depends on its sign */
                     for (int i = 0; i < s->kernel_height; i++)
                         for (int j = 0; j < s->kernel_width; j++) {
-                            const int row = pixel / width + i * s->dilation - s->top;
-                            const int column = pixel % width + j * s->dilation - s->left;
+                            int row = pixel / width + i * s->dilation - s->top;
+                            int column = pixel % width + j * s->dilation - s->left;
+                            if (s->wraps) {
+                                row = (row + s->dilation * s->kernel_height * s->height) % s->height;
+                                column = (column + s->dilation * s->kernel_width * s->width) % s->width;
+                            }
                             if (row < 0 || row >= s->height || column < 0 || column >= s->width)
                                 continue;
                             for (int c = 0; c < in; c++) {
@@ -92,8 +96,9 @@ static int check(const conv_shape *s, int num_images, int instruction_set, size_
     worst = fmax(worst, fmax(release(x), fmax(release(weight), fmax(release(added), release(of_z)))));
     const int right = !failed && worst < (real_size == sizeof(float) ? 1e-3 : 1e-11);
     if (!right)
-        printf("wrong by %g: instruction set %d, %zu bytes, %d images of %dx%dx%d, %d channels, %dx%d taps\n", worst,
-               instruction_set, real_size, num_images, s->height, s->width, in, out, s->kernel_height, s->kernel_width);
+        printf("wrong by %g: instruction set %d, %zu bytes, %d images of %dx%dx%d, %d channels, %dx%d taps, wraps %d\n",
+               worst, instruction_set, real_size, num_images, s->height, s->width, in, out, s->kernel_height,
+               s->kernel_width, s->wraps);
     return right;
 }
 
@@ -116,11 +121,11 @@ int main(int num_arguments, char **arguments)
                             continue;
                         const int *size = sizes[num_checks % 6], *kernel = kernels[k];
                         const int rows = kernel[2] * (kernel[0] - 1), columns = kernel[2] * (kernel[1] - 1);
-                        /* As many rows and columns of zeros as the filter reaches, on one side or on both. */
+                        /* As many rows and columns around the image as the filter reaches, on one side or on both. */
                         const conv_shape shape = {
                             channels[in], channels[out], size[0], size[1], kernel[0], kernel[1], kernel[2],
                             bits & 1 ? columns : columns / 2, bits & 1 ? 0 : columns - columns / 2,
-                            bits & 2 ? 0 : rows, bits & 2 ? rows : 0, bits >> 2 & 1, num_checks / 3 & 1};
+                            bits & 2 ? 0 : rows, bits & 2 ? rows : 0, num_checks / 5 & 1, bits >> 2 & 1, num_checks / 3 & 1};
                         num_wrong += !check(&shape, 1 + num_checks % 5, instruction_set,
                                             num_checks / 7 & 1 ? sizeof(double) : sizeof(float), 1 + num_checks % 3);
                     }

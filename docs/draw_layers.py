@@ -21,7 +21,7 @@ from torch.nn.functional import conv2d
 
 from flows import Flow
 from flows.layers import AffineCoupling, AutoregressiveConv2d, EmergingConv2d, Layer, PeriodicConv2d
-from flows.layers.masks import Direction, MaskShape
+from flows.layers.masks import Direction, MaskShape, autoregressive_mask
 from flows.reporting.figures import STYLE
 
 HERE = Path(__file__).resolve().parent
@@ -129,9 +129,9 @@ def masks() -> Canvas:
     for row, shape in enumerate(shapes):
         for column, direction in enumerate(directions):
             layer = visible(partial(AutoregressiveConv2d, num_channels, direction=direction, mask=shape, bias=False))
-            assert isinstance(layer, AutoregressiveConv2d)
             axes = canvas.add_subplot(2, 4, 4 * row + 2 * column + 1)
-            _draw(axes, tap_mask(layer.weight_mask), f"{shape}, {direction}: the mask", blocks=num_channels)
+            mask = autoregressive_mask(num_channels, 3, direction, shape)
+            _draw(axes, tap_mask(mask), f"{shape}, {direction}: the mask", blocks=num_channels)
             axes = canvas.add_subplot(2, 4, 4 * row + 2 * column + 2)
             _draw(axes, equivalent_matrix(layer, num_channels, 3).abs(), "its matrix on 3 x 3 pixels")
     return canvas

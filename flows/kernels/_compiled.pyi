@@ -36,14 +36,13 @@ class MaskedPlan:
 def convolve(
     numbers: tuple[int, ...], x: Tensor, weight: Tensor, added: Tensor | None, z: Tensor, num_threads: int
 ) -> None: ...
-def convolve_backward(
-    numbers: tuple[int, ...],
-    x: Tensor,
-    weight: Tensor,
-    z: Tensor | None,
-    of_z: Tensor,
-    of_x: Tensor | None,
-    of_weight: Tensor | None,
-    of_added: Tensor | None,
-    num_threads: int,
+def convolve_backward(numbers: tuple[int, ...], x: Tensor, weight: Tensor, *others: Tensor | int | None) -> None: ...
+def convolve_mapped(
+    numbers: tuple[int, ...], mapping_numbers: tuple[int, ...], x: Tensor, *others: Tensor | int | None
 ) -> None: ...
+def convolve_mapped_backward(
+    numbers: tuple[int, ...], mapping_numbers: tuple[int, ...], x: Tensor, *others: Tensor | int | None
+) -> None: ...
+def log_abs_det_of_spectrum(
+    filters: Tensor, waves: Tensor, multiplicity: Tensor, of_filters: Tensor | None, num_threads: int
+) -> float: ...

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from flows.errors import InputError
-from flows.kernels.convolution import convolve
+from flows.kernels.convolution import Reading
 from flows.layers.base import NOISE_STD, Layer, require_channels
+from flows.layers.mapped_convolution import TriangularFilter, convolve_mapped
 from flows.layers.masks import Direction, MaskShape, autoregressive_mask
-from flows.layers.pixelwise import PixelMap, added_by_taps
+from flows.layers.pixelwise import PixelMap
 from flows.layers.weight_cache import WeightCache
-from flows.numerics import same_for_every_image
 from flows.solvers import (
     AutoregressiveConvSolver,
     choose_backend,
@@ -97,56 +97,45 @@ class AutoregressiveConv2d(Layer):
             raise InputError(f"diagonal must be {', '.join(get_args(Diagonal))}, not '{diagonal}'")
         if groups < 1 or num_channels % groups:
             raise InputError(f"groups must divide the number of channels ({num_channels}), unlike {groups}")
+        mask_of_filter = autoregressive_mask(num_channels, kernel_size, direction, mask)
         group = torch.arange(num_channels) * groups // num_channels
-        seen = (group[:, None] == group)[:, :, None, None]
-        self.register_buffer("weight_mask", autoregressive_mask(num_channels, kernel_size, direction, mask) * seen)
-        self.weight = nn.Parameter(NOISE_STD * torch.randn_like(self.weight_mask) * self.weight_mask)
+        mask_of_filter *= (group[:, None] == group)[:, :, None, None]
+        weight = NOISE_STD * torch.randn_like(mask_of_filter) * mask_of_filter
+
+        # Taps of which the mask leaves nothing are neither kept nor read: those before the centre (behind it).
+        is_lower, is_square = direction == "lower", mask == "square"
+        centre, reach = kernel_size // 2, kernel_size // 2 * dilation
+        one_sided = slice(centre, None) if is_lower else slice(centre + 1)
+        taps = slice(None), slice(None), one_sided, one_sided if is_square else slice(None)
+        first = 0 if is_lower else centre
+        self._centre = first, first if is_square else centre
+        missing, read = ((centre, 0), (0, reach)) if is_lower else ((0, centre), (reach, 0))
+        self._missing = *(missing if is_square else (0, 0)), *missing
+        self._reading = Reading((*(read if is_square else (reach, reach)), *read), dilation)
+        self.register_buffer("weight_mask", mask_of_filter[taps].contiguous())
+        self.weight = nn.Parameter(weight[taps].contiguous())
         self.bias = nn.Parameter(torch.zeros(num_channels)) if bias else None
         self.direction, self.dilation, self.diagonal, self.solver = direction, dilation, diagonal, solver
         self._prepared: WeightCache[AutoregressiveConvSolver] = WeightCache()
-
-        centre = self.centre = kernel_size // 2
         with torch.no_grad():
             if diagonal == "free":
-                self.weight[:, :, centre, centre] += torch.eye(num_channels)
+                self.weight[:, :, *self._centre] += torch.eye(num_channels)
             if diagonal == "unit":  # nothing to learn there
-                self.weight_mask[:, :, centre, centre].fill_diagonal_(0.0)
+                self.weight_mask[:, :, *self._centre].fill_diagonal_(0.0)
                 self.weight.mul_(self.weight_mask)
-        # Taps that the mask leaves no entry of are cut away together with the padding that they would read.
-        after, before = slice(centre, None), slice(None, centre + 1)
-        one_sided, whole, reach = (after if direction == "lower" else before), slice(None), centre * dilation
-        self._rows, self._columns = one_sided, (one_sided if mask == "square" else whole)
-        top_and_bottom = (0, reach) if direction == "lower" else (reach, 0)
-        self._padding = [*(top_and_bottom if mask == "square" else (reach, reach)), *top_and_bottom]
 
     def filter(self) -> Tensor:
         """The masked filter, ``(C, C, k, k)``."""
-        weight = self.weight * self.weight_mask
-        if self.diagonal == "free":
-            return weight
-        difference = torch.diag_embed(self.scale() - weight[:, :, self.centre, self.centre].diagonal())
-        return weight + pad(difference[:, :, None, None], [self.centre] * 4)
+        taps, _ = self._filter().taps()
+        return pad(taps, self._missing)
 
-    def scale(self) -> Tensor:
-        """The diagonal of the centre tap, ``(C,)``."""
-        learned = self.weight[:, :, self.centre, self.centre].diagonal()
-        if self.diagonal == "unit":
-            return torch.ones_like(learned)
-        return learned.exp() if self.diagonal == "positive" else learned
+    def _filter(self) -> TriangularFilter:
+        return TriangularFilter(self.weight, self.weight_mask, self._centre, self.diagonal != "free")
 
     def forward(self, x: Tensor, before: PixelMap | None = None) -> tuple[Tensor, Tensor]:
-        taps = self.filter()[:, :, self._rows, self._columns]
-        added: Tensor | None = self.bias
-        if before is not None:
-            taps, of_shift = before.folded_into(taps)
-            if of_shift is not None:
-                image_size, kernel_size = (x.shape[2], x.shape[3]), (taps.shape[2], taps.shape[3])
-                added = added_by_taps(
-                    of_shift, added, kernel_size, image_size, self._padding, self.dilation, reading="image"
-                )
-        z = convolve(x, taps, self._padding, self.dilation, added=added)
-        log_det = x.shape[2] * x.shape[3] * self.scale().abs().log().sum()
-        return z, same_for_every_image(log_det, x)
+        z, log_det = convolve_mapped(x, before, self._filter(), self.bias, self._reading)
+        assert log_det is not None
+        return z, log_det
 
     def inverse(self, z: Tensor) -> Tensor:
         if self.bias is not None:

@@ -46,7 +46,7 @@ class Layer(nn.Module, ABC):
         is_pixelwise: it is one affine map of the channels, the same at every pixel, and is merged with its neighbours
             (:class:`flows.layers.pixelwise.PixelwiseLayer`).
         absorbs_pixel_maps: ``forward`` takes one more argument, a :class:`flows.layers.pixelwise.PixelMap` or ``None``,
-            and does what that map and then the layer do.
+            and does what that map and then the layer do, with the log-det of both.
         inverse_is_capturable: the inverse may become part of a CUDA graph. It never waits for the device once its
             weights are prepared, does the same whatever the numbers are, and launches at most some hundreds of kernels.
         image_size: the (H, W) of the images that the parameters are tied to; ``None`` for any.

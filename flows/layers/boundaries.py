@@ -8,8 +8,12 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from flows.kernels.convolution import Reading, is_served, same_size
+from flows.kernels.spectrum import log_abs_det_of_spectrum
 from flows.layers.constants import constant
+from flows.layers.mapped_convolution import convolve_mapped
 from flows.layers.matrices import log_abs_det
+from flows.layers.pixelwise import PixelMap
 from flows.numerics import at_least_float32
 
 
@@ -25,8 +29,8 @@ class Boundary(ABC):
         """The whole filter, ``(C, C, k, k)``, from its free taps."""
 
     @abstractmethod
-    def places(self, size: int, reach: int, device: torch.device) -> Tensor:
-        """Which pixel stands at each of the positions ``-reach, ..., size - 1 + reach`` of a line."""
+    def convolve(self, x: Tensor, before: PixelMap | None, filters: Tensor, bias: Tensor) -> Tensor:
+        """``filters * before(x) + bias``; what continues an image beyond its border continues a shift, too."""
 
     @abstractmethod
     def transform(self, x: Tensor) -> Tensor:
@@ -52,6 +56,8 @@ class Boundary(ABC):
     def log_abs_det(self, filters: Tensor, image_size: tuple[int, int]) -> Tensor:
         """``log |det|`` of the whole convolution in nats, a scalar in float64."""
         _, distinct, multiplicity = _constants(self, image_size, filters.shape[-1], filters.device)
+        if distinct.is_complex() and is_served(filters):
+            return log_abs_det_of_spectrum(filters.flatten(2), distinct.flatten(1), multiplicity)
         return log_abs_det(self._matrices(distinct, filters), filters.dtype) @ multiplicity
 
     def _matrices(self, waves: Tensor, filters: Tensor) -> Tensor:
@@ -59,11 +65,6 @@ class Boundary(ABC):
         taps, waves = filters.double().permute(2, 3, 0, 1).flatten(2).flatten(0, 1), waves.flatten(1)
         matrices = torch.complex(waves.real @ taps, waves.imag @ taps) if waves.is_complex() else waves @ taps
         return matrices.unflatten(1, filters.shape[:2])
-
-    def extend(self, x: Tensor, reach: int) -> Tensor:
-        """``x`` with ``reach`` more pixels on every side, channels-last; more than its own size is fine."""
-        rows, columns = (self.places(size, reach, x.device) for size in x.shape[-2:])
-        return x.permute(0, 2, 3, 1).index_select(1, rows).index_select(2, columns).permute(0, 3, 1, 2)
 
 
 class Wrap(Boundary):
@@ -75,8 +76,8 @@ class Wrap(Boundary):
     def filter(self, weight: Tensor) -> Tensor:
         return weight
 
-    def places(self, size: int, reach: int, device: torch.device) -> Tensor:
-        return torch.arange(-reach, size + reach, device=device) % size
+    def convolve(self, x: Tensor, before: PixelMap | None, filters: Tensor, bias: Tensor) -> Tensor:
+        return convolve_mapped(x, before, filters, bias, same_size(filters.shape[-1], wraps=True))[0]
 
     def transform(self, x: Tensor) -> Tensor:
         return torch.fft.rfft2(at_least_float32(x))
@@ -121,9 +122,10 @@ class Reflect(Boundary):
         offsets = torch.arange(-reach, reach + 1, device=weight.device).abs()
         return weight.index_select(2, offsets).index_select(3, offsets)
 
-    def places(self, size: int, reach: int, device: torch.device) -> Tensor:
-        places = torch.arange(-reach, size + reach, device=device) % (2 * size)
-        return torch.minimum(places, 2 * size - 1 - places)
+    def convolve(self, x: Tensor, before: PixelMap | None, filters: Tensor, bias: Tensor) -> Tensor:
+        rows, columns = (_mirrored(size, filters.shape[-1] // 2, x.device) for size in x.shape[2:])
+        extended = x.permute(0, 2, 3, 1).index_select(1, rows).index_select(2, columns).permute(0, 3, 1, 2)
+        return convolve_mapped(extended, before, filters, bias, Reading((0, 0, 0, 0)))[0]
 
     def transform(self, x: Tensor) -> Tensor:
         rows, columns = (_cosines(size, like=x) for size in x.shape[-2:])
@@ -139,6 +141,12 @@ class Reflect(Boundary):
 
     def multiplicity(self, image_size: tuple[int, int]) -> Tensor:
         return torch.ones(image_size, dtype=torch.float64)
+
+
+def _mirrored(size: int, reach: int, device: torch.device) -> Tensor:
+    """Which pixel stands at each of the positions ``-reach, ..., size - 1 + reach`` of a line between mirrors."""
+    places = torch.arange(-reach, size + reach, device=device) % (2 * size)
+    return torch.minimum(places, 2 * size - 1 - places)
 
 
 def _angles(size: int, kernel_size: int, unit: float) -> Tensor:

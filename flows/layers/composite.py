@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from flows.layers.base import Layer
 from flows.layers.pixelwise import PixelMap, PixelwiseLayer, is_watched
+from flows.numerics import same_for_every_image
 
 
 class Composite(Layer):
@@ -27,22 +27,24 @@ class Composite(Layer):
         """The layers in data order; none at all is the identity."""
 
     def forward(self, x: Tensor, before: PixelMap | None = None) -> tuple[Tensor, Tensor]:
-        total = x.new_zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
+        total: Tensor | None = None
         for part in self.parts():
             if isinstance(part, PixelwiseLayer) and part.is_pixelwise and not is_watched(part):
-                own = part.pixel_map()
-                before = own if before is None else before.then(own)
-                total = total + x.shape[2] * x.shape[3] * part.log_abs_det()
+                before = part.counted_map() if before is None else before.then(part.counted_map())
                 continue
-            if before is None:
-                x, log_det = part(x)
-            else:
-                x, log_det = part(x, before) if part.absorbs_pixel_maps else part(before(x))
-                before = None
-            total = total + log_det
-        return x if before is None else before(x), total
+            if before is not None and not part.absorbs_pixel_maps:
+                x, total, before = before(x), _sum(total, before.log_det(x)), None
+            x, log_det = part(x) if before is None else part(x, before)
+            total, before = _sum(total, log_det), None
+        if before is not None:
+            x, total = before(x), _sum(total, before.log_det(x))
+        return x, same_for_every_image(x.new_zeros(()), x) if total is None else total
 
     def inverse(self, z: Tensor) -> Tensor:
         for part in reversed(list(self.parts())):
             z = part.inverse(z)
         return z
+
+
+def _sum(total: Tensor | None, log_det: Tensor) -> Tensor:
+    return log_det if total is None else total + log_det

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from flows.errors import InputError
-from flows.kernels.convolution import convolve, gradients_of_convolution
+from flows.kernels.convolution import convolve, gradients_of_convolution, same_size
 from flows.layers.base import NOISE_STD, Layer, require_channels, require_odd_kernel
 from flows.layers.composite import Composite
 from flows.layers.conv1x1 import Conv1x1, Parametrization
@@ -184,24 +184,25 @@ class _Exponential(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.terms = terms
         power = total = x
-        own, reach = weight.to(x.dtype), weight.shape[-1] // 2
+        own, reading = weight.to(x.dtype), same_size(weight.shape[-1])
         for number in range(1, terms + 1):
-            power = convolve(power, own / number, [reach] * 4)
+            power = convolve(power, own / number, reading)
             total = total + power
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        (x, weight), reach = ctx.saved_tensors, ctx.saved_tensors[1].shape[-1] // 2
+        x, weight = ctx.saved_tensors
+        reading = same_size(weight.shape[-1])
         own, gradient = weight.to(x.dtype), gradients[0].to(x.dtype)
         powers = [x]
         for _ in range(ctx.terms - 1):
-            powers.append(convolve(powers[-1], own, [reach] * 4))
+            powers.append(convolve(powers[-1], own, reading))
         of_weight, propagated = torch.zeros_like(own), torch.zeros_like(gradient)
         for number, power in reversed(list(enumerate(powers, start=1))):
             tail = gradient / float(math.factorial(number)) + propagated
-            propagated, correlation = gradients_of_convolution(power, own, tail, reach)
+            propagated, correlation = gradients_of_convolution(power, own, tail, reading)
             of_weight = of_weight + correlation
         return gradient + propagated, of_weight.to(weight.dtype), None
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import elu, linear, pad
 
 from flows.errors import InputError
-from flows.kernels.convolution import convolve
+from flows.kernels.convolution import Reading, convolve
 from flows.layers.base import Layer, require_channels, require_odd_kernel
 from flows.layers.composite import Composite
 from flows.layers.conv1x1 import Conv1x1, Parametrization
@@ -109,7 +109,7 @@ class MaskedConvTransform(Layer):
         self.side, self.diagonal, self.kernel_height = side, diagonal, kernel_height
         self.max_log_scale = shared_bound(max_log_scale, num_steps)
         self.max_shift, self.max_input = max_shift, max_input
-        self._margin = [kernel_width // 2] * 2
+        self._margin = kernel_width // 2
         self.first = nn.Conv2d(num_channels, hidden_channels, (kernel_height, kernel_width))
         self.last = nn.Conv2d(hidden_channels, num_channels * (2 if diagonal == "positive" else 1), 1)
         nn.init.normal_(self.first.weight, std=WEIGHT_STD)
@@ -124,8 +124,8 @@ class MaskedConvTransform(Layer):
 
     def _network(self, before: Tensor) -> Tensor:
         """The outputs at each row, from the row before it."""
-        padding = [*self._margin, self.kernel_height - 1, 0]
-        hidden = elu(convolve(before, self.first.weight, padding, added=self.first.bias))
+        reading = Reading((self._margin, self._margin, self.kernel_height - 1, 0))
+        hidden = elu(convolve(before, self.first.weight, reading, added=self.first.bias))
         pixels = linear(hidden.permute(0, 2, 3, 1).flatten(0, 2), self.last.weight[:, :, 0, 0], self.last.bias)
         return pixels.unflatten(0, (len(hidden), *hidden.shape[2:])).permute(0, 3, 1, 2)
 
@@ -145,7 +145,7 @@ class MaskedConvTransform(Layer):
 
     def _columns(self, row_BWC: Tensor) -> list[Tensor]:
         """What each column sees of a row, tap by tap."""
-        width, padded = row_BWC.shape[1], pad(row_BWC, [0, 0, *self._margin])
+        width, padded = row_BWC.shape[1], pad(row_BWC, [0, 0, self._margin, self._margin])
         return [padded[:, tap : tap + width] for tap in range(self.first.kernel_size[1])]
 
     def _shift_and_log_scale(self, outputs: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flows.errors import InputError
-from flows.kernels.convolution import convolve
+from flows.kernels.convolution import Reading, convolve
 from flows.layers.base import Layer, require_channels
 from flows.layers.composite import Composite
 from flows.layers.conv1x1 import Conv1x1, Parametrization
@@ -83,14 +83,14 @@ class MaskedConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(out_degrees)))
         # The rows of taps that the mask leaves nothing of are cut away together with the padding they would read.
         self._rows = slice(centre, None) if reverse else slice(None, centre + 1)
-        self._padding = [centre, centre, *((0, centre) if reverse else (centre, 0))]
+        self._reading = Reading((centre, centre, *((0, centre) if reverse else (centre, 0))))
 
     def filter(self) -> Tensor:
         """The masked filter, ``(out, in, k, k)``."""
         return self.weight * self.weight_mask
 
     def forward(self, x: Tensor) -> Tensor:
-        return convolve(x, self.filter()[:, :, self._rows], self._padding, added=self.bias)
+        return convolve(x, self.filter()[:, :, self._rows], self._reading, added=self.bias)
 
 
 class MaskedAutoregressiveTransform(Layer):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from flows.kernels.convolution import convolve
+from flows.kernels.convolution import convolve, same_size
 from flows.layers.actnorm import LOG_SCALE_FACTOR, ActNorm
 from flows.layers.pixelwise import PixelMap, added_by_taps, is_watched
 
@@ -38,9 +38,9 @@ class EdgeBias(nn.Module):
 
     def forward(self, image_size: tuple[int, int], bias: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """What is added to each pixel, and ``bias``; the former times ``scale``, both ``(num_channels,)``."""
-        taps, kernel_size = self.weight.flatten(1), (self.weight.shape[2], self.weight.shape[3])
+        taps, kernel_size = self.weight.flatten(1), self.weight.shape[2:]
         taps = taps if scale is None else taps * scale[:, None]
-        return added_by_taps(taps, bias, kernel_size, image_size, [kernel_size[0] // 2] * 4, reading="padding")
+        return added_by_taps(taps, bias, image_size, kernel_size, same_size(kernel_size[0]), on="padding")
 
 
 class PaddedConv2d(nn.Module):
@@ -87,7 +87,7 @@ class PaddedConv2d(nn.Module):
         added = bias
         if self.edge_bias is not None:
             added = self.edge_bias((x.shape[2], x.shape[3]), bias, None if after is None else after.matrix)
-        return convolve(x, weight, [weight.shape[-1] // 2] * 4, added=added, relu=relu)
+        return convolve(x, weight, same_size(weight.shape[-1]), added=added, relu=relu)
 
 
 class ZeroConv2d(nn.Module):

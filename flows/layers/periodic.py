@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from flows.errors import InputError
-from flows.kernels.convolution import convolve
 from flows.layers.base import NOISE_STD, Layer, require_channels, require_odd_kernel
 from flows.layers.boundaries import BOUNDARIES
 from flows.layers.matrices import checked_inverse, random_reflections, reflected
@@ -50,8 +49,8 @@ class PeriodicConv2d(Layer):
     Warns:
         IllConditionedWarning: once for each size, from ``inverse``, if fewer than about four digits can be right.
 
-    Cost: forward, ``k^2 C^2`` multiplications per pixel; log-det with its gradient, ``H W / 2`` factorisations and
-    inverses of C x C matrices, in complex128; inverse, two FFTs and ``C^2`` complex multiplications per frequency.
+    Cost: forward, ``k^2 C^2`` multiplications per pixel; log-det with its gradient, ``H W / 2`` inverses of C x C
+    matrices, in complex128; inverse, two FFTs and ``C^2`` complex multiplications per frequency.
 
     Reference: section 3.2 of the paper, figure 6; for mirrors Karami et al., *Invertible Convolutional Flow*, NeurIPS
     2019; for ``orthogonal`` Trockman & Kolter, *Orthogonalizing Convolutional Layers with the Cayley Transform*, ICLR
@@ -101,18 +100,17 @@ class PeriodicConv2d(Layer):
 
     def forward(self, x: Tensor, before: PixelMap | None = None) -> tuple[Tensor, Tensor]:
         image_size = (x.shape[2], x.shape[3])
+        of_before = None if before is None else before.log_det(x)
         if self.orthogonal:
             x = x if before is None else before(x)
             z = self._multiply(self.frequency_matrices(*image_size), x) + self.bias[:, None, None]
-            return z, same_for_every_image(self.weight.new_zeros(()), x)
-        taps = self.boundary.filter(self.weight)
-        bias: Tensor = self.bias
-        if before is not None:  # what continues an image beyond its border continues a shift too
-            taps, of_shift = before.folded_into(taps)
-            bias = bias if of_shift is None else bias + of_shift.sum(dim=1)
-        z = convolve(self.boundary.extend(x, self.reach), taps, [0] * 4, added=bias)
-        log_det = self.boundary.log_abs_det(self.boundary.filter(self.weight), image_size)
-        return z, same_for_every_image(log_det.to(self.weight.dtype), x)
+            log_det = self.weight.new_zeros(())
+        else:
+            filters = self.boundary.filter(self.weight)
+            z = self.boundary.convolve(x, before, filters, self.bias)
+            log_det = self.boundary.log_abs_det(filters, image_size).to(self.weight.dtype)
+        log_det = same_for_every_image(log_det, x)
+        return z, log_det if of_before is None else log_det + of_before
 
     def inverse(self, z: Tensor) -> Tensor:
         image_size = (z.shape[2], z.shape[3])

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, unfold
 
+from flows.kernels.convolution import Reading
 from flows.layers.base import Layer
 from flows.layers.constants import constant
 from flows.numerics import same_for_every_image
 
 
-@dataclass(frozen=True)
-class PixelMap:
+class PixelMap(NamedTuple):
     """``h[:, :, i, j] -> matrix h[:, :, i, j] + shift``.
 
     Attributes:
-        matrix: (C', C), or (C,), the diagonal of one.
-        shift: (C',), or ``None`` for none.
+        matrix: (C, C), or (C,), the diagonal of one.
+        shift: (C,), or ``None`` for none.
+        log_abs_det: ``log |det matrix|``, a scalar, where somebody asks for it.
     """
 
     matrix: Tensor
     shift: Tensor | None = None
+    log_abs_det: Tensor | None = None
 
     def then(self, other: PixelMap) -> PixelMap:
         """The one map that does what this one and then ``other`` do; neither is applied to any pixel for it."""
@@ -34,7 +35,8 @@ class PixelMap:
             matrix = other.matrix * self.matrix
         else:
             matrix = other.matrix @ self.matrix if other.matrix.ndim == 2 else other.matrix[:, None] * self.matrix
-        return PixelMap(matrix, other.of_shift(self.shift))
+        own, its = self.log_abs_det, other.log_abs_det
+        return PixelMap(matrix, other.of_shift(self.shift), None if own is None or its is None else own + its)
 
     def of_shift(self, shift: Tensor | None) -> Tensor | None:
         """What a shift in front of the map comes to behind it, its own one added."""
@@ -47,7 +49,7 @@ class PixelMap:
         """The filter of a convolution that does what this map does and then the one with ``taps``.
 
         Args:
-            taps: ``(O, C', k, k)``.
+            taps: ``(O, C, k, k)``.
 
         Returns:
             The filter, ``(O, C, k, k)``; and what each tap adds where it reads a pixel, ``(O, k k)``, if the map has a
@@ -59,8 +61,13 @@ class PixelMap:
         of_shift = None if self.shift is None else (columns @ self.shift).view(len(taps), -1)
         return folded.unflatten(0, taps.shape[:3]).permute(0, 3, 1, 2), of_shift
 
+    def log_det(self, h: Tensor) -> Tensor:
+        """``H W log_abs_det`` of images ``h``, ``(B,)``."""
+        assert self.log_abs_det is not None
+        return same_for_every_image(h.shape[2] * h.shape[3] * self.log_abs_det, h)
+
     def __call__(self, h: Tensor) -> Tensor:
-        """``(B, C, H, W) -> (B, C', H, W)``; a matrix leaves the channels innermost in memory (channels-last)."""
+        """``(B, C, H, W) -> (B, C, H, W)``; a matrix leaves the channels innermost in memory (channels-last)."""
         if self.matrix.ndim == 2:
             # As a matrix, here and above: tensors of more dimensions torch multiplies otherwise where autograd is off,
             # and a backward pass that runs a layer again (flows.models.memory) would see numbers rounded otherwise.
@@ -73,46 +80,46 @@ class PixelMap:
 def added_by_taps(
     taps: Tensor,
     bias: Tensor | None,
-    kernel_size: tuple[int, int],
-    image_size: tuple[int, int],
-    padding: Sequence[int],
-    dilation: int = 1,
+    image_size: Sequence[int],
+    kernel_size: Sequence[int],
+    reading: Reading,
     *,
-    reading: Literal["image", "padding"],
+    on: Literal["image", "padding"],
 ) -> Tensor:
-    """``bias + sum_t taps_t 1[tap t reads there]`` at each pixel of a zero-padded convolution.
+    """``bias + sum_t taps_t 1[tap t reads there]`` at each pixel of a padded convolution.
 
     Args:
-        taps: ``(O, k k)``, row by row.
+        taps: ``(O, k k')``, row by row.
         bias: ``(O,)``.
-        kernel_size: height and width of the filter.
         image_size: (height, width).
-        padding: left, right, top, bottom.
-        dilation: distance between taps.
-        reading: the image, or the padding around it.
+        kernel_size: height and width of the filter.
+        reading: of the convolution.
+        on: what is read there: the image, or the padding around it.
 
     Returns:
-        ``(1, O, H, W)``, channels-last. It is the same for every image, and costs one product of small matrices.
+        ``(1, O, H', W')``, channels-last. It is the same for every image, and costs one product of small matrices.
     """
-    reads = _reads(image_size, kernel_size, tuple(padding), dilation, reading, taps.dtype, taps.device)
-    added = reads @ taps.T if bias is None else torch.addmm(bias, reads, taps.T)
-    return added.view(1, *image_size, -1).permute(0, 3, 1, 2)
+    seen = _reads(tuple(image_size), tuple(kernel_size), *reading, on, taps.dtype, taps.device)
+    added = seen @ taps.T if bias is None else torch.addmm(bias, seen, taps.T)
+    return added.view(1, *reading.result_size(image_size, kernel_size), -1).permute(0, 3, 1, 2)
 
 
 @constant
 def _reads(
     image_size: tuple[int, int],
     kernel_size: tuple[int, int],
-    padding: tuple[int, ...],
+    padding: tuple[int, int, int, int],
     dilation: int,
-    reading: str,
+    wraps: bool,
+    on: str,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """1 where a tap reads there, 0 where it does not: ``(H W, k k)``."""
-    on_image = 1.0 if reading == "image" else 0.0
+    """1 where a tap reads there, 0 where it does not: ``(H' W', k k')``."""
+    on_image = 1.0 if on == "image" else 0.0
     image = torch.full((1, 1, *image_size), on_image, dtype=dtype, device=device)
-    return unfold(pad(image, padding, value=1.0 - on_image), kernel_size, dilation=dilation)[0].T.contiguous()
+    around = on_image if wraps else 1.0 - on_image
+    return unfold(pad(image, padding, value=around), kernel_size, dilation=dilation)[0].T.contiguous()
 
 
 class PixelwiseLayer(Layer):
@@ -138,9 +145,13 @@ class PixelwiseLayer(Layer):
     def log_abs_det(self) -> Tensor:
         """``log |det W|`` in nats, a scalar."""
 
+    def counted_map(self) -> PixelMap:
+        """``W`` and ``b`` with ``log |det W|``."""
+        return self.pixel_map()._replace(log_abs_det=self.log_abs_det())
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_det = x.shape[2] * x.shape[3] * self.log_abs_det()
-        return self.pixel_map()(x), same_for_every_image(log_det, x)
+        own = self.counted_map()
+        return own(x), own.log_det(x)
 
 
 def is_watched(module: nn.Module) -> bool:

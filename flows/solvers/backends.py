@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flows.errors import InputError
-from flows.kernels.convolution import gradients_of_convolution
+from flows.kernels.convolution import gradients_of_convolution, same_size
 from flows.solvers.base import AutoregressiveConvSolver
 from flows.solvers.checks import warn_once
 from flows.solvers.compiled import CompiledSolver
@@ -104,8 +104,7 @@ class _Solve(torch.autograd.Function):
             transposed, direction=direction, image_size=(x.shape[2], x.shape[3]), dilation=ctx.dilation
         )
         of_z = solve(gradients[0])
-        padding = ctx.dilation * (weight.shape[-1] // 2)
-        _, of_weight = gradients_of_convolution(x, weight, of_z, padding, ctx.dilation)
+        _, of_weight = gradients_of_convolution(x, weight, of_z, same_size(weight.shape[-1], ctx.dilation))
         return of_z, -of_weight, None, None, None
 
 
