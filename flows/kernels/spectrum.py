@@ -23,8 +23,9 @@ def log_abs_det_of_spectrum(filters: Tensor, waves: Tensor, multiplicity: Tensor
     Returns:
         Minus infinity if a matrix is singular. There are first derivatives, no second ones.
 
-    Cost: ``F C^3`` complex multiplications with the gradient, a third of them without. Many matrices share each
-    instruction, so that for a dozen channels it takes a sixth of LAPACK's time.
+    Cost: ``F C^3`` complex multiplications with the gradient, a third of them without. Several matrices share each
+    instruction: beside LAPACK, one matrix after the other, it takes an eighth of the time for 12 channels, a quarter
+    for 48.
     """
     return _LogAbsDet.apply(filters, waves, multiplicity)
 

@@ -50,7 +50,7 @@ def convolve_mapped(
 
     Args:
         x: ``(B, C, H, W)``.
-        before: a map from C channels to C; ``None`` for the identity.
+        before: a map from C channels to C, with its log-det if one is asked for; ``None`` for the identity.
         filters: the weight, ``(O, C, k, k')``.
         bias: ``(O,)``.
         reading: what each pixel of ``z`` reads.
@@ -63,6 +63,7 @@ def convolve_mapped(
     """
     triangular, weight = (filters, filters.weight) if isinstance(filters, TriangularFilter) else (None, filters)
     matrix, shift, of_pixel = (None, None, None) if before is None else before
+    assert triangular is None or before is None or of_pixel is not None
     if has_kernel(x, weight, reading, bias, matrix, shift):
         of_pixel = None if triangular is None else of_pixel
         return _MappedConvolution.apply(x, weight, bias, matrix, shift, of_pixel, triangular, reading)
