@@ -1,7 +1,7 @@
 """Compiled code for processors: whether it is here, and how many threads it may use.
 
-:mod:`.convolution`, :mod:`.spectrum` and the solvers in :mod:`flows.solvers` run it. Without it PyTorch computes the same, more slowly.
-The sources are in ``csrc``.
+:mod:`.convolution`, :mod:`.spectrum` and the solvers in :mod:`flows.solvers` run it. Without it PyTorch computes the
+same, more slowly. The sources are in ``csrc``.
 """
 
 from __future__ import annotations
