@@ -112,19 +112,25 @@ TARGET static void NAME(correlate)(const problem *p, NAME(vec) *of_filter, const
 }
 
 /* Pack a filter, or the one that takes gradients back: channels exchanged, taps in the reverse order. */
-static void NAME(pack)(const problem *p, int is_transposed, void *filter, const void *weight)
+TARGET static void NAME(pack)(const problem *p, int is_transposed, void *filter, const void *weight)
 {
-    const int in = is_transposed ? p->z.channels : p->x.channels, out = is_transposed ? p->x.channels : p->z.channels;
-    const ptrdiff_t num_taps = p->num_taps;
+    const ptrdiff_t in = is_transposed ? p->z.channels : p->x.channels, num_taps = p->num_taps;
+    const int out = is_transposed ? p->x.channels : p->z.channels;
     const REAL *from = weight;
     REAL *to = filter;
-    FOR_EACH_PANEL(first, size, (out + LANES - 1) / LANES)
-        for (ptrdiff_t t = 0; t < num_taps; t++)
-            for (ptrdiff_t i = 0; i < in; i++)
-                for (ptrdiff_t o = first * LANES; o < (first + size) * LANES; o++)
-                    *to++ = o >= out        ? 0
-                          : is_transposed   ? from[(i * num_taps + num_taps - 1 - t) * out + o]
-                                            : from[(o * num_taps + t) * in + i];
+    FOR_EACH_PANEL(first, size, (out + LANES - 1) / LANES) {
+        const ptrdiff_t begin = first * LANES, step = size * LANES, filled = begin + step < out ? step : out - begin;
+        if (filled < step)
+            memset(to, 0, num_taps * in * step * sizeof(REAL));
+        for (ptrdiff_t t = 0; t < num_taps; t++, to += in * step)
+            if (is_transposed)
+                for (ptrdiff_t i = 0; i < in; i++)
+                    memcpy(to + i * step, from + (i * num_taps + num_taps - 1 - t) * out + begin, filled * sizeof(REAL));
+            else
+                for (ptrdiff_t o = 0; o < filled; o++)
+                    for (ptrdiff_t i = 0; i < in; i++)
+                        to[i * step + o] = from[((begin + o) * num_taps + t) * in + i];
+    }
 }
 
 static void NAME(unpack)(const problem *p, void *weight, const void *filter)
@@ -132,12 +138,13 @@ static void NAME(unpack)(const problem *p, void *weight, const void *filter)
     const ptrdiff_t in = p->x.channels, out = p->z.channels, num_taps = p->num_taps;
     const REAL *from = filter;
     REAL *to = weight;
-    FOR_EACH_PANEL(first, size, (int)(out + LANES - 1) / LANES)
-        for (ptrdiff_t t = 0; t < num_taps; t++)
-            for (ptrdiff_t i = 0; i < in; i++)
-                for (ptrdiff_t o = first * LANES; o < (first + size) * LANES; o++, from++)
-                    if (o < out)
-                        to[(o * num_taps + t) * in + i] = *from;
+    FOR_EACH_PANEL(first, size, (int)(out + LANES - 1) / LANES) {
+        const ptrdiff_t begin = first * LANES, step = size * LANES, filled = begin + step < out ? step : out - begin;
+        for (ptrdiff_t t = 0; t < num_taps; t++, from += in * step)
+            for (ptrdiff_t o = 0; o < filled; o++)
+                for (ptrdiff_t i = 0; i < in; i++)
+                    to[((begin + o) * num_taps + t) * in + i] = from[i * step + o];
+    }
 }
 
 /* Add another job's sums to the first one's. */
