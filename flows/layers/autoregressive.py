@@ -38,6 +38,10 @@ class AutoregressiveConv2d(Layer):
 
     Starts as the identity plus noise of standard deviation 0.02.
 
+    Attributes:
+        weight: the taps that the mask leaves entries of, (k + 1) / 2 rows of them, and as many columns with a square
+            mask; :meth:`filter` gives all. ``weight_mask`` has the same shape.
+
     Args:
         num_channels: C, at least 1.
         kernel_size: k, odd.
