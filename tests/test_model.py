@@ -87,6 +87,13 @@ def test_steps_are_compiled_for_one_size_at_a_time():
     assert len(inputs) <= 2 * (2 * len(flow.levels) + 1)  # steps of a level share one, the first knows no gradient
 
 
+def test_a_score_compiles_nothing():
+    flow, compiled = moved_flow(), []
+    flow.compile_parts(backend=lambda graph, _: compiled.append(graph) or graph.forward)
+    bits_per_dim(flow, [(random_pixels(2, (1, 4, 8)), torch.arange(2))])
+    assert not compiled
+
+
 # -- pixels, reals, bits -----------------------------------------------------------------------------------------------
 
 
