@@ -8,9 +8,6 @@
 /* Waking a thread takes some microseconds, in which one core does about this number of complex multiplications. */
 static const double WORK_PER_THREAD = 1e5;
 
-/* A pivot may be so much smaller than the largest: with double's 16 digits the loss of one is no matter. */
-static const double SWAP_GAIN = 10;
-
 /* Between these a product of squares of pivots has room for one more. */
 static const double SMALL = 1e-100, LARGE = 1e100;
 

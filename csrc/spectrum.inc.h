@@ -40,9 +40,8 @@ TARGET static inline ALWAYS_INLINE void NAME(subtract)(const int count, int n, N
     }
 }
 
-/* Gauss-Jordan elimination: the inverses take the matrices' place. Without `invert` only what the determinants need is
-   computed. Rows are exchanged where that makes a pivot SWAP_GAIN times as large; each exchange is one of single lanes,
-   which are slow. log_abs_det is added to. */
+/* Gauss-Jordan elimination with partial pivoting: the inverses take the matrices' place. Without `invert` only what the
+   determinants need is computed. log_abs_det is added to. */
 TARGET static void NAME(eliminate)(int n, NAME(number) *a, int invert, int (*pivots)[LANES], double *log_abs_det)
 {
     int is_singular = 0;
@@ -52,8 +51,7 @@ TARGET static void NAME(eliminate)(int n, NAME(number) *a, int invert, int (*piv
         NAME(vec) best = {0}, place = (NAME(vec)){0} + k;
         for (int i = k; i < n; i++) {
             const NAME(number) *entry = &a[(ptrdiff_t)i * n + k];
-            const double least = i == k ? SWAP_GAIN * SWAP_GAIN : 1;
-            const NAME(vec) size = (entry->re * entry->re + entry->im * entry->im) * least;
+            const NAME(vec) size = entry->re * entry->re + entry->im * entry->im;
             const NAME(mask) is_larger = size > best;
             best = NAME(select)(is_larger, size, best);
             place = NAME(select)(is_larger, (NAME(vec)){0} + i, place);
@@ -65,18 +63,16 @@ TARGET static void NAME(eliminate)(int n, NAME(number) *a, int invert, int (*piv
                     NAME(swap)(&pivot_row[j], &a[(ptrdiff_t)pivots[k][l] * n + j], l);
         }
 
-        const NAME(number) pivot = pivot_row[k];
-        const NAME(vec) square = pivot.re * pivot.re + pivot.im * pivot.im;
-        squares *= square;
+        squares *= best;
         for (int l = 0; l < LANES; l++)
-            if (square[l] == 0) /* what is computed from here on is not finite */
+            if (best[l] == 0) /* what is computed from here on is not finite */
                 is_singular |= 1 << l;
             else if (k == n - 1 || !(squares[l] > SMALL && squares[l] < LARGE)) {
                 log_abs_det[l] += 0.5 * log(squares[l]);
                 squares[l] = 1;
             }
 
-        const NAME(number) inverse = {pivot.re / square, -pivot.im / square};
+        const NAME(number) pivot = pivot_row[k], inverse = {pivot.re / best, -pivot.im / best};
         const int first = invert ? 0 : k + 1;
         pivot_row[k] = (NAME(number)){(NAME(vec)){0} + 1, {0}};
         for (int j = first; j < n; j++) {

@@ -2,17 +2,11 @@
    sanitize.sh. Images lie in buffers of exactly their size, so that one element too far is an error. */
 
 #include "autoregressive.h"
+#include "test_numbers.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-static double random_number(void)
-{
-    static unsigned state = 1;
-    state = state * 1664525u + 1013904223u;
-    return (state >> 8) / (double)(1 << 23) - 1;
-}
 
 static double get(const void *array, size_t real_size, size_t n)
 {

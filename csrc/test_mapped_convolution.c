@@ -3,19 +3,13 @@
 
 #include "autoregressive.h"
 #include "mapped_convolution.h"
+#include "test_numbers.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 enum { X, WEIGHT, MASK, BIAS, MATRIX, SHIFT, OF_PIXEL, NUM_INPUTS };
-
-static double random_number(void)
-{
-    static unsigned state = 1;
-    state = state * 1664525u + 1013904223u;
-    return (state >> 8) / (double)(1 << 23) - 1;
-}
 
 static double *new_numbers(size_t length, double scale)
 {

@@ -3,18 +3,12 @@
 
 #include "autoregressive.h"
 #include "spectrum.h"
+#include "test_numbers.h"
 
 #include <complex.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-static double random_number(void)
-{
-    static unsigned state = 1;
-    state = state * 1664525u + 1013904223u;
-    return (state >> 8) / (double)(1 << 23) - 1;
-}
 
 static double *new_numbers(size_t length, double scale)
 {

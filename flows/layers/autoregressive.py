@@ -106,7 +106,7 @@ class AutoregressiveConv2d(Layer):
         mask_of_filter *= (group[:, None] == group)[:, :, None, None]
         weight = NOISE_STD * torch.randn_like(mask_of_filter) * mask_of_filter
 
-        # Taps of which the mask leaves nothing are neither kept nor read: those before the centre (behind it).
+        # The filter keeps the rows and columns of taps from the centre on (up to it): the mask zeroes all others.
         is_lower, is_square = direction == "lower", mask == "square"
         centre, reach = kernel_size // 2, kernel_size // 2 * dilation
         one_sided = slice(centre, None) if is_lower else slice(centre + 1)

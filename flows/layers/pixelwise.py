@@ -22,7 +22,7 @@ class PixelMap(NamedTuple):
     Attributes:
         matrix: (C, C), or (C,), the diagonal of one.
         shift: (C,), or ``None`` for none.
-        log_abs_det: ``log |det matrix|``, a scalar, where somebody asks for it.
+        log_abs_det: ``log |det matrix|`` in nats, a scalar; ``None`` where the map alone is needed.
     """
 
     matrix: Tensor
